@@ -1,0 +1,227 @@
+//! The fast CPU backend: faer for products and factorizations, rayon for rows, SIMD chosen at run time.
+//!
+//! Every operation is held to the plain one in [`host`](super::host) by the conformance suite.
+//!
+//! Parallelism is explicit: a backend value owns one thread pool, every operation runs inside it, and
+//! faer is told its thread count. Nothing runs on rayon's global pool, and nothing nests.
+
+mod factor;
+mod linear;
+mod select;
+mod sweep;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use faer::{MatMut, MatRef, Par};
+use ndarray::{Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use super::{Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows};
+use crate::error::HostError;
+use crate::hessian::Activations;
+
+/// The fast CPU backend.
+///
+/// ```
+/// use sparsegpt::backend::{Backend, Cpu};
+/// let cpu = Cpu::new(2)?;
+/// assert_eq!(cpu.threads(), 2);
+/// # Ok::<(), sparsegpt::error::HostError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+    arch: pulp::Arch,
+}
+
+/// A matrix of the [`Cpu`] backend.
+#[derive(Debug)]
+pub struct CpuMatrix(Array2<f32>);
+
+/// A mask of the [`Cpu`] backend.
+#[derive(Debug)]
+pub struct CpuMask(Array2<bool>);
+
+impl Cpu {
+    /// A backend with its own pool of `threads` threads; 0 means one a core.
+    ///
+    /// # Errors
+    /// [`HostError::Threads`] if the threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self, HostError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("sparsegpt-{index}"))
+            .build()
+            .map_err(|error| HostError::Threads { threads, reason: error.to_string() })?;
+        Ok(Self { pool: Arc::new(pool), arch: pulp::Arch::new() })
+    }
+
+    /// Threads in the pool.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs a step inside the pool, telling it how many threads faer may use.
+    fn run<T: Send>(&self, step: impl FnOnce(Par) -> T + Send) -> T {
+        let par = match NonZeroUsize::new(self.threads()) {
+            Some(threads) if threads.get() > 1 => Par::Rayon(threads),
+            _ => Par::Seq,
+        };
+        self.pool.install(|| step(par))
+    }
+}
+
+/// A row-major matrix as faer sees it.
+fn faer_ref(matrix: &Array2<f32>) -> MatRef<'_, f32> {
+    let (rows, cols) = matrix.dim();
+    MatRef::from_row_major_slice(matrix.as_slice().unwrap_or_default(), rows, cols)
+}
+
+/// A row-major matrix as faer sees it.
+fn faer_mut(matrix: &mut Array2<f32>) -> MatMut<'_, f32> {
+    let (rows, cols) = matrix.dim();
+    MatMut::from_row_major_slice_mut(matrix.as_slice_mut().unwrap_or_default(), rows, cols)
+}
+
+impl Backend for Cpu {
+    type Matrix = CpuMatrix;
+    type Mask = CpuMask;
+    type Error = HostError;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo::new(
+            "cpu",
+            format!("{} ({:?}), {} threads", std::env::consts::ARCH, self.arch, self.threads()),
+            &Operation::ALL,
+        )
+    }
+
+    fn fork(&self) -> Result<Self, HostError> {
+        Ok(self.clone())
+    }
+
+    fn synchronize(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
+        Ok(CpuMatrix(Array2::zeros((rows, cols))))
+    }
+
+    fn shape(&self, matrix: &CpuMatrix) -> (usize, usize) {
+        matrix.0.dim()
+    }
+
+    fn upload(&self, host: ArrayView2<'_, f32>) -> Result<CpuMatrix, HostError> {
+        Ok(CpuMatrix(host.as_standard_layout().into_owned()))
+    }
+
+    fn download(&self, matrix: &CpuMatrix) -> Result<Array2<f32>, HostError> {
+        Ok(matrix.0.clone())
+    }
+
+    fn copy(&self, matrix: &CpuMatrix) -> Result<CpuMatrix, HostError> {
+        Ok(CpuMatrix(matrix.0.clone()))
+    }
+
+    fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<CpuMask, HostError> {
+        Ok(CpuMask(host.as_standard_layout().into_owned()))
+    }
+
+    fn download_mask(&self, mask: &CpuMask) -> Result<Array2<bool>, HostError> {
+        Ok(mask.0.clone())
+    }
+
+    fn gram_update(
+        &self,
+        h: &mut CpuMatrix,
+        x: Activations<'_>,
+        alpha: f32,
+        beta: f32,
+    ) -> Result<(), HostError> {
+        self.run(|par| linear::gram_update(&mut h.0, x, alpha, beta, par));
+        Ok(())
+    }
+
+    fn inverse_factor(
+        &self,
+        h: &mut CpuMatrix,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<(), HostError> {
+        self.run(|par| match precision {
+            Precision::F32 => factor::inverse_factor_f32(&mut h.0, diagonal, par),
+            Precision::F64 => factor::inverse_factor_f64(&mut h.0, diagonal, par),
+        })
+    }
+
+    fn diagonal(&self, matrix: &CpuMatrix) -> Result<Vec<f32>, HostError> {
+        Ok(matrix.0.diag().to_vec())
+    }
+
+    fn combine(
+        &self,
+        target: &mut CpuMatrix,
+        alpha: f32,
+        other: &CpuMatrix,
+        beta: f32,
+    ) -> Result<(), HostError> {
+        super::host::combine(target.0.view_mut(), alpha, other.0.view(), beta);
+        Ok(())
+    }
+
+    fn permute_hessian(&self, h: &CpuMatrix, order: &[usize]) -> Result<CpuMatrix, HostError> {
+        Ok(CpuMatrix(super::host::permute_hessian(h.0.view(), order)))
+    }
+
+    fn row_energies(
+        &self,
+        w: &CpuMatrix,
+        h: &CpuMatrix,
+        diagonal: &[f32],
+    ) -> Result<Vec<f64>, HostError> {
+        Ok(self.run(|par| linear::row_energies(&w.0, &h.0, diagonal, par)))
+    }
+
+    fn select(&self, args: Select<'_, Self>) -> Result<CpuMask, HostError> {
+        let Select { weights, scales, columns, rule, forced, protected } = args;
+        let weights = weights.0.slice(s![.., columns.clone()]);
+        let scales = scales.0.slice(s![0, columns]);
+        let (forced, protected) =
+            (forced.map(|mask| mask.0.view()), protected.map(|mask| mask.0.view()));
+        Ok(CpuMask(self.run(|_| select::select(weights, scales, rule, forced, protected))))
+    }
+
+    fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {
+        let FitGrid { weights, columns, grid, per_tensor, scale, zero, group } = args;
+        let weights = weights.0.slice(s![.., columns]);
+        if per_tensor {
+            let fit = grid.fit(weights, true);
+            scale.0.column_mut(group).assign(&fit.scale);
+            zero.0.column_mut(group).assign(&fit.zero);
+        } else {
+            let rows: Vec<(f32, f32)> = self.run(|_| {
+                (0..weights.nrows())
+                    .into_par_iter()
+                    .map(|row| grid.fit_row(weights.index_axis(Axis(0), row)))
+                    .collect()
+            });
+            for (row, (row_scale, row_zero)) in rows.into_iter().enumerate() {
+                scale.0[[row, group]] = row_scale;
+                zero.0[[row, group]] = row_zero;
+            }
+        }
+        Ok(())
+    }
+
+    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<CpuMask>, HostError> {
+        Ok(self.run(|_| sweep::update_rows(self.arch, args)))
+    }
+
+    fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
+        self.run(|par| linear::gemm(args, par));
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! The plain host implementation: loops that say what each operation means.
+//!
+//! This is the specification. Every backend is tested against it, and operations that a backend does not
+//! have natively run through it. It favours reading over speed; for speed take [`Cpu`](super::Cpu).
+
+mod factor;
+mod linear;
+mod select;
+mod sweep;
+
+use ndarray::{Array2, ArrayView2};
+
+pub use factor::inverse_factor;
+pub use linear::{combine, gemm, gram_update, permute_hessian, row_energies};
+pub use select::select;
+pub(crate) use sweep::nearest;
+pub use sweep::{Sweep, SweepGrid, SweepPrune, round_to_grid, update_rows};
+
+use super::{Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows};
+use crate::error::HostError;
+use crate::hessian::Activations;
+
+/// The plain host backend: one thread, matrices are [`Array2<f32>`].
+///
+/// ```
+/// use sparsegpt::backend::{Backend, Host};
+/// assert_eq!(Host.info().name, "host");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Host;
+
+impl Backend for Host {
+    type Matrix = Array2<f32>;
+    type Mask = Array2<bool>;
+    type Error = HostError;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo::new("host", "plain loops, 1 thread", &Operation::ALL)
+    }
+
+    fn fork(&self) -> Result<Self, HostError> {
+        Ok(*self)
+    }
+
+    fn synchronize(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
+        Ok(Array2::zeros((rows, cols)))
+    }
+
+    fn shape(&self, matrix: &Array2<f32>) -> (usize, usize) {
+        matrix.dim()
+    }
+
+    fn upload(&self, host: ArrayView2<'_, f32>) -> Result<Array2<f32>, HostError> {
+        Ok(host.as_standard_layout().into_owned())
+    }
+
+    fn download(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
+        Ok(matrix.clone())
+    }
+
+    fn copy(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
+        Ok(matrix.clone())
+    }
+
+    fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<Array2<bool>, HostError> {
+        Ok(host.to_owned())
+    }
+
+    fn download_mask(&self, mask: &Array2<bool>) -> Result<Array2<bool>, HostError> {
+        Ok(mask.clone())
+    }
+
+    fn gram_update(
+        &self,
+        h: &mut Array2<f32>,
+        x: Activations<'_>,
+        alpha: f32,
+        beta: f32,
+    ) -> Result<(), HostError> {
+        gram_update(h.view_mut(), x, alpha, beta);
+        Ok(())
+    }
+
+    fn inverse_factor(
+        &self,
+        h: &mut Array2<f32>,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<(), HostError> {
+        inverse_factor(h.view_mut(), diagonal, precision)
+    }
+
+    // The default bodies already run the functions of this module; they only copy more.
+
+    fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {
+        super::fallback::fit_grid(self, args)
+    }
+
+    fn select(&self, args: Select<'_, Self>) -> Result<Array2<bool>, HostError> {
+        super::fallback::select(self, args)
+    }
+
+    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Array2<bool>>, HostError> {
+        super::fallback::update_rows(self, args)
+    }
+
+    fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
+        super::fallback::gemm(self, args)
+    }
+}

@@ -1,0 +1,308 @@
+//! The backend trait: one device, one queue, about ten coarse operations.
+//!
+//! # The contract
+//!
+//! * **A value is a device and a queue.** Methods take `&self`; what they enqueue runs in order.
+//!   [`Backend::fork`] gives a second queue on the same device.
+//! * **Validation is the caller's.** The solver checks shapes, ranges, N:M divisibility, NaN and dead
+//!   columns once. A backend may assume them and may panic where they are violated: that is a bug of the
+//!   caller, not of the user.
+//! * **No scalar comes back inside the block loop.** [`Backend::select`], [`Backend::fit_grid`],
+//!   [`Backend::update_rows`] and [`Backend::gemm`] return nothing a device would have to wait for;
+//!   losses add up in a device matrix.
+//! * **Policies arrive as plain data**: a fixed mask, an N:M rule, a count, a grid. Never a callback.
+//! * **Errors have a kind** ([`BackendError::kind`](crate::error::BackendError::kind)). A missing driver, library or device is
+//!   `DeviceUnavailable`, never a panic.
+//! * **Same bits** on repeated calls with the same backend, device and thread count.
+//!
+//! Only memory, [`Backend::gram_update`] and [`Backend::inverse_factor`] must be written. The other
+//! operations have default bodies that download, run the [`host`] implementation and upload; such a
+//! backend is correct, and reports say which of its operations ran on the host. Override them for speed
+//! and name them in [`BackendInfo::native`].
+//!
+//! `docs/architecture.md` in the repository says how the solver uses the operations.
+
+#[cfg(feature = "cpu")]
+pub mod cpu;
+mod fallback;
+pub mod host;
+mod operations;
+
+use std::fmt;
+
+use ndarray::{Array2, ArrayView2};
+
+#[cfg(feature = "cpu")]
+pub use cpu::Cpu;
+pub use host::Host;
+pub use operations::{
+    FitGrid, Gemm, GridKind, GridRef, PruneRef, Select, SelectRule, UpdateRows,
+};
+
+use crate::error::BackendError;
+use crate::hessian::Activations;
+
+/// Floating-point type of a factorization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 64-bit floats inside the factorization; input and result stay f32.
+    F64,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+        })
+    }
+}
+
+/// The operations with a default body on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Operation {
+    /// [`Backend::combine`]
+    Combine,
+    /// [`Backend::permute_hessian`]
+    PermuteHessian,
+    /// [`Backend::row_energies`]
+    RowEnergies,
+    /// [`Backend::select`]
+    Select,
+    /// [`Backend::fit_grid`]
+    FitGrid,
+    /// [`Backend::update_rows`]
+    UpdateRows,
+    /// [`Backend::gemm`]
+    Gemm,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Combine,
+        Self::PermuteHessian,
+        Self::RowEnergies,
+        Self::Select,
+        Self::FitGrid,
+        Self::UpdateRows,
+        Self::Gemm,
+    ];
+}
+
+/// What a backend says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// Short name, as in `cpu`.
+    pub name: String,
+    /// The device in words: instruction set and threads, or the GPU's name.
+    pub device: String,
+    /// Operations that run on the device. All others run through the host implementation.
+    pub native: Vec<Operation>,
+}
+
+impl BackendInfo {
+    /// A description; `native` names the operations that do not run through the host implementation.
+    #[must_use]
+    pub fn new(name: &str, device: impl Into<String>, native: &[Operation]) -> Self {
+        Self { name: name.to_owned(), device: device.into(), native: native.to_vec() }
+    }
+
+    /// Whether an operation runs on the device.
+    #[must_use]
+    pub fn is_native(&self, operation: Operation) -> bool {
+        self.native.contains(&operation)
+    }
+}
+
+/// One device with one queue. See the [module documentation](self) for the contract.
+///
+/// Matrices are f32, row-major at the border ([`upload`](Self::upload), [`download`](Self::download));
+/// what they look like inside is the backend's own affair.
+pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
+    /// A matrix of f32 on the device.
+    type Matrix: fmt::Debug + Send + Sync;
+    /// A matrix of booleans on the device; `true` means "prune".
+    type Mask: fmt::Debug + Send + Sync;
+    /// The backend's error type.
+    type Error: BackendError;
+
+    /// Name, device and native operations.
+    fn info(&self) -> BackendInfo;
+
+    /// A second queue on the same device.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn fork(&self) -> Result<Self, Self::Error>;
+
+    /// Waits until everything enqueued so far is done.
+    ///
+    /// # Errors
+    /// Whatever went wrong in the meantime.
+    fn synchronize(&self) -> Result<(), Self::Error>;
+
+    /// A matrix of zeros.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Self::Matrix, Self::Error>;
+
+    /// Rows and columns of a matrix.
+    fn shape(&self, matrix: &Self::Matrix) -> (usize, usize);
+
+    /// Copies a host matrix to the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn upload(&self, host: ArrayView2<'_, f32>) -> Result<Self::Matrix, Self::Error>;
+
+    /// Copies a device matrix to the host, after everything enqueued before it.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn download(&self, matrix: &Self::Matrix) -> Result<Array2<f32>, Self::Error>;
+
+    /// A second matrix with the same contents.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn copy(&self, matrix: &Self::Matrix) -> Result<Self::Matrix, Self::Error>;
+
+    /// Copies a mask to the device; `true` means "prune".
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<Self::Mask, Self::Error>;
+
+    /// Copies a mask to the host.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn download_mask(&self, mask: &Self::Mask) -> Result<Array2<bool>, Self::Error>;
+
+    /// H ← beta·H + alpha·XᵀX on the lower triangle (diagonal included) of `h` (cols x cols); the strict
+    /// upper triangle is scratch and may hold anything before and after. `x` is tokens x cols; half
+    /// precision is widened tile by tile, never as a whole.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn gram_update(
+        &self,
+        h: &mut Self::Matrix,
+        x: Activations<'_>,
+        alpha: f32,
+        beta: f32,
+    ) -> Result<(), Self::Error>;
+
+    /// From H to the upper triangular R with RᵀR = H⁻¹, where H has the strict lower triangle of `h` and
+    /// the given `diagonal` (length cols, dead columns patched and damping added by the solver).
+    ///
+    /// R goes into the upper triangle of `h`, diagonal included. **The strict lower triangle must be left
+    /// as it was**, on success and on failure: the solver comes back with another precision or diagonal,
+    /// and measures errors with it. H⁻¹ is never formed: with H = UUᵀ (a Cholesky factorization from the
+    /// last column to the first), R = U⁻¹.
+    ///
+    /// # Errors
+    /// `NotPositiveDefinite` with the column of `h` whose pivot was not positive or not finite;
+    /// `Unsupported` for a precision the device does not have; `OutOfMemory`, `DeviceLost`.
+    fn inverse_factor(
+        &self,
+        h: &mut Self::Matrix,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<(), Self::Error>;
+
+    /// The diagonal of a square matrix, on the host. Called once or twice a layer.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn diagonal(&self, matrix: &Self::Matrix) -> Result<Vec<f32>, Self::Error> {
+        Ok(self.download(matrix)?.diag().to_vec())
+    }
+
+    /// target ← alpha·target + beta·other, element by element (merging two Hessians).
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn combine(
+        &self,
+        target: &mut Self::Matrix,
+        alpha: f32,
+        other: &Self::Matrix,
+        beta: f32,
+    ) -> Result<(), Self::Error> {
+        fallback::combine(self, target, alpha, other, beta)
+    }
+
+    /// The Hessian with rows and columns in another order: lower triangle of the result at (i, j) is
+    /// H at (order\[i\], order\[j\]), read from the strict lower triangle of `h`. The result's diagonal is
+    /// not used by the caller.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn permute_hessian(
+        &self,
+        h: &Self::Matrix,
+        order: &[usize],
+    ) -> Result<Self::Matrix, Self::Error> {
+        fallback::permute_hessian(self, h, order)
+    }
+
+    /// wᵢ H wᵢᵀ for every row wᵢ of `w` (rows x cols), where H has the strict lower triangle of `h` and
+    /// the given `diagonal`. Called at the end of a layer.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn row_energies(
+        &self,
+        w: &Self::Matrix,
+        h: &Self::Matrix,
+        diagonal: &[f32],
+    ) -> Result<Vec<f64>, Self::Error> {
+        fallback::row_energies(self, w, h, diagonal)
+    }
+
+    /// Chooses the weights to prune among some columns; see [`Select`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn select(&self, args: Select<'_, Self>) -> Result<Self::Mask, Self::Error> {
+        fallback::select(self, args)
+    }
+
+    /// Fits a uniform grid to some columns; see [`FitGrid`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), Self::Error> {
+        fallback::fit_grid(self, args)
+    }
+
+    /// The fused sweep over at most 128 columns; see [`UpdateRows`]. Returns the mask chosen on the way
+    /// for [`PruneRef::NofM`], and `None` for the other rules.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Self::Mask>, Self::Error> {
+        fallback::update_rows(self, args)
+    }
+
+    /// A product of column ranges; see [`Gemm`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), Self::Error> {
+        fallback::gemm(self, args)
+    }
+}

@@ -1,0 +1,235 @@
+//! Which layers of a model are treated, and how.
+
+use super::adapter::{BlockLayer, ModelAdapter};
+use crate::error::{Error, Result};
+use crate::solver::LayerSettings;
+
+/// Which layers a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Selector {
+    /// Layers whose name contains this text, or matches it where it has `*` (any run of characters) in it.
+    Name(String),
+    /// Layers of these blocks (first ..= last, counted from 0).
+    Blocks {
+        /// First block.
+        first: usize,
+        /// Last block, included.
+        last: usize,
+    },
+    /// The layer with this number, counted from 0 over all layers of the model in order.
+    Index(usize),
+}
+
+impl Selector {
+    fn matches(&self, block: usize, index: usize, name: &str) -> bool {
+        match self {
+            Self::Name(pattern) if pattern.contains('*') => glob(pattern, name),
+            Self::Name(part) => name.contains(part.as_str()),
+            Self::Blocks { first, last } => (*first..=*last).contains(&block),
+            Self::Index(wanted) => *wanted == index,
+        }
+    }
+}
+
+/// Whether `name` as a whole matches `pattern`, in which `*` stands for any run of characters.
+fn glob(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
+/// What applies to the selected layers: other settings, or none (the layer stays dense).
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Which layers.
+    pub selector: Selector,
+    /// What to do with them; `None` leaves them as they are.
+    pub settings: Option<LayerSettings>,
+}
+
+/// Which layers of a model are treated, and how.
+///
+/// Starts from one setting for all layers. Rules are applied in order, the last one that matches a layer
+/// decides; [`only`](Self::only) and the dense first and last blocks decide over the rules.
+///
+/// ```
+/// use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector};
+/// let plan = ModelPlan::new(LayerSettings::new(Pattern::unstructured(0.5)?))
+///     .with_rule(Selector::Name("down_proj".into()), LayerSettings::new(Pattern::n_of_m(2, 4)?))
+///     .skipping(Selector::Name("*.0.self_attn.*".into()))
+///     .with_dense_last_blocks(1);
+/// # let _ = plan;
+/// # Ok::<(), sparsegpt::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ModelPlan {
+    default: LayerSettings,
+    rules: Vec<Rule>,
+    only: Vec<Selector>,
+    dense_first: usize,
+    dense_last: usize,
+    per_layer: Option<Vec<LayerSettings>>,
+}
+
+/// One layer of a model and what the plan says about it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PlannedLayer {
+    /// The layer.
+    pub layer: BlockLayer,
+    /// What to do; `None` leaves it as it is.
+    pub settings: Option<LayerSettings>,
+}
+
+impl ModelPlan {
+    /// The same settings for all layers.
+    pub fn new(settings: LayerSettings) -> Self {
+        Self {
+            default: settings,
+            rules: Vec::new(),
+            only: Vec::new(),
+            dense_first: 0,
+            dense_last: 0,
+            per_layer: None,
+        }
+    }
+
+    /// Other settings for some layers.
+    pub fn with_rule(mut self, selector: Selector, settings: LayerSettings) -> Self {
+        self.rules.push(Rule { selector, settings: Some(settings) });
+        self
+    }
+
+    /// Leaves some layers dense.
+    pub fn skipping(mut self, selector: Selector) -> Self {
+        self.rules.push(Rule { selector, settings: None });
+        self
+    }
+
+    /// Leaves all layers dense that no selector given here matches; may be called several times.
+    pub fn only(mut self, selector: Selector) -> Self {
+        self.only.push(selector);
+        self
+    }
+
+    /// Leaves the first `blocks` blocks dense.
+    pub fn with_dense_first_blocks(mut self, blocks: usize) -> Self {
+        self.dense_first = blocks;
+        self
+    }
+
+    /// Leaves the last `blocks` blocks dense.
+    pub fn with_dense_last_blocks(mut self, blocks: usize) -> Self {
+        self.dense_last = blocks;
+        self
+    }
+
+    /// One setting for each layer of the model, in order (a sparsity list). Rules still apply on top.
+    pub fn with_settings_per_layer(mut self, settings: Vec<LayerSettings>) -> Self {
+        self.per_layer = Some(settings);
+        self
+    }
+
+    /// The plan for a model's layers, block by block, checked against their shapes.
+    ///
+    /// # Errors
+    /// If settings do not fit a layer, a selector matches no layer, the list has another length than the
+    /// model has layers, or no layer is left to treat.
+    pub fn resolve<A: ModelAdapter>(&self, adapter: &A) -> Result<Vec<Vec<PlannedLayer>>> {
+        let blocks = adapter.blocks();
+        let mut planned = Vec::with_capacity(blocks);
+        let mut used = vec![false; self.rules.len() + self.only.len()];
+        let mut index = 0;
+        for block in 0..blocks {
+            let layers = adapter.layers(block).map_err(|e| Error::Adapter {
+                block,
+                action: "cannot list the layers".to_owned(),
+                source: Box::new(e),
+            })?;
+            let mut of_block = Vec::with_capacity(layers.len());
+            for layer in layers {
+                let mut settings = match &self.per_layer {
+                    None => Some(&self.default),
+                    Some(list) => Some(list.get(index).unwrap_or(&self.default)),
+                };
+                for (at, rule) in self.rules.iter().enumerate() {
+                    if rule.selector.matches(block, index, &layer.name) {
+                        settings = rule.settings.as_ref();
+                        used[at] = true;
+                    }
+                }
+                let mut selected = self.only.is_empty();
+                for (at, selector) in self.only.iter().enumerate() {
+                    if selector.matches(block, index, &layer.name) {
+                        selected = true;
+                        used[self.rules.len() + at] = true;
+                    }
+                }
+                let dense_block =
+                    block < self.dense_first || block >= blocks.saturating_sub(self.dense_last);
+                let settings = settings.filter(|_| selected && !dense_block).cloned();
+                if let Some(settings) = &settings {
+                    settings.validate(&layer.name, layer.rows, layer.cols)?;
+                }
+                of_block.push(PlannedLayer { layer, settings });
+                index += 1;
+            }
+            planned.push(of_block);
+        }
+        if let Some(list) = &self.per_layer
+            && list.len() != index
+        {
+            return Err(Error::setting(
+                "settings per layer",
+                format!("{index}, one for each layer of the model"),
+                list.len(),
+            ));
+        }
+        let selectors = self.rules.iter().map(|rule| &rule.selector).chain(&self.only);
+        if let Some((selector, _)) = selectors.zip(&used).find(|(_, used)| !**used) {
+            return Err(Error::NothingToPrune {
+                reason: format!(
+                    "{selector:?} matches none of the model's {index} layers; check the name or number"
+                ),
+            });
+        }
+        if planned.iter().flatten().all(|layer| layer.settings.is_none()) {
+            return Err(Error::NothingToPrune {
+                reason: format!(
+                    "the rules leave all {index} layers of the model's {blocks} blocks dense; relax skip, only, first or last"
+                ),
+            });
+        }
+        Ok(planned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::glob;
+
+    #[test]
+    fn globs_match_whole_names() {
+        let name = "model.layers.3.mlp.down_proj";
+        for pattern in ["*", "*down_proj", "model.*", "model.*.mlp.*", "*.3.*proj", "model.layers.3.mlp.down_proj*"] {
+            assert!(glob(pattern, name), "{pattern}");
+        }
+        for pattern in ["*up_proj", "layers.*", "model.*.attn.*", "*.mlp", "down*"] {
+            assert!(!glob(pattern, name), "{pattern}");
+        }
+    }
+}

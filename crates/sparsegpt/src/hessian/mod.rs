@@ -1,0 +1,312 @@
+//! Calibration statistics: the Hessian of the layer-wise problem, accumulated from activations.
+//!
+//! H = 2/(sequences) · Σ XᵀX over all tokens seen, as a running mean, as the reference implementation of
+//! the paper does. The solver's results do not depend on its scale.
+
+mod activations;
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2};
+
+pub use activations::{Activations, Batch};
+
+use crate::backend::Backend;
+use crate::error::{Error, Result, Stage};
+
+/// The Hessian of one layer input, streaming, on the device of a backend.
+///
+/// Made by [`Solver::hessian`](crate::Solver::hessian). Only the lower triangle means anything; the upper
+/// one is the solver's scratch, so that a layer's Hessian and factor share one matrix.
+///
+/// ```
+/// use sparsegpt::{Batch, Solver, backend::Host, ndarray::Array2};
+/// let solver = Solver::new(Host);
+/// let mut hessian = solver.hessian(16)?;
+/// let sequence = Array2::<f32>::ones((32, 16)); // tokens x input features
+/// hessian.update(sequence.view())?; // one sequence
+/// hessian.update(Batch::new(sequence.view()).sequences(2))?; // a count of two
+/// assert_eq!((hessian.sequences(), hessian.tokens()), (3, 64));
+/// # Ok::<(), sparsegpt::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Hessian<B: Backend> {
+    backend: Arc<B>,
+    layer: String,
+    pub(crate) matrix: B::Matrix,
+    cols: usize,
+    tokens: u64,
+    sequences: u64,
+}
+
+impl<B: Backend> Hessian<B> {
+    pub(crate) fn new(backend: Arc<B>, layer: &str, cols: usize) -> Result<Self> {
+        if cols == 0 {
+            return Err(Error::Shape {
+                layer: layer.to_owned(),
+                what: "Hessian",
+                expected: "at least 1 column".to_owned(),
+                found_rows: 0,
+                found_cols: 0,
+            });
+        }
+        let matrix = backend
+            .zeros(cols, cols)
+            .map_err(|e| Error::backend(layer, &backend.info().name, Stage::Hessian, e))?;
+        Ok(Self { backend, layer: layer.to_owned(), matrix, cols, tokens: 0, sequences: 0 })
+    }
+
+    /// Takes a ready matrix; counts are unknown and stay 0.
+    pub(crate) fn from_array(
+        backend: Arc<B>,
+        layer: &str,
+        hessian: ArrayView2<'_, f32>,
+    ) -> Result<Self> {
+        let (rows, cols) = hessian.dim();
+        if rows != cols || cols == 0 {
+            return Err(Error::Shape {
+                layer: layer.to_owned(),
+                what: "Hessian",
+                expected: "a square matrix with at least 1 column".to_owned(),
+                found_rows: rows,
+                found_cols: cols,
+            });
+        }
+        for row in 0..rows {
+            for col in 0..=row {
+                let value = hessian[[row, col]];
+                if !value.is_finite() {
+                    return Err(Error::NonFinite {
+                        layer: layer.to_owned(),
+                        what: "the Hessian",
+                        value,
+                        row,
+                        col,
+                    });
+                }
+            }
+        }
+        let matrix = backend
+            .upload(hessian)
+            .map_err(|e| Error::backend(layer, &backend.info().name, Stage::Transfer, e))?;
+        Ok(Self { backend, layer: layer.to_owned(), matrix, cols, tokens: 0, sequences: 0 })
+    }
+
+    /// Adds activations: `hessian.update(x.view())` for one sequence, or a [`Batch`].
+    ///
+    /// # Errors
+    /// If the activations have another number of columns, hold NaN or infinity (in a token that counts),
+    /// or the batch's sequence count or token mask does not fit.
+    pub fn update<'a>(&mut self, batch: impl Into<Batch<'a>>) -> Result<()> {
+        let Batch { activations, sequences, token_mask } = batch.into();
+        if activations.cols() != self.cols {
+            return Err(Error::Shape {
+                layer: self.layer.clone(),
+                what: "the activations",
+                expected: format!("tokens x {}", self.cols),
+                found_rows: activations.tokens(),
+                found_cols: activations.cols(),
+            });
+        }
+        if sequences == 0 {
+            return Err(Error::setting("sequences in a batch", "at least 1", 0).for_layer(&self.layer));
+        }
+        let runs = match token_mask {
+            None => vec![(0, activations.tokens())],
+            Some(mask) if mask.len() == activations.tokens() => runs_of_true(mask),
+            Some(mask) => {
+                return Err(Error::incompatible(
+                    &self.layer,
+                    format!(
+                        "the token mask has {} entries for {} tokens",
+                        mask.len(),
+                        activations.tokens()
+                    ),
+                    "give one entry for each token",
+                ));
+            }
+        };
+        for &(start, end) in &runs {
+            let part = activations.slice_tokens(start, end);
+            if let Some((row, col, value)) = part.first_non_finite() {
+                return Err(Error::NonFinite {
+                    layer: self.layer.clone(),
+                    what: "the activations",
+                    value,
+                    row: start + row,
+                    col,
+                });
+            }
+        }
+        // The running mean, 2/N Σ XᵀX with N the number of sequences, one contiguous run of tokens at a
+        // time: only the first one scales what is there.
+        let sum = self.sequences + sequences;
+        let mut beta = (self.sequences as f64 / sum as f64) as f32;
+        let alpha = (2.0 / sum as f64) as f32;
+        for (start, end) in if runs.is_empty() { vec![(0, 0)] } else { runs } {
+            let part = activations.slice_tokens(start, end);
+            self.backend
+                .gram_update(&mut self.matrix, part, alpha, beta)
+                .map_err(|e| self.failed(Stage::Hessian, e))?;
+            self.tokens += (end - start) as u64;
+            beta = 1.0;
+        }
+        self.sequences = sum;
+        Ok(())
+    }
+
+    /// Takes in the statistics of another part of the calibration set; the result is, up to rounding, that
+    /// of the whole set.
+    ///
+    /// # Errors
+    /// If the other Hessian has another number of columns.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.cols != self.cols {
+            return Err(Error::Shape {
+                layer: self.layer.clone(),
+                what: "the Hessian to merge",
+                expected: format!("{0} x {0}", self.cols),
+                found_rows: other.cols,
+                found_cols: other.cols,
+            });
+        }
+        let sum = self.sequences + other.sequences;
+        if other.sequences == 0 {
+            return Ok(());
+        }
+        let share = |sequences: u64| (sequences as f64 / sum as f64) as f32;
+        self.backend
+            .combine(&mut self.matrix, share(self.sequences), &other.matrix, share(other.sequences))
+            .map_err(|e| self.failed(Stage::Hessian, e))?;
+        self.sequences = sum;
+        self.tokens += other.tokens;
+        Ok(())
+    }
+
+    /// The matrix on the host, cols x cols; the lower triangle is H, the strict upper one is zero.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_array(&self) -> Result<Array2<f32>> {
+        let mut h =
+            self.backend.download(&self.matrix).map_err(|e| self.failed(Stage::Transfer, e))?;
+        for row in 0..self.cols {
+            for col in row + 1..self.cols {
+                h[[row, col]] = 0.0;
+            }
+        }
+        Ok(h)
+    }
+
+    /// Input features: rows and columns of H.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Tokens seen, padding not counted. 0 for a Hessian that was handed in as a matrix.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Sequences seen. 0 for a Hessian that was handed in as a matrix.
+    #[must_use]
+    pub fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// The layer named in errors.
+    #[must_use]
+    pub fn layer(&self) -> &str {
+        &self.layer
+    }
+
+    fn failed(&self, stage: Stage, error: B::Error) -> Error {
+        Error::backend(&self.layer, &self.backend.info().name, stage, error)
+    }
+}
+
+/// The half-open ranges of consecutive `true`.
+fn runs_of_true(mask: &[bool]) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (at, _) in mask.iter().enumerate().filter(|&(_, &counts)| counts) {
+        match runs.last_mut() {
+            Some((_, end)) if *end == at => *end = at + 1,
+            _ => runs.push((at, at + 1)),
+        }
+    }
+    runs
+}
+
+/// A [`Hessian`] whose backend is not in the type: what callers of a
+/// [`LayerPruner`](crate::LayerPruner) hold.
+pub trait Statistics: Debug + Send + Any {
+    /// Adds activations; see [`Hessian::update`].
+    ///
+    /// # Errors
+    /// As [`Hessian::update`].
+    fn update(&mut self, batch: Batch<'_>) -> Result<()>;
+
+    /// Takes in another part's statistics; see [`Hessian::merge`].
+    ///
+    /// # Errors
+    /// As [`Hessian::merge`], and if the other statistics are another backend's.
+    fn merge(&mut self, other: &dyn Statistics) -> Result<()>;
+
+    /// The matrix on the host; see [`Hessian::to_array`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn to_array(&self) -> Result<Array2<f32>>;
+
+    /// Tokens seen.
+    fn tokens(&self) -> u64;
+
+    /// Sequences seen.
+    fn sequences(&self) -> u64;
+
+    /// For the solver, which knows its own backend.
+    fn as_any(&self) -> &dyn Any;
+
+    /// For the solver, which knows its own backend.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<B: Backend> Statistics for Hessian<B> {
+    fn update(&mut self, batch: Batch<'_>) -> Result<()> {
+        Self::update(self, batch)
+    }
+
+    fn merge(&mut self, other: &dyn Statistics) -> Result<()> {
+        let other = other.as_any().downcast_ref::<Self>().ok_or_else(|| {
+            Error::ForeignStatistics {
+                layer: self.layer.clone(),
+                backend: self.backend.info().name,
+            }
+        })?;
+        Self::merge(self, other)
+    }
+
+    fn to_array(&self) -> Result<Array2<f32>> {
+        Self::to_array(self)
+    }
+
+    fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}

@@ -1,0 +1,104 @@
+//! Grids as plain data, and what a quantized layer leaves behind.
+
+use std::sync::Arc;
+
+use ndarray::{Array1, Array2, ArrayView2};
+
+use crate::backend::GridKind;
+use crate::backend::host;
+
+/// The kind of levels a quantizer rounds to.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum GridLevels {
+    /// scale·(code − zero) for the integer codes 0..=max_code.
+    Affine {
+        /// Largest code, 2^bits − 1.
+        max_code: u32,
+    },
+    /// scale·level for the given levels (ascending, at most 256).
+    Codebook {
+        /// Levels in ascending order.
+        levels: Arc<[f32]>,
+    },
+}
+
+impl GridLevels {
+    pub(crate) fn kind(&self) -> GridKind<'_> {
+        match self {
+            Self::Affine { max_code } => GridKind::Affine { max_code: *max_code },
+            Self::Codebook { levels } => GridKind::Codebook { levels },
+        }
+    }
+}
+
+/// Scales and zero points of some rows.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Grid {
+    /// One a row, positive.
+    pub scale: Array1<f32>,
+    /// One a row, an integer in 0..=max_code stored as f32; 0 for code books.
+    pub zero: Array1<f32>,
+}
+
+impl Grid {
+    /// Scales and zero points, one of each a row.
+    #[must_use]
+    pub fn new(scale: Array1<f32>, zero: Array1<f32>) -> Self {
+        Self { scale, zero }
+    }
+}
+
+/// The quantized form of a layer: w = (code − zero)·scale, or scale·level\[code\] for code books.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct QuantizedLayer {
+    /// rows x cols. A pruned weight has the code of exact zero.
+    pub codes: Array2<u8>,
+    /// rows x groups.
+    pub scale: Array2<f32>,
+    /// rows x groups; integers stored as f32.
+    pub zero: Array2<f32>,
+    /// The group (column of `scale` and `zero`) of each input column. Not ascending after act-order with
+    /// groups that are found on the way.
+    pub group_of_column: Vec<usize>,
+    /// The kind of levels.
+    pub levels: GridLevels,
+}
+
+impl QuantizedLayer {
+    /// Reads the codes off weights that lie on the grid.
+    pub(crate) fn encode(
+        weights: ArrayView2<'_, f32>,
+        levels: GridLevels,
+        scale: Array2<f32>,
+        zero: Array2<f32>,
+        group_of_column: Vec<usize>,
+    ) -> Self {
+        let codes = Array2::from_shape_fn(weights.dim(), |(row, col)| {
+            let group = group_of_column[col];
+            let in_scale = weights[[row, col]] / scale[[row, group]];
+            match &levels {
+                GridLevels::Affine { max_code } => (in_scale.round_ties_even()
+                    + zero[[row, group]])
+                .clamp(0.0, *max_code as f32) as u8,
+                GridLevels::Codebook { levels } => host::nearest(levels, in_scale) as u8,
+            }
+        });
+        Self { codes, scale, zero, group_of_column, levels }
+    }
+
+    /// The weights again, rows x cols.
+    #[must_use]
+    pub fn dequantize(&self) -> Array2<f32> {
+        Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
+            let group = self.group_of_column[col];
+            let (code, scale) = (self.codes[[row, col]], self.scale[[row, group]]);
+            match &self.levels {
+                GridLevels::Affine { .. } => (f32::from(code) - self.zero[[row, group]]) * scale,
+                GridLevels::Codebook { levels } => scale * levels[usize::from(code)],
+            }
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! What happened to a layer, and to a model.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::backend::{Operation, Precision};
+use crate::error::Stage;
+
+/// Seconds spent, stage by stage.
+///
+/// On a backend that works asynchronously a stage's seconds are those of the host; the total is right
+/// everywhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct StageSeconds {
+    /// Copies to and from the device, permutations.
+    pub transfer: f64,
+    /// Factorization. For layers that share an input it stands with the first one.
+    pub factor: f64,
+    /// Choice of the weights to prune.
+    pub select: f64,
+    /// Fit of quantization grids.
+    pub grid: f64,
+    /// Sweeps over the blocks.
+    pub update_rows: f64,
+    /// Updates of the columns behind a block.
+    pub trailing: f64,
+    /// Measuring the reconstruction error.
+    pub measure: f64,
+    /// Everything, from validation to result.
+    pub total: f64,
+}
+
+impl StageSeconds {
+    pub(crate) fn add(&mut self, stage: Stage, time: Duration) {
+        let slot = match stage {
+            Stage::Factor => &mut self.factor,
+            Stage::Select => &mut self.select,
+            Stage::Grid => &mut self.grid,
+            Stage::UpdateRows => &mut self.update_rows,
+            Stage::Trailing => &mut self.trailing,
+            Stage::Measure => &mut self.measure,
+            Stage::Hessian | Stage::Transfer => &mut self.transfer,
+        };
+        *slot += time.as_secs_f64();
+    }
+}
+
+/// What happened to one layer.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct LayerReport {
+    /// The layer's name.
+    pub layer: String,
+    /// Rows: output features.
+    pub rows: usize,
+    /// Columns: input features.
+    pub cols: usize,
+    /// The method, as in `sparsegpt`.
+    pub method: String,
+    /// The mask policy, as in `2:4`.
+    pub pattern: String,
+    /// The quantization scheme, if any.
+    pub quantization: Option<String>,
+    /// Weights the mask policy pruned.
+    pub pruned: u64,
+    /// Weights that are exactly zero in the result: the pruned ones, those of dead columns, and those a
+    /// quantizer rounded to zero.
+    pub zeros: u64,
+    /// Input features that were zero for every calibration token.
+    pub dead_columns: usize,
+    /// ½ Σ err², what the reference implementation prints: ½ tr(ΔW (H + λI) ΔWᵀ). `None` without a
+    /// Hessian.
+    pub solver_loss: Option<f64>,
+    /// tr(ΔW H ΔWᵀ) on the undamped H, measured on the result. `None` without a Hessian or where measuring
+    /// was switched off.
+    pub reconstruction_error: Option<f64>,
+    /// [`Self::reconstruction_error`] over tr(W H Wᵀ).
+    pub relative_error: Option<f64>,
+    /// Damping used, as a fraction of the mean diagonal of H; more than asked for where the factorization
+    /// needed it. 0 for methods without a factorization.
+    pub damping: f64,
+    /// Precision of the factorization that succeeded; `None` for methods without one.
+    pub precision: Option<Precision>,
+    /// Factorizations tried, 1 where the first one succeeded.
+    pub factor_attempts: u32,
+    /// Calibration tokens behind the Hessian.
+    pub tokens: u64,
+    /// Calibration sequences behind the Hessian.
+    pub sequences: u64,
+    /// The backend.
+    pub backend: String,
+    /// Operations that ran on the host because the backend or the policy has no native way.
+    pub host_operations: Vec<Operation>,
+    /// Time spent.
+    pub seconds: StageSeconds,
+}
+
+impl LayerReport {
+    /// Zeros over weights.
+    #[must_use]
+    pub fn zero_fraction(&self) -> f64 {
+        self.zeros as f64 / (self.rows * self.cols) as f64
+    }
+}
+
+impl fmt::Display for LayerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} x {}, {} {}",
+            self.layer, self.rows, self.cols, self.method, self.pattern
+        )?;
+        if let Some(quantization) = &self.quantization {
+            write!(f, " + {quantization}")?;
+        }
+        write!(f, ", {:.2} % zeros", 100.0 * self.zero_fraction())?;
+        if let Some(relative) = self.relative_error {
+            write!(f, ", relative error {relative:.3e}")?;
+        }
+        if let Some(precision) = self.precision {
+            write!(f, ", damping {} ({precision})", self.damping)?;
+        }
+        if !self.host_operations.is_empty() {
+            write!(f, ", on the host: {:?}", self.host_operations)?;
+        }
+        write!(f, ", {:.3} s", self.seconds.total)
+    }
+}
+
+/// Seconds of a whole run.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ModelSeconds {
+    /// Loading and writing blocks.
+    pub blocks: f64,
+    /// Forward passes that collect Hessians, Hessians included.
+    pub calibrate: f64,
+    /// Hessian accumulation alone, a part of `calibrate`.
+    pub hessian: f64,
+    /// Solving layers.
+    pub solve: f64,
+    /// Forward passes with the new weights.
+    pub propagate: f64,
+    /// Everything.
+    pub total: f64,
+}
+
+/// What happened to a model.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ModelReport {
+    /// The backend.
+    pub backend: String,
+    /// Its device, in words.
+    pub device: String,
+    /// Blocks of the model.
+    pub blocks: usize,
+    /// Calibration sequences.
+    pub sequences: usize,
+    /// One report a layer, in the order they were treated.
+    pub layers: Vec<LayerReport>,
+    /// Layers left as they were, by rule.
+    pub skipped: Vec<String>,
+    /// Time spent.
+    pub seconds: ModelSeconds,
+}
+
+impl ModelReport {
+    /// Weights in the treated layers.
+    #[must_use]
+    pub fn weights(&self) -> u64 {
+        self.layers.iter().map(|layer| (layer.rows * layer.cols) as u64).sum()
+    }
+
+    /// Zeros in the treated layers.
+    #[must_use]
+    pub fn zeros(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.zeros).sum()
+    }
+
+    /// Zeros over weights of the treated layers; 0 where there is none.
+    #[must_use]
+    pub fn zero_fraction(&self) -> f64 {
+        match self.weights() {
+            0 => 0.0,
+            weights => self.zeros() as f64 / weights as f64,
+        }
+    }
+}

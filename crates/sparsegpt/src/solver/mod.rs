@@ -1,0 +1,635 @@
+//! One layer at a time: the solver and its settings.
+//!
+//! [`Solver`] is generic over the backend. [`LayerPruner`] is the same without the type parameter: model
+//! drivers and applications hold a `Box<dyn LayerPruner>` and never name a backend.
+
+mod chooser;
+mod job;
+mod levels;
+mod prepare;
+mod schedule;
+mod settings;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ndarray::{Array2, ArrayView2, Axis, s};
+
+pub use settings::{LayerSettings, Method};
+
+use crate::backend::{Backend, BackendInfo, Gemm, Operation, PruneRef, UpdateRows};
+use crate::error::{Error, Result, Stage};
+use crate::hessian::{Hessian, Statistics};
+use crate::quant::QuantizedLayer;
+use crate::report::LayerReport;
+use chooser::{Chooser, Chosen};
+use job::Job;
+use levels::Levels;
+use prepare::{Diagonal, Factored};
+use schedule::{Cuts, WIDEST_SWEEP};
+
+/// A layer after treatment.
+#[derive(Clone, Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct PrunedLayer {
+    /// The new weights, rows x cols.
+    pub weights: Array2<f32>,
+    /// The mask, rows x cols: `true` where a weight was kept, `false` where the policy pruned it.
+    pub mask: Array2<bool>,
+    /// Codes and grids, where a quantizer was given.
+    pub quantized: Option<QuantizedLayer>,
+    /// What happened.
+    pub report: LayerReport,
+}
+
+/// One of the layers that share an input.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerTask<'a> {
+    /// The layer's name, for reports and errors.
+    pub name: &'a str,
+    /// Dense weights, rows x cols.
+    pub weights: ArrayView2<'a, f32>,
+    /// What to do.
+    pub settings: &'a LayerSettings,
+}
+
+/// Solves layers on one backend.
+///
+/// ```
+/// use sparsegpt::{LayerSettings, Pattern, Solver, backend::Host, ndarray::Array2};
+/// let solver = Solver::new(Host);
+/// let activations = Array2::from_shape_fn((64, 8), |(t, c)| ((t * 7 + c * 3) % 11) as f32 - 5.0);
+/// let weights = Array2::from_shape_fn((4, 8), |(r, c)| ((r * 5 + c * 2) % 7) as f32 - 3.0);
+/// let mut hessian = solver.hessian(8)?;
+/// hessian.update(activations.view())?;
+/// let settings = LayerSettings::new(Pattern::n_of_m(2, 4)?);
+/// let layer = solver.prune(weights.view(), &mut hessian, &settings)?;
+/// assert_eq!(layer.report.pruned, 16);
+/// # Ok::<(), sparsegpt::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Solver<B: Backend> {
+    backend: Arc<B>,
+}
+
+impl<B: Backend> Solver<B> {
+    /// A solver on a backend.
+    #[must_use]
+    pub fn new(backend: B) -> Self {
+        Self { backend: Arc::new(backend) }
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// An empty Hessian for a layer with `cols` input features.
+    ///
+    /// # Errors
+    /// If `cols` is 0 or the device has no memory.
+    pub fn hessian(&self, cols: usize) -> Result<Hessian<B>> {
+        self.hessian_for("", cols)
+    }
+
+    /// The same with a layer's name for errors.
+    ///
+    /// # Errors
+    /// As [`hessian`](Self::hessian).
+    pub fn hessian_for(&self, layer: &str, cols: usize) -> Result<Hessian<B>> {
+        Hessian::new(self.backend.clone(), layer, cols)
+    }
+
+    /// A Hessian from a ready matrix (cols x cols, any scale, undamped; only the lower triangle is read).
+    ///
+    /// # Errors
+    /// If the matrix is not square or holds NaN or infinity.
+    pub fn hessian_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Hessian<B>> {
+        Hessian::from_array(self.backend.clone(), "", hessian)
+    }
+
+    /// Treats one layer: `weights` is rows x cols (output x input features), `hessian` that of its input.
+    ///
+    /// The Hessian keeps its meaning and can be used again; its upper triangle is scratch.
+    ///
+    /// # Errors
+    /// If settings are out of range or do not fit the layer, if weights or Hessian hold NaN or infinity, if
+    /// the shapes do not match, if the Hessian is zero or cannot be factored, or if the backend fails.
+    pub fn prune(
+        &self,
+        weights: ArrayView2<'_, f32>,
+        hessian: &mut Hessian<B>,
+        settings: &LayerSettings,
+    ) -> Result<PrunedLayer> {
+        let name = hessian.layer().to_owned();
+        self.prune_one(&LayerTask { name: &name, weights, settings }, Some(hessian), &mut None)
+    }
+
+    /// Treats a layer by a method that needs no calibration ([`Method::Magnitude`]).
+    ///
+    /// # Errors
+    /// As [`prune`](Self::prune), and if the method needs a Hessian.
+    pub fn prune_uncalibrated(
+        &self,
+        weights: ArrayView2<'_, f32>,
+        settings: &LayerSettings,
+    ) -> Result<PrunedLayer> {
+        self.prune_one(&LayerTask { name: "", weights, settings }, None, &mut None)
+    }
+
+    /// Treats layers that read the same input: one Hessian, and one factor where their damping and order
+    /// are the same.
+    ///
+    /// # Errors
+    /// As [`prune`](Self::prune); the error names the layer, and layers treated before it are lost.
+    pub fn prune_shared(
+        &self,
+        hessian: &mut Hessian<B>,
+        tasks: &[LayerTask<'_>],
+    ) -> Result<Vec<PrunedLayer>> {
+        let mut factored = None;
+        tasks.iter().map(|task| self.prune_one(task, Some(hessian), &mut factored)).collect()
+    }
+
+    fn prune_one(
+        &self,
+        task: &LayerTask<'_>,
+        hessian: Option<&mut Hessian<B>>,
+        factored: &mut Option<Factored<B>>,
+    ) -> Result<PrunedLayer> {
+        let start = Instant::now();
+        let LayerTask { name, weights, settings } = *task;
+        let mut job = Job::new(&*self.backend, name, weights, settings)?;
+        job.check_protection()?;
+        if let Some(hessian) = &hessian
+            && hessian.cols() != job.cols
+        {
+            return Err(Error::Shape {
+                layer: name.to_owned(),
+                what: "the Hessian",
+                expected: format!("{0} x {0}, for the {0} columns of the weights", job.cols),
+                found_rows: hessian.cols(),
+                found_cols: hessian.cols(),
+            });
+        }
+        let counts = hessian.as_ref().map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
+        let solved = match (settings.method, hessian) {
+            (Method::SparseGpt, Some(hessian)) => sparsegpt(&mut job, weights, hessian, factored)?,
+            (Method::Magnitude | Method::Wanda, Some(hessian)) => {
+                let diagonal = Diagonal::of(job.backend, hessian, name)?;
+                without_update(&mut job, weights, Some((hessian, diagonal)))?
+            }
+            (Method::Magnitude, None) => without_update(&mut job, weights, None)?,
+            (method, None) => {
+                return Err(Error::incompatible(
+                    name,
+                    format!("method {method} needs calibration statistics"),
+                    "accumulate a Hessian for this layer and prune with it",
+                ));
+            }
+        };
+        if let Some(((row, col), &value)) =
+            solved.weights.indexed_iter().find(|(_, value)| !value.is_finite())
+        {
+            return Err(Error::NonFinite {
+                layer: name.to_owned(),
+                what: "the result (an overflow; are the weights or activations far from 1?)",
+                value,
+                row,
+                col,
+            });
+        }
+        let zeros = solved.weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
+        let pruned = solved.mask.iter().filter(|&&kept| !kept).count() as u64;
+        let mut seconds = job.seconds.clone();
+        seconds.total = start.elapsed().as_secs_f64();
+        let report = LayerReport {
+            layer: name.to_owned(),
+            rows: job.rows,
+            cols: job.cols,
+            method: settings.method.to_string(),
+            pattern: settings.mask.describe(),
+            quantization: settings.quantizer.as_ref().map(|quantizer| quantizer.describe()),
+            pruned,
+            zeros,
+            dead_columns: job.dead.iter().filter(|&&dead| dead).count(),
+            solver_loss: solved.solver_loss,
+            reconstruction_error: solved.error.map(|(error, _)| error),
+            relative_error: solved
+                .error
+                .map(|(error, total)| if total > 0.0 { error / total } else { 0.0 }),
+            damping: solved.damping,
+            precision: solved.precision,
+            factor_attempts: solved.attempts,
+            tokens: counts.0,
+            sequences: counts.1,
+            backend: job.info.name.clone(),
+            host_operations: job.host_operations(),
+            seconds,
+        };
+        Ok(PrunedLayer {
+            weights: solved.weights,
+            mask: solved.mask,
+            quantized: solved.quantized,
+            report,
+        })
+    }
+}
+
+/// What a method hands back, in the original column order.
+#[derive(Debug)]
+struct Solved {
+    weights: Array2<f32>,
+    /// `true` = kept.
+    mask: Array2<bool>,
+    quantized: Option<QuantizedLayer>,
+    solver_loss: Option<f64>,
+    /// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ).
+    error: Option<(f64, f64)>,
+    damping: f64,
+    precision: Option<crate::backend::Precision>,
+    attempts: u32,
+}
+
+/// The paper's Algorithm 1, with Eq. 7 where a quantizer is given.
+fn sparsegpt<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    factored: &mut Option<Factored<B>>,
+) -> Result<Solved> {
+    let diagonal = Diagonal::of(job.backend, hessian, job.layer)?;
+    let settings = job.settings;
+    let order = settings.act_order.then(|| diagonal.descending(settings.mask.group()));
+    let reusable = factored
+        .as_ref()
+        .is_some_and(|known| known.asked_damping == settings.damping && known.order == order);
+    if !reusable {
+        // Drop the old one first: its matrix may be as large as the Hessian.
+        *factored = None;
+        *factored = Some(job.timed(Stage::Factor, |job| {
+            if order.is_some() {
+                job.uses(Operation::PermuteHessian);
+            }
+            Factored::new(job.backend, hessian, &diagonal, settings.damping, order, job.layer)
+        })?);
+    }
+    let Some(factor) = factored.as_ref() else {
+        return Err(Error::NothingToPrune { reason: "no factor was made".to_owned() });
+    };
+    job.order.clone_from(&factor.order);
+    job.dead.clone_from(&diagonal.dead);
+    let r = factor.own.as_ref().unwrap_or(&hessian.matrix);
+
+    let start = in_processing_order(job, dense);
+    let mut weights = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
+    let original_start = in_original_order(job, &start);
+    let mut levels =
+        job.timed(Stage::Grid, |job| Levels::new(job, original_start.view(), &weights))?;
+    drop(original_start);
+
+    // Which decisions are made where; N:M is chosen inside the sweep where nothing stands in the way.
+    let group = settings.mask.group();
+    let dynamic = levels.as_ref().and_then(|levels| levels.dynamic);
+    let in_flight = group > 1
+        && group <= settings.block_size.min(WIDEST_SWEEP)
+        && settings.protected_columns.is_empty()
+        && settings.protected_rows.is_empty()
+        && dynamic.is_none_or(|size| size % group == 0);
+    let mask_region = match () {
+        () if in_flight || !settings.mask.prunes() => None,
+        () if group > 1 => Some(group),
+        () => Some(settings.mask_block_size),
+    };
+    let unit = if in_flight { group } else { 1 };
+    let cuts =
+        Cuts { cols: job.cols, block: settings.block_size, mask_region, grid_region: dynamic, unit };
+    let blocks = cuts.blocks();
+    let widest = blocks.iter().map(|block| block.columns.len()).max().unwrap_or(0);
+    let mut errors = job.zeros(job.rows, widest)?;
+    let mut losses = job.zeros(job.rows, 1)?;
+
+    let mut chooser = Chooser::new(job);
+    let mut region: Option<(std::ops::Range<usize>, Chosen<B>)> = None;
+    let mut masks: Vec<(std::ops::Range<usize>, B::Mask)> = Vec::new();
+    job.uses(Operation::UpdateRows);
+    job.uses(Operation::Gemm);
+    for block in &blocks {
+        let (first, end) = (block.columns.start, block.columns.end);
+        for sweep in &block.sweeps {
+            let (a, b) = (sweep.start, sweep.end);
+            // Decide what is decided here.
+            let starts_region = mask_region.map_or(in_flight, |size| a % size == 0);
+            if starts_region && settings.mask.prunes() {
+                let columns = match mask_region {
+                    Some(size) => a..(a + size).min(job.cols),
+                    None => a..b,
+                };
+                let chosen = job.timed(Stage::Select, |job| {
+                    chooser.choose(job, &weights, &factor.scales, columns.clone(), in_flight)
+                })?;
+                if let Some((columns, Chosen::Mask(mask))) = region.replace((columns, chosen)) {
+                    masks.push((columns, mask));
+                }
+            }
+            if let Some(levels) = &mut levels {
+                job.timed(Stage::Grid, |job| levels.enter(job, &weights, a))?;
+            }
+            // Sweep.
+            let prune = match &region {
+                Some((columns, Chosen::Mask(mask))) => {
+                    PruneRef::Fixed { mask, offset: a - columns.start }
+                }
+                Some((_, Chosen::InFlight { zeros, group })) => {
+                    PruneRef::NofM { zeros: *zeros, group: *group }
+                }
+                _ => PruneRef::Keep,
+            };
+            let chosen_on_the_way = job.timed(Stage::UpdateRows, |job| {
+                let args = UpdateRows::new(
+                    &mut weights,
+                    r,
+                    (&mut errors, a - first),
+                    &mut losses,
+                    sweep.clone(),
+                )
+                .pruning(prune)
+                .rounding(levels.as_ref().map(|levels| levels.grid(sweep.clone())));
+                job.backend.update_rows(args).map_err(|e| job.failed(Stage::UpdateRows, e))
+            })?;
+            if let Some(mask) = chosen_on_the_way {
+                masks.push((sweep.clone(), mask));
+            }
+            // Bring the rest of the block up to date ...
+            if b < end {
+                trailing(job, &mut weights, &errors, r, (a - first..b - first, a..b, b..end))?;
+            }
+        }
+        // ... and the columns behind it.
+        if end < job.cols {
+            trailing(job, &mut weights, &errors, r, (0..end - first, first..end, end..job.cols))?;
+        }
+    }
+    if let Some((columns, Chosen::Mask(mask))) = region {
+        masks.push((columns, mask));
+    }
+
+    let result = job.timed(Stage::Transfer, |job| job.download(&weights))?;
+    drop(weights);
+    let squares = job.download(&losses)?;
+    let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();
+    let error = job.timed(Stage::Measure, |job| {
+        measure(job, &start, &result, r, &diagonal.ordered(job.order.as_deref()))
+    })?;
+    let mut mask = Array2::from_elem((job.rows, job.cols), true);
+    for (columns, pruned) in masks {
+        let pruned =
+            job.backend.download_mask(&pruned).map_err(|e| job.failed(Stage::Transfer, e))?;
+        for (at, pruned) in columns.zip(pruned.columns()) {
+            let mut column = mask.column_mut(job.original(at));
+            column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
+        }
+    }
+    let weights = in_original_order(job, &result);
+    let quantized = levels.map(|levels| levels.finish(job, weights.view())).transpose()?;
+    Ok(Solved {
+        weights,
+        mask,
+        quantized,
+        solver_loss: Some(solver_loss),
+        error,
+        damping: factor.damping,
+        precision: Some(factor.precision),
+        attempts: factor.attempts,
+    })
+}
+
+/// W\[:, target\] −= E\[:, errors\] · R\[rows, target\].
+fn trailing<B: Backend>(
+    job: &mut Job<'_, B>,
+    weights: &mut B::Matrix,
+    errors: &B::Matrix,
+    r: &B::Matrix,
+    (error_columns, rows, target): (
+        std::ops::Range<usize>,
+        std::ops::Range<usize>,
+        std::ops::Range<usize>,
+    ),
+) -> Result<()> {
+    job.timed(Stage::Trailing, |job| {
+        let product = Gemm::new(
+            (weights, target.clone()),
+            -1.0,
+            (errors, error_columns),
+            (r, rows, target),
+        );
+        job.backend.gemm(product).map_err(|e| job.failed(Stage::Trailing, e))
+    })
+}
+
+/// Magnitude and Wanda: a mask, no compensation, and where a quantizer is given, rounding to nearest.
+fn without_update<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    statistics: Option<(&mut Hessian<B>, Diagonal)>,
+) -> Result<Solved> {
+    if let Some((_, diagonal)) = &statistics {
+        job.dead.clone_from(&diagonal.dead);
+    }
+    let start = in_processing_order(job, dense);
+    let device = job.upload(start.view())?;
+    let scales = Array2::from_shape_fn((1, job.cols), |(_, column)| match &statistics {
+        // w²·H_jj orders as |w|·‖x_j‖.
+        Some((_, diagonal)) if job.settings.method == Method::Wanda && !diagonal.dead[column] => {
+            diagonal.values[column].sqrt().recip()
+        }
+        _ => 1.0,
+    });
+    let scales = job.upload(scales.view())?;
+    let mut mask = Array2::from_elem((job.rows, job.cols), true);
+    if job.settings.mask.prunes() {
+        let cols = job.cols;
+        let mut chooser = Chooser::new(job);
+        let chosen = job.timed(Stage::Select, |job| {
+            chooser.choose(job, &device, &scales, 0..cols, false)
+        })?;
+        if let Chosen::Mask(pruned) = chosen {
+            mask = job
+                .backend
+                .download_mask(&pruned)
+                .map_err(|e| job.failed(Stage::Transfer, e))?
+                .mapv(|pruned| !pruned);
+        }
+    }
+    let mut weights = start.clone();
+    weights.zip_mut_with(&mask, |weight, &kept| {
+        if !kept {
+            *weight = 0.0;
+        }
+    });
+    let quantized = job.timed(Stage::Grid, |job| round_to_nearest(job, &start, &device, &mut weights))?;
+    let error = match statistics {
+        Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
+            measure(job, &start, &weights, &hessian.matrix, &diagonal.values)
+        })?,
+        None => None,
+    };
+    Ok(Solved {
+        weights,
+        mask,
+        quantized,
+        solver_loss: error.map(|(error, _)| 0.5 * error),
+        error,
+        damping: 0.0,
+        precision: None,
+        attempts: 0,
+    })
+}
+
+/// Rounds `weights` to the grids of the dense weights; pruned ones are zero and stay so.
+fn round_to_nearest<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: &Array2<f32>,
+    device: &B::Matrix,
+    weights: &mut Array2<f32>,
+) -> Result<Option<QuantizedLayer>> {
+    let Some(mut levels) = Levels::new(job, dense.view(), device)? else {
+        return Ok(None);
+    };
+    if let Some(size) = levels.dynamic {
+        for first in (0..job.cols).step_by(size) {
+            levels.enter(job, device, first)?;
+        }
+    }
+    // Encoding rounds to the nearest level, and decoding gives that level back.
+    let quantized = levels.finish(job, weights.view())?;
+    weights.assign(&quantized.dequantize());
+    Ok(Some(quantized))
+}
+
+/// Dense weights in the order of processing; unprotected weights of dead columns are zero.
+fn in_processing_order<B: Backend>(job: &Job<'_, B>, dense: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut ordered = match &job.order {
+        Some(order) => dense.select(Axis(1), order),
+        None => dense.as_standard_layout().into_owned(),
+    };
+    for at in 0..job.cols {
+        let column = job.original(at);
+        if job.is_dead(column) && !job.protected_columns[column] {
+            for row in (0..job.rows).filter(|&row| !job.protected_rows[row]) {
+                ordered[[row, at]] = 0.0;
+            }
+        }
+    }
+    ordered
+}
+
+fn in_original_order<B: Backend>(job: &Job<'_, B>, ordered: &Array2<f32>) -> Array2<f32> {
+    match &job.order {
+        None => ordered.clone(),
+        Some(order) => {
+            let mut original = Array2::zeros(ordered.dim());
+            for (at, &column) in order.iter().enumerate() {
+                original.slice_mut(s![.., column]).assign(&ordered.column(at));
+            }
+            original
+        }
+    }
+}
+
+/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off.
+fn measure<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: &Array2<f32>,
+    result: &Array2<f32>,
+    h: &B::Matrix,
+    diagonal: &[f32],
+) -> Result<Option<(f64, f64)>> {
+    if !job.settings.measure {
+        return Ok(None);
+    }
+    job.uses(Operation::RowEnergies);
+    let energy = |weights: ArrayView2<'_, f32>| -> Result<f64> {
+        let device = job.upload(weights)?;
+        let rows = job
+            .backend
+            .row_energies(&device, h, diagonal)
+            .map_err(|e| job.failed(Stage::Measure, e))?;
+        // Rounding may push a tiny energy below zero.
+        Ok(rows.iter().sum::<f64>().max(0.0))
+    };
+    let difference = dense - result;
+    Ok(Some((energy(difference.view())?, energy(dense.view())?)))
+}
+
+/// A solver whose backend is not in the type.
+pub trait LayerPruner: Debug + Send + Sync {
+    /// The backend's description.
+    fn info(&self) -> BackendInfo;
+
+    /// Empty calibration statistics for the input of the layer(s) named `layer`, `cols` features wide.
+    ///
+    /// # Errors
+    /// If `cols` is 0 or the device has no memory.
+    fn statistics(&self, layer: &str, cols: usize) -> Result<Box<dyn Statistics>>;
+
+    /// Statistics from a ready Hessian; see [`Solver::hessian_from`].
+    ///
+    /// # Errors
+    /// As [`Solver::hessian_from`].
+    fn statistics_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Box<dyn Statistics>>;
+
+    /// Treats the layers that read one input; see [`Solver::prune_shared`]. `done` gets each layer as soon as it is
+    /// finished, with its index in `tasks`. Without statistics only methods that need none can run.
+    ///
+    /// # Errors
+    /// As [`Solver::prune`], and if the statistics are another backend's. Layers handed to `done` before
+    /// the error are finished.
+    fn prune_layers(
+        &self,
+        statistics: Option<&mut dyn Statistics>,
+        tasks: &[LayerTask<'_>],
+        done: &mut dyn FnMut(usize, PrunedLayer) -> Result<()>,
+    ) -> Result<()>;
+}
+
+impl<B: Backend> LayerPruner for Solver<B> {
+    fn info(&self) -> BackendInfo {
+        self.backend.info()
+    }
+
+    fn statistics(&self, layer: &str, cols: usize) -> Result<Box<dyn Statistics>> {
+        Ok(Box::new(self.hessian_for(layer, cols)?))
+    }
+
+    fn statistics_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Box<dyn Statistics>> {
+        Ok(Box::new(self.hessian_from(hessian)?))
+    }
+
+    fn prune_layers(
+        &self,
+        statistics: Option<&mut dyn Statistics>,
+        tasks: &[LayerTask<'_>],
+        done: &mut dyn FnMut(usize, PrunedLayer) -> Result<()>,
+    ) -> Result<()> {
+        let mut hessian = match statistics {
+            None => None,
+            Some(statistics) => {
+                Some(statistics.as_any_mut().downcast_mut::<Hessian<B>>().ok_or_else(|| {
+                    Error::ForeignStatistics {
+                        layer: tasks.first().map_or_else(String::new, |task| task.name.to_owned()),
+                        backend: self.info().name,
+                    }
+                })?)
+            }
+        };
+        let mut factored = None;
+        for (index, task) in tasks.iter().enumerate() {
+            done(index, self.prune_one(task, hessian.as_deref_mut(), &mut factored)?)?;
+        }
+        Ok(())
+    }
+}
