@@ -208,7 +208,7 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// From H to the upper triangular R with RᵀR = H⁻¹, where H has the strict lower triangle of `h` and
     /// the given `diagonal` (length cols, dead columns patched and damping added by the solver).
     ///
-    /// R goes into the upper triangle of `h`, diagonal included. **The strict lower triangle must be left
+    /// R goes into the upper triangle of `h`, diagonal included (the solver knows H's own). **The strict lower triangle must be left
     /// as it was**, on success and on failure: the solver comes back with another precision or diagonal,
     /// and measures errors with it. H⁻¹ is never formed: with H = UUᵀ (a Cholesky factorization from the
     /// last column to the first), R = U⁻¹.
@@ -229,6 +229,21 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// `OutOfMemory`, `DeviceLost`.
     fn diagonal(&self, matrix: &Self::Matrix) -> Result<Vec<f32>, Self::Error> {
         Ok(self.download(matrix)?.diag().to_vec())
+    }
+
+    /// Overwrites the diagonal of a square matrix. Called when a factored Hessian is used again.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn set_diagonal(
+        &self,
+        matrix: &mut Self::Matrix,
+        diagonal: &[f32],
+    ) -> Result<(), Self::Error> {
+        let mut host = self.download(matrix)?;
+        host.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+        *matrix = self.upload(host.view())?;
+        Ok(())
     }
 
     /// target ← alpha·target + beta·other, element by element (merging two Hessians).

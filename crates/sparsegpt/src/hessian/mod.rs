@@ -35,7 +35,9 @@ use crate::error::{Error, Result, Stage};
 pub struct Hessian<B: Backend> {
     backend: Arc<B>,
     layer: String,
-    pub(crate) matrix: B::Matrix,
+    matrix: B::Matrix,
+    /// The diagonal of H, kept here once a factorization has put R's over it.
+    covered_diagonal: Option<Vec<f32>>,
     cols: usize,
     tokens: u64,
     sequences: u64,
@@ -55,7 +57,15 @@ impl<B: Backend> Hessian<B> {
         let matrix = backend
             .zeros(cols, cols)
             .map_err(|e| Error::backend(layer, &backend.info().name, Stage::Hessian, e))?;
-        Ok(Self { backend, layer: layer.to_owned(), matrix, cols, tokens: 0, sequences: 0 })
+        Ok(Self {
+            backend,
+            layer: layer.to_owned(),
+            matrix,
+            covered_diagonal: None,
+            cols,
+            tokens: 0,
+            sequences: 0,
+        })
     }
 
     /// Takes a ready matrix; counts are unknown and stay 0.
@@ -91,7 +101,15 @@ impl<B: Backend> Hessian<B> {
         let matrix = backend
             .upload(hessian)
             .map_err(|e| Error::backend(layer, &backend.info().name, Stage::Transfer, e))?;
-        Ok(Self { backend, layer: layer.to_owned(), matrix, cols, tokens: 0, sequences: 0 })
+        Ok(Self {
+            backend,
+            layer: layer.to_owned(),
+            matrix,
+            covered_diagonal: None,
+            cols,
+            tokens: 0,
+            sequences: 0,
+        })
     }
 
     /// Adds activations: `hessian.update(x.view())` for one sequence, or a [`Batch`].
@@ -140,6 +158,7 @@ impl<B: Backend> Hessian<B> {
                 });
             }
         }
+        self.uncover().map_err(|e| self.failed(Stage::Hessian, e))?;
         // The running mean, 2/N Σ XᵀX with N the number of sequences, one contiguous run of tokens at a
         // time: only the first one scales what is there.
         let sum = self.sequences + sequences;
@@ -177,9 +196,18 @@ impl<B: Backend> Hessian<B> {
             return Ok(());
         }
         let share = |sequences: u64| (sequences as f64 / sum as f64) as f32;
+        let (own, others) = (share(self.sequences), share(other.sequences));
+        let diagonal: Vec<f32> = self
+            .diagonal()?
+            .iter()
+            .zip(other.diagonal()?)
+            .map(|(own_entry, others_entry)| own * own_entry + others * others_entry)
+            .collect();
         self.backend
-            .combine(&mut self.matrix, share(self.sequences), &other.matrix, share(other.sequences))
+            .combine(&mut self.matrix, own, &other.matrix, others)
+            .and_then(|()| self.backend.set_diagonal(&mut self.matrix, &diagonal))
             .map_err(|e| self.failed(Stage::Hessian, e))?;
+        self.covered_diagonal = None;
         self.sequences = sum;
         self.tokens += other.tokens;
         Ok(())
@@ -197,7 +225,40 @@ impl<B: Backend> Hessian<B> {
                 h[[row, col]] = 0.0;
             }
         }
+        if let Some(diagonal) = &self.covered_diagonal {
+            h.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+        }
         Ok(h)
+    }
+
+    /// The diagonal of H.
+    pub(crate) fn diagonal(&self) -> Result<Vec<f32>> {
+        match &self.covered_diagonal {
+            Some(diagonal) => Ok(diagonal.clone()),
+            None => {
+                self.backend.diagonal(&self.matrix).map_err(|e| self.failed(Stage::Transfer, e))
+            }
+        }
+    }
+
+    /// The matrix: H in the strict lower triangle, in the others whatever the last factorization left.
+    pub(crate) fn matrix(&self) -> &B::Matrix {
+        &self.matrix
+    }
+
+    /// The matrix for a factorization in place; `diagonal` is that of H and is kept.
+    pub(crate) fn matrix_to_factor(&mut self, diagonal: &[f32]) -> &mut B::Matrix {
+        self.covered_diagonal.get_or_insert_with(|| diagonal.to_vec());
+        &mut self.matrix
+    }
+
+    /// Puts the diagonal of H back in its place.
+    fn uncover(&mut self) -> Result<(), B::Error> {
+        if let Some(diagonal) = &self.covered_diagonal {
+            self.backend.set_diagonal(&mut self.matrix, diagonal)?;
+            self.covered_diagonal = None;
+        }
+        Ok(())
     }
 
     /// Input features: rows and columns of H.

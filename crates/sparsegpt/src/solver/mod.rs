@@ -179,7 +179,7 @@ impl<B: Backend> Solver<B> {
         let solved = match (settings.method, hessian) {
             (Method::SparseGpt, Some(hessian)) => sparsegpt(&mut job, weights, hessian, factored)?,
             (Method::Magnitude | Method::Wanda, Some(hessian)) => {
-                let diagonal = Diagonal::of(job.backend, hessian, name)?;
+                let diagonal = Diagonal::of(hessian, name)?;
                 without_update(&mut job, weights, Some((hessian, diagonal)))?
             }
             (Method::Magnitude, None) => without_update(&mut job, weights, None)?,
@@ -261,7 +261,7 @@ fn sparsegpt<B: Backend>(
     hessian: &mut Hessian<B>,
     factored: &mut Option<Factored<B>>,
 ) -> Result<Solved> {
-    let diagonal = Diagonal::of(job.backend, hessian, job.layer)?;
+    let diagonal = Diagonal::of(hessian, job.layer)?;
     let settings = job.settings;
     let order = settings.act_order.then(|| diagonal.descending(settings.mask.group()));
     let reusable = factored
@@ -282,7 +282,7 @@ fn sparsegpt<B: Backend>(
     };
     job.order.clone_from(&factor.order);
     job.dead.clone_from(&diagonal.dead);
-    let r = factor.own.as_ref().unwrap_or(&hessian.matrix);
+    let r = factor.own.as_ref().unwrap_or(hessian.matrix());
 
     let start = in_processing_order(job, dense);
     let mut weights = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
@@ -473,7 +473,7 @@ fn without_update<B: Backend>(
     let quantized = job.timed(Stage::Grid, |job| round_to_nearest(job, &start, &device, &mut weights))?;
     let error = match statistics {
         Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
-            measure(job, &start, &weights, &hessian.matrix, &diagonal.values)
+            measure(job, &start, &weights, hessian.matrix(), &diagonal.values)
         })?,
         None => None,
     };

@@ -16,10 +16,8 @@ pub(super) struct Diagonal {
 }
 
 impl Diagonal {
-    pub(super) fn of<B: Backend>(backend: &B, hessian: &Hessian<B>, layer: &str) -> Result<Self> {
-        let values = backend
-            .diagonal(&hessian.matrix)
-            .map_err(|e| Error::backend(layer, &backend.info().name, Stage::Transfer, e))?;
+    pub(super) fn of<B: Backend>(hessian: &Hessian<B>, layer: &str) -> Result<Self> {
+        let values = hessian.diagonal()?;
         if let Some(column) = values.iter().position(|value| !value.is_finite()) {
             return Err(Error::NonFinite {
                 layer: layer.to_owned(),
@@ -110,10 +108,13 @@ impl<B: Backend> Factored<B> {
         let failed = |stage, error| Error::backend(layer, &name, stage, error);
         let mut own = order
             .as_ref()
-            .map(|order| backend.permute_hessian(&hessian.matrix, order))
+            .map(|order| backend.permute_hessian(hessian.matrix(), order))
             .transpose()
             .map_err(|e| failed(Stage::Factor, e))?;
-        let matrix = own.as_mut().unwrap_or(&mut hessian.matrix);
+        let matrix = match &mut own {
+            Some(permuted) => permuted,
+            None => hessian.matrix_to_factor(&diagonal.values),
+        };
         let mut attempts = 0;
         let mut last = (0, asked_damping);
         for (damping, precision) in ladder(asked_damping) {

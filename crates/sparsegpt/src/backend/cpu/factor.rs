@@ -2,83 +2,48 @@
 //!
 //! With J the matrix that reverses the order of the columns, JHJ = LLᵀ gives H = UUᵀ for U = JLJ, and
 //! R = U⁻¹ = JL⁻¹J: one Cholesky factorization and one triangular inverse, 2/3 cols³ flops where the
-//! published chain (factor, inverse, factor) takes 4/3. Seen through a view with both orders reversed, the
-//! upper triangle of `h` is the lower triangle that faer works in, so nothing is moved.
+//! published chain (factor, inverse, factor) takes 4/3. faer's factorization writes outside the triangle it
+//! is given, so it works on a reversed copy, and the Hessian's own triangle stays whole.
+
+use std::cmp::Ordering;
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltError, LltParams, cholesky_in_place, cholesky_in_place_scratch,
 };
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::prelude::ReborrowMut;
 use faer::traits::RealField;
-use faer::{Mat, MatMut, Par, Spec};
+use faer::{Mat, Par, Spec};
 use ndarray::Array2;
 
-use super::faer_mut;
 use crate::error::HostError;
 
-pub(super) fn inverse_factor_f32(
+/// R into the upper triangle of `h`; `widen` and `narrow` convert to and from the type of the
+/// factorization.
+pub(super) fn inverse_factor<T: RealField>(
     h: &mut Array2<f32>,
     diagonal: &[f32],
-    par: Par,
-) -> Result<(), HostError> {
-    let n = diagonal.len();
-    // The upper triangle takes a copy of H; the strict lower one stays.
-    for row in 0..n {
-        h[[row, row]] = diagonal[row];
-        for col in row + 1..n {
-            h[[row, col]] = h[[col, row]];
-        }
-    }
-    let mut reversed = faer_mut(h).reverse_rows_and_cols_mut();
-    let inverse = invert_reversed(reversed.rb_mut(), par)?;
-    for col in 0..n {
-        for row in col..n {
-            reversed[(row, col)] = inverse[(row, col)];
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn inverse_factor_f64(
-    h: &mut Array2<f32>,
-    diagonal: &[f32],
+    widen: impl Fn(f32) -> T,
+    narrow: impl Fn(&T) -> f32,
     par: Par,
 ) -> Result<(), HostError> {
     let n = diagonal.len();
     let mut reversed = Mat::from_fn(n, n, |i, j| {
         let (row, col) = (n - 1 - i, n - 1 - j);
         match row.cmp(&col) {
-            std::cmp::Ordering::Equal => f64::from(diagonal[row]),
-            // The lower triangle of the reversed matrix is the upper one of H, which is the transpose of
-            // the one we have.
-            std::cmp::Ordering::Less => f64::from(h[[col, row]]),
-            std::cmp::Ordering::Greater => 0.0,
+            Ordering::Equal => widen(diagonal[row]),
+            // The lower triangle of JHJ is the upper one of H, the transpose of the one that is given.
+            Ordering::Less => widen(h[[col, row]]),
+            Ordering::Greater => widen(0.0),
         }
     });
-    let inverse = invert_reversed(reversed.as_mut(), par)?;
-    for i in 0..n {
-        for j in 0..=i {
-            h[[n - 1 - i, n - 1 - j]] = inverse[(i, j)] as f32;
-        }
-    }
-    Ok(())
-}
-
-/// L⁻¹ for the matrix LLᵀ in the lower triangle of `reversed`, which is overwritten by L.
-fn invert_reversed<T: RealField>(
-    mut reversed: MatMut<'_, T>,
-    par: Par,
-) -> Result<Mat<T>, HostError> {
-    let n = reversed.nrows();
     let params = Spec::<LltParams, T>::default();
     let scratch = cholesky_in_place_scratch::<T>(n, par, params);
     let bytes = scratch.unaligned_bytes_required();
     let mut memory =
         MemBuffer::try_new(scratch).map_err(|_| HostError::OutOfMemory { bytes })?;
     cholesky_in_place(
-        reversed.rb_mut(),
+        reversed.as_mut(),
         Default::default(),
         par,
         MemStack::new(&mut memory),
@@ -89,5 +54,10 @@ fn invert_reversed<T: RealField>(
     })?;
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), reversed.as_ref(), par);
-    Ok(inverse)
+    for row in 0..n {
+        for col in row..n {
+            h[[row, col]] = narrow(&inverse[(n - 1 - row, n - 1 - col)]);
+        }
+    }
+    Ok(())
 }

@@ -152,13 +152,26 @@ impl Backend for Cpu {
         precision: Precision,
     ) -> Result<(), HostError> {
         self.run(|par| match precision {
-            Precision::F32 => factor::inverse_factor_f32(&mut h.0, diagonal, par),
-            Precision::F64 => factor::inverse_factor_f64(&mut h.0, diagonal, par),
+            Precision::F32 => {
+                factor::inverse_factor::<f32>(&mut h.0, diagonal, |value| value, |&value| value, par)
+            }
+            Precision::F64 => factor::inverse_factor::<f64>(
+                &mut h.0,
+                diagonal,
+                f64::from,
+                |&value| value as f32,
+                par,
+            ),
         })
     }
 
     fn diagonal(&self, matrix: &CpuMatrix) -> Result<Vec<f32>, HostError> {
         Ok(matrix.0.diag().to_vec())
+    }
+
+    fn set_diagonal(&self, matrix: &mut CpuMatrix, diagonal: &[f32]) -> Result<(), HostError> {
+        matrix.0.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+        Ok(())
     }
 
     fn combine(

@@ -1,0 +1,161 @@
+//! The LLaMA family as the pruning driver sees it.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use ndarray::Array2;
+use serde_json::Value;
+use sparsegpt::{BlockLayer, ModelAdapter, Tap};
+
+use super::LlamaConfig;
+use super::block::{Block, Position};
+use super::model::embed;
+use super::weights::{EMBEDDING, block_name, check_all, linear_specs, read};
+use crate::checkpoint::WeightSink;
+use crate::{Error, Result, TensorSource};
+
+/// Streams a LLaMA-family checkpoint through the pruning driver: one block's weights in memory at a time.
+///
+/// Replaced weights go to the sink when their block ends, under their checkpoint names.
+#[derive(Debug)]
+pub struct LlamaAdapter<'a> {
+    config: LlamaConfig,
+    source: Arc<dyn TensorSource>,
+    sink: &'a mut dyn WeightSink,
+    /// Read at the first sequence, dropped when the first block begins.
+    embedding: Option<Tensor>,
+    current: Option<Current>,
+    /// Rotary tables of the last sequence length.
+    rotary: Option<(usize, (Tensor, Tensor))>,
+}
+
+#[derive(Debug)]
+struct Current {
+    index: usize,
+    block: Block,
+    replaced: Vec<bool>,
+}
+
+impl<'a> LlamaAdapter<'a> {
+    /// An adapter for a checkpoint; finished weights go to `sink`.
+    ///
+    /// # Errors
+    /// As [`Llama::load`](super::Llama::load); no weight is read yet.
+    pub fn new(
+        config: &Value,
+        source: Arc<dyn TensorSource>,
+        sink: &'a mut dyn WeightSink,
+    ) -> Result<Self> {
+        let config = LlamaConfig::from_json(config)?;
+        check_all(&config, &*source)?;
+        Ok(Self { config, source, sink, embedding: None, current: None, rotary: None })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    fn current(&self, block: usize) -> Result<&Current> {
+        self.current.as_ref().filter(|current| current.index == block).ok_or_else(|| not_begun(block))
+    }
+}
+
+fn not_begun(block: usize) -> Error {
+    Error::setting("block", "one between begin_block and end_block", block)
+}
+
+impl ModelAdapter for LlamaAdapter<'_> {
+    type Sequence = Vec<u32>;
+    type Hidden = Tensor;
+    type Error = Error;
+
+    fn blocks(&self) -> usize {
+        self.config.blocks
+    }
+
+    fn layers(&self, block: usize) -> Result<Vec<BlockLayer>> {
+        Ok(linear_specs(&self.config)
+            .iter()
+            .map(|spec| BlockLayer {
+                name: block_name(block, spec.part),
+                rows: spec.rows,
+                cols: spec.cols,
+                input: spec.input,
+            })
+            .collect())
+    }
+
+    fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        let embedding = match &self.embedding {
+            Some(embedding) => embedding,
+            None => self.embedding.insert(read(&*self.source, EMBEDDING, &shape)?),
+        };
+        embed(&self.config, embedding, &[sequence], 0)
+    }
+
+    fn begin_block(&mut self, block: usize) -> Result<()> {
+        self.embedding = None;
+        let loaded = Block::load(&self.config, &*self.source, block)?;
+        let replaced = vec![false; loaded.linears.len()];
+        self.current = Some(Current { index: block, block: loaded, replaced });
+        Ok(())
+    }
+
+    fn end_block(&mut self, block: usize) -> Result<()> {
+        let Some(current) = self.current.take().filter(|current| current.index == block) else {
+            return Err(not_begun(block));
+        };
+        for ((spec, linear), replaced) in
+            linear_specs(&self.config).iter().zip(&current.block.linears).zip(current.replaced)
+        {
+            if replaced {
+                let name = format!("{}.weight", block_name(block, spec.part));
+                let values: Vec<f32> = linear.weight.flatten_all()?.to_vec1()?;
+                self.sink.store(&name, &values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_block(
+        &mut self,
+        block: usize,
+        hidden: &Tensor,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor> {
+        let (_, time, _) = hidden.dims3()?;
+        if self.rotary.as_ref().is_none_or(|(length, _)| *length != time) {
+            let tables = self.config.rotary.tables(self.config.head_dim, 0, time)?;
+            self.rotary = Some((time, tables));
+        }
+        let Some((_, rotary)) = &self.rotary else {
+            return Err(not_begun(block));
+        };
+        let position = Position { past: 0, rotary };
+        self.current(block)?.block.forward(hidden, &position, None, tap)
+    }
+
+    fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {
+        let weight = &self.current(block)?.block.linears[layer].weight;
+        let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+        Array2::from_shape_vec(weight.dims2()?, values)
+            .map_err(|error| Error::tensor(block_name(block, "(weight)"), error.to_string()))
+    }
+
+    fn replace_weight(&mut self, block: usize, layer: usize, weight: Array2<f32>) -> Result<()> {
+        let shape = weight.dim();
+        let values: Vec<f32> = weight.as_standard_layout().iter().copied().collect();
+        let weight = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let current = self
+            .current
+            .as_mut()
+            .filter(|current| current.index == block)
+            .ok_or_else(|| not_begun(block))?;
+        current.block.replace(layer, weight);
+        current.replaced[layer] = true;
+        Ok(())
+    }
+}

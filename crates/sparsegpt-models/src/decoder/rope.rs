@@ -1,0 +1,138 @@
+//! Rotary position embedding: frequencies and tables.
+
+use candle_core::{Device, Tensor};
+
+use crate::{Error, Result};
+
+/// How the frequencies are stretched for longer contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// LLaMA 3.1: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    Llama3 {
+        /// The divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_positions / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_positions / high_freq_factor` are high frequencies.
+        high_freq_factor: f64,
+        /// The context the model was first trained with.
+        original_positions: f64,
+    },
+}
+
+/// Base and scaling of the rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryConfig {
+    theta: f64,
+    scaling: RopeScaling,
+}
+
+impl RotaryConfig {
+    /// A base (`rope_theta`) and a scaling.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a base or factors that are not positive.
+    pub fn new(theta: f64, scaling: RopeScaling) -> Result<Self> {
+        let positive = |key: &str, value: f64| {
+            if value > 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::config(key, format!("expected a positive number, found {value}")))
+            }
+        };
+        positive("rope_theta", theta)?;
+        match scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } => positive("factor", factor)?,
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+                positive("factor", factor)?;
+                positive("low_freq_factor", low_freq_factor)?;
+                positive("original_max_position_embeddings", original_positions)?;
+                positive("high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor)?;
+            }
+        }
+        Ok(Self { theta, scaling })
+    }
+
+    /// The angle per position of each pair of dimensions.
+    #[must_use]
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        (0..head_dim / 2)
+            .map(|pair| {
+                let plain = self.theta.powf(-2.0 * pair as f64 / head_dim as f64);
+                match self.scaling {
+                    RopeScaling::None => plain,
+                    RopeScaling::Linear { factor } => plain / factor,
+                    RopeScaling::Llama3 {
+                        factor,
+                        low_freq_factor,
+                        high_freq_factor,
+                        original_positions,
+                    } => {
+                        // Turns that this pair makes within the original context.
+                        let turns = original_positions * plain / std::f64::consts::TAU;
+                        let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let kept = kept.clamp(0.0, 1.0);
+                        plain * (kept + (1.0 - kept) / factor)
+                    }
+                }
+            })
+            .collect()
+    }
+
+    /// Cosines and sines for positions `start..start + count`, each count x head_dim/2.
+    pub(super) fn tables(&self, head_dim: usize, start: usize, count: usize) -> Result<(Tensor, Tensor)> {
+        let frequencies = self.frequencies(head_dim);
+        // transformers computes frequencies and angles in f32; follow its rounding.
+        let angles: Vec<f32> = (start..start + count)
+            .flat_map(|position| frequencies.iter().map(move |&f| position as f32 * f as f32))
+            .collect();
+        let table = |of: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().copied().map(of).collect();
+            Tensor::from_vec(values, (count, head_dim / 2), &Device::Cpu)
+        };
+        Ok((table(f32::cos)?, table(f32::sin)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn llama3_keeps_high_and_divides_low_frequencies() {
+        let plain = RotaryConfig::new(500_000.0, RopeScaling::None).unwrap().frequencies(128);
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_positions: 8192.0,
+        };
+        let scaled = RotaryConfig::new(500_000.0, scaling).unwrap().frequencies(128);
+        assert_eq!(plain[0], scaled[0]);
+        assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-9);
+        // The published formula, written with wavelengths.
+        for (plain, scaled) in plain.iter().zip(&scaled) {
+            let wavelength = std::f64::consts::TAU / plain;
+            let expected = if wavelength < 8192.0 / 4.0 {
+                *plain
+            } else if wavelength > 8192.0 {
+                plain / 8.0
+            } else {
+                let smooth = (8192.0 / wavelength - 1.0) / 3.0;
+                (1.0 - smooth) * plain / 8.0 + smooth * plain
+            };
+            assert!((scaled / expected - 1.0).abs() < 1e-12);
+        }
+    }
+}

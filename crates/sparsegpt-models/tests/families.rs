@@ -1,0 +1,179 @@
+//! The decoder against the logits of HuggingFace transformers, and pruned models against the published
+//! reference implementation. The golden files are not part of the repository; without them each test says
+//! so and passes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use sparsegpt::backend::Cpu;
+use sparsegpt::{LayerSettings, ModelPlan, Pattern, Solver, prune_model};
+use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
+use sparsegpt_models::decoder::{Llama, LlamaAdapter};
+use sparsegpt_models::evaluate::token_nll;
+use sparsegpt_models::generate::{GenerateOptions, generate};
+
+fn golden(part: &str) -> Option<PathBuf> {
+    let shared = std::env::var_os("SPARSEGPT_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    );
+    let folder = shared.join("golden").join(part);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("skipped: no golden files for {part} (set SPARSEGPT_SHARED)");
+    None
+}
+
+/// Tensors of a safetensors file, and its metadata.
+struct File {
+    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl File {
+    fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .iter()
+            .map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec())))
+            .collect();
+        Self { tensors, metadata }
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let bytes = &self.tensors[name].1;
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn tokens(&self, name: &str) -> Vec<Vec<u32>> {
+        let (shape, bytes) = &self.tensors[name];
+        bytes
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+            .collect::<Vec<_>>()
+            .chunks(shape[1])
+            .map(<[u32]>::to_vec)
+            .collect()
+    }
+}
+
+fn logits(model: &Llama, tokens: &[Vec<u32>]) -> Vec<f32> {
+    let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+    model.forward(&sequences).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for family in ["llama", "llama3_rope_scaling", "mistral", "qwen2"] {
+        let Some(folder) = golden(&format!("families/{family}")) else { return };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+        let expected = File::read(&folder.join("expected.safetensors"));
+        let difference =
+            largest_difference(&logits(&model, &expected.tokens("tokens")), &expected.floats("logits"));
+        eprintln!("{family}: largest logit difference {difference:.1e}");
+        assert!(difference < 2e-3, "{family}: {difference}");
+    }
+}
+
+#[test]
+fn pruned_models_equal_those_of_the_reference() {
+    let Some(folder) = golden("families/llama") else { return };
+    for (file, pattern) in [("pruned_unstructured_50", "50%"), ("pruned_nm_2_4", "2:4")] {
+        let golden = File::read(&folder.join(format!("{file}.safetensors")));
+        let losses: BTreeMap<String, f64> =
+            serde_json::from_str(&golden.metadata["solver_losses"]).unwrap();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let mut pruned = Overlay::new(checkpoint.tensors());
+        let mut sink = pruned.clone();
+        let mut adapter =
+            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        let settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
+        let report = prune_model(
+            &mut adapter,
+            &Solver::new(Cpu::new(2).unwrap()),
+            &golden.tokens("calibration_tokens"),
+            &ModelPlan::new(settings),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
+        assert_eq!(report.layers.len(), losses.len());
+        let (mut agreeing, mut weights) = (0, 0);
+        for layer in &report.layers {
+            let ratio = layer.solver_loss.unwrap() / losses[&layer.layer];
+            assert!((ratio - 1.0).abs() < 0.02, "{}: loss ratio {ratio}", layer.layer);
+            let name = format!("{}.weight", layer.layer);
+            let ours = sparsegpt_models::TensorSource::read_f32(&pruned, &name).unwrap();
+            let theirs = golden.floats(&name);
+            let same = ours.iter().zip(&theirs).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count();
+            assert!(same as f64 >= 0.99 * ours.len() as f64, "{}: {same}", layer.layer);
+            agreeing += same;
+            weights += ours.len();
+        }
+        let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> = std::sync::Arc::new(pruned.clone());
+        let model = Llama::load(checkpoint.config(), &source).unwrap();
+        let expected = File::read(&folder.join("expected.safetensors"));
+        let difference =
+            largest_difference(&logits(&model, &expected.tokens("tokens")), &golden.floats("logits"));
+        eprintln!("{file}: zeros agree in {agreeing} of {weights}, logits within {difference:.2e}");
+        let _ = &mut pruned;
+    }
+}
+
+#[test]
+fn smollm2_equals_transformers() {
+    let Some(folder) = golden("smollm2") else { return };
+    let model = std::env::var_os("SPARSEGPT_SMOLLM2").map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../data-local/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    if !model.is_file() {
+        eprintln!("skipped: no SmolLM2 (scripts/fetch-smollm2.sh fetches it)");
+        return;
+    }
+    let expected = File::read(&folder.join("expected.safetensors"));
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+    let tokens = expected.tokens("tokens");
+    for (sequence, &nll) in tokens.iter().zip(&expected.floats("mean_nll")) {
+        let losses = token_nll(&model, sequence).unwrap();
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!((mean - f64::from(nll)).abs() < 1e-4, "{mean} against {nll}");
+    }
+    let vocabulary = model.config().vocab_size;
+    let last: Vec<f32> = tokens
+        .iter()
+        .flat_map(|sequence| model.next(sequence, &mut model.cache()).unwrap())
+        .collect();
+    assert_eq!(last.len(), 4 * vocabulary);
+    let difference = largest_difference(&last, &expected.floats("last_logits"));
+    eprintln!("SmolLM2: largest logit difference {difference:.1e}");
+    assert!(difference < 1e-2, "{difference}");
+
+    let golden: Vec<u32> = serde_json::from_str(&expected.metadata["greedy_tokens"]).unwrap();
+    let prompt = tokenizer.encode(&expected.metadata["greedy_prompt"]).unwrap();
+    assert_eq!(prompt, golden[..prompt.len()]);
+    let options =
+        GenerateOptions { max_new_tokens: golden.len() - prompt.len(), ..Default::default() };
+    let continuation = generate(&model, &prompt, &options, &mut |_| true).unwrap();
+    assert_eq!(continuation.tokens, golden[prompt.len()..]);
+    assert_eq!(tokenizer.decode(&golden).unwrap(), expected.metadata["greedy_text"]);
+}
