@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::decoder::Llama;
+use crate::decoder::{Llama, values};
 use crate::{Error, Result};
 
 /// Tokens whose logits are held at a time.
@@ -105,9 +105,9 @@ pub fn token_nll(model: &Llama, sequence: &[u32]) -> Result<Vec<f64>> {
     for start in (0..predictions).step_by(HEAD_TOKENS) {
         let count = HEAD_TOKENS.min(predictions - start);
         let logits = model.head(&hidden.narrow(0, start, count)?)?;
-        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let (logits, layout) = logits.storage_and_layout();
         let targets = &sequence[start + 1..=start + count];
-        let slice: Vec<f64> = logits
+        let slice: Vec<f64> = values(&logits, layout)?
             .par_chunks(vocabulary)
             .zip(targets)
             .map(|(logits, &target)| nll(logits, target as usize))

@@ -1,13 +1,14 @@
 //! One decoder block.
 
-use candle_core::{Tensor, Storage};
+use candle_core::Tensor;
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 use ndarray::ArrayView2;
 use sparsegpt::{Batch, Tap};
 
-use super::attention::CausalSoftmax;
+use super::attention::Causal;
 use super::config::{Activation, LlamaConfig};
+use super::product;
 use super::weights::{
     ATTENTION_INPUT, ATTENTION_OUTPUT, LinearSpec, MLP_INPUT, MLP_OUTPUT, NORMS, block_name,
     linear_specs, read,
@@ -33,7 +34,7 @@ impl Linear {
 
     /// `x` is tokens x cols, the result tokens x rows.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = product::times_transposed(x, &self.weight)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
@@ -121,20 +122,8 @@ impl Block {
             }
             *cache = Some((keys.clone(), values.clone()));
         }
-        // The query heads that share a key head stand together: no key is copied.
-        let shared = self.heads / self.kv_heads;
-        let queries = queries.reshape((batch, self.kv_heads, shared * time, self.head_dim))?;
-        let scores = queries.matmul(&keys.transpose(2, 3)?)?;
-        CausalSoftmax {
-            scale: (self.head_dim as f32).sqrt().recip(),
-            queries: time,
-            past: position.past,
-            window: self.window,
-        }
-        .apply(&scores)?;
-        let mixed = scores
-            .matmul(&values)?
-            .reshape((batch, self.heads, time, self.head_dim))?
+        let mixed = Causal { past: position.past, window: self.window }
+            .attend(&queries, &keys, &values)?
             .transpose(1, 2)?
             .contiguous()?
             .reshape((batch * time, self.heads * self.head_dim))?;
@@ -168,12 +157,7 @@ fn observe(tap: &mut dyn Tap, input: usize, x: &Tensor) -> Result<()> {
     let (tokens, features) = x.dims2()?;
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
-        return Err(Error::tensor("(activations)", "are not on the CPU"));
-    };
-    let values = storage.as_slice::<f32>()?;
-    let start = layout.start_offset();
-    let view = ArrayView2::from_shape((tokens, features), &values[start..start + tokens * features])
+    let view = ArrayView2::from_shape((tokens, features), product::values(&storage, layout)?)
         .map_err(|error| Error::tensor("(activations)", error.to_string()))?;
     tap.observe(input, Batch::new(view));
     Ok(())

@@ -8,10 +8,12 @@ mod attention;
 mod block;
 mod config;
 mod model;
+mod product;
 mod rope;
 mod weights;
 
 pub use adapter::LlamaAdapter;
 pub use config::{Activation, Family, LlamaConfig};
 pub use model::{KvCache, Llama};
+pub(crate) use product::values;
 pub use rope::{RopeScaling, RotaryConfig};

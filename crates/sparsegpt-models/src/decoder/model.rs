@@ -121,7 +121,7 @@ impl Llama {
 
     /// Logits (tokens x vocabulary) from normalized hidden states (tokens x width).
     pub(crate) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(hidden.contiguous()?.matmul(&self.head.t()?)?)
+        super::product::times_transposed(hidden, &self.head)
     }
 }
 

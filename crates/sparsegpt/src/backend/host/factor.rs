@@ -117,7 +117,8 @@ mod tests {
                 r[[i, j]] = 0.0;
             }
             let identity = r.t().dot(&r).dot(&full);
-            assert_abs_diff_eq!(identity, Array2::eye(3), epsilon = 1e-6);
+            let (identity, expected) = (identity.as_slice().unwrap(), Array2::<f32>::eye(3));
+            assert_abs_diff_eq!(identity, expected.as_slice().unwrap(), epsilon = 1e-6);
         }
     }
 

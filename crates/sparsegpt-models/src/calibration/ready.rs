@@ -1,0 +1,100 @@
+//! Ready token ids from a safetensors file.
+
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::{Calibration, SHORTEST_SEQUENCE};
+use crate::{Error, Result};
+
+/// Tensors that hold token ids, the preferred one first.
+const TENSOR_NAMES: [&str; 2] = ["calibration_tokens", "tokens"];
+
+/// Reads the first `samples` sequences and the first `sequence_length` tokens of each.
+pub(super) fn read(
+    path: &Path,
+    samples: Option<usize>,
+    sequence_length: Option<usize>,
+) -> Result<Calibration> {
+    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|invalid| {
+        Error::format(path, format!("expected a safetensors file ({invalid})"))
+    })?;
+    let Some((name, view)) = TENSOR_NAMES
+        .iter()
+        .find_map(|&name| Some((name, tensors.tensor(name).ok()?)))
+    else {
+        let mut names = tensors.names();
+        names.sort_unstable();
+        return Err(Error::format(
+            path,
+            format!(
+                "expected token ids in a tensor {:?} or {:?}, found the tensors {names:?}",
+                TENSOR_NAMES[0], TENSOR_NAMES[1]
+            ),
+        ));
+    };
+    let error = |reason: String| Error::format(path, format!("tensor {name:?}: {reason}"));
+
+    let &[available, length] = view.shape() else {
+        return Err(error(format!(
+            "expected sequences x length, found shape {:?}",
+            view.shape()
+        )));
+    };
+    if available == 0 || length < SHORTEST_SEQUENCE {
+        return Err(error(format!(
+            "expected at least 1 sequence of at least {SHORTEST_SEQUENCE} tokens, found shape {:?}",
+            view.shape()
+        )));
+    }
+    let samples = samples.unwrap_or(available);
+    let sequence_length = sequence_length.unwrap_or(length);
+    if samples > available || sequence_length > length {
+        return Err(error(format!(
+            "expected {samples} sequences of {sequence_length} tokens, found {available} of \
+             {length}; ask for no more than there is"
+        )));
+    }
+
+    let id_bytes = match view.dtype() {
+        Dtype::I32 | Dtype::U32 => 4,
+        Dtype::I64 => 8,
+        other => {
+            return Err(error(format!(
+                "expected i32, i64 or u32 token ids, found {other}"
+            )));
+        }
+    };
+    let token = |bytes: &[u8]| -> Result<u32> {
+        let value = match (view.dtype(), bytes) {
+            (Dtype::U32, &[a, b, c, d]) => i64::from(u32::from_le_bytes([a, b, c, d])),
+            (_, &[a, b, c, d]) => i64::from(i32::from_le_bytes([a, b, c, d])),
+            (_, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => return Err(error("its data ends within a token id".to_owned())),
+        };
+        u32::try_from(value).map_err(|_| {
+            error(format!(
+                "expected token ids from 0 to {}, found {value}",
+                u32::MAX
+            ))
+        })
+    };
+    // The safetensors crate has checked that the data is as long as the shape says.
+    let sequences = view
+        .data()
+        .chunks_exact(length * id_bytes)
+        .take(samples)
+        .map(|row| {
+            row.chunks_exact(id_bytes)
+                .take(sequence_length)
+                .map(token)
+                .collect()
+        })
+        .collect::<Result<_>>()?;
+    Ok(Calibration {
+        sequences,
+        source: format!("{}: tensor {name}", path.display()),
+        tokens_available: available * length,
+    })
+}

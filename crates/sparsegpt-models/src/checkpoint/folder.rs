@@ -1,0 +1,235 @@
+//! A HuggingFace folder as a source of tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::dtype::decode;
+use super::shard::{MappedShard, ShardLayout};
+use super::{CheckpointSource, INDEX_FILE, SINGLE_FILE, read_json};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, TensorInfo, TensorSource};
+
+/// Endings of weight files: those of this checkpoint are written anew, those of other frameworks
+/// would hold the weights from before.
+const WEIGHT_ENDINGS: [&str; 14] = [
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+    ".ot",
+    ".tflite",
+];
+
+pub(super) struct SafetensorsFolder {
+    path: PathBuf,
+    shards: Vec<(String, MappedShard)>,
+    /// Tensor to position in `shards`.
+    shard_of: BTreeMap<String, usize>,
+    index_metadata: Option<Map<String, Value>>,
+}
+
+impl fmt::Debug for SafetensorsFolder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SafetensorsFolder")
+            .field("path", &self.path)
+            .field("shards", &self.shards.len())
+            .field("tensors", &self.shard_of.len())
+            .finish()
+    }
+}
+
+impl SafetensorsFolder {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let index_path = path.join(INDEX_FILE);
+        if path.join(SINGLE_FILE).is_file() {
+            Self::from_shards(path, vec![SINGLE_FILE.to_owned()], None)
+        } else if index_path.is_file() {
+            let index = ShardIndex::read(&index_path)?;
+            let folder = Self::from_shards(path, index.files(), Some(index.metadata.clone()))?;
+            index.check(&index_path, &folder)?;
+            Ok(folder)
+        } else {
+            Err(Error::format(
+                path,
+                format!("no weights: expected {SINGLE_FILE}, or shards with {INDEX_FILE}"),
+            ))
+        }
+    }
+
+    fn from_shards(
+        path: &Path,
+        files: Vec<String>,
+        index_metadata: Option<Map<String, Value>>,
+    ) -> Result<Self> {
+        let mut shards = Vec::with_capacity(files.len());
+        let mut shard_of = BTreeMap::new();
+        for (position, file) in files.into_iter().enumerate() {
+            let shard = MappedShard::open(&path.join(&file))?;
+            for name in shard.names() {
+                if shard_of.insert(name.clone(), position).is_some() {
+                    let reason = format!("stands in {file} and in a shard before it");
+                    return Err(Error::tensor(name, reason));
+                }
+            }
+            shards.push((file, shard));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            shards,
+            shard_of,
+            index_metadata,
+        })
+    }
+
+    fn shard(&self, name: &str) -> Option<&MappedShard> {
+        self.shard_of
+            .get(name)
+            .map(|&position| &self.shards[position].1)
+    }
+}
+
+impl TensorSource for SafetensorsFolder {
+    fn names(&self) -> Vec<String> {
+        self.shard_of.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.shard(name)?.info(name)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let missing = || Error::tensor(name, format!("not in {}", self.path.display()));
+        let shard = self.shard(name).ok_or_else(missing)?;
+        let info = shard.info(name).ok_or_else(missing)?;
+        decode(name, info.dtype, shard.bytes(name).ok_or_else(missing)?)
+    }
+}
+
+impl CheckpointSource for SafetensorsFolder {
+    fn shards(&self) -> Vec<ShardLayout> {
+        self.shards
+            .iter()
+            .map(|(file, shard)| shard.layout(file.clone()))
+            .collect()
+    }
+
+    fn index_metadata(&self) -> Option<&Map<String, Value>> {
+        self.index_metadata.as_ref()
+    }
+
+    fn stored_bytes(&self, name: &str) -> Option<&[u8]> {
+        self.shard(name)?.bytes(name)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_folder(&self.path)
+    }
+
+    fn write_companions(&self, folder: &Path) -> Result<()> {
+        let entries =
+            fs::read_dir(&self.path).map_err(|source| Error::io("list", &self.path, source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::io("list", &self.path, source))?;
+            let from = entry.path();
+            let name = entry.file_name();
+            let is_weight = name
+                .to_str()
+                .is_some_and(|name| WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending)));
+            // `is_file` follows the links that download caches are made of.
+            if from.is_file() && !is_weight {
+                fs::copy(&from, folder.join(&name))
+                    .map_err(|source| Error::io("copy", &from, source))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `model.safetensors.index.json`.
+struct ShardIndex {
+    metadata: Map<String, Value>,
+    /// Tensor to file.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    fn read(path: &Path) -> Result<Self> {
+        let Value::Object(mut index) = read_json(path)? else {
+            return Err(Error::format(path, "expected a JSON object"));
+        };
+        let Some(Value::Object(entries)) = index.remove("weight_map") else {
+            return Err(Error::format(path, "expected an object `weight_map`"));
+        };
+        let mut weight_map = BTreeMap::new();
+        for (name, file) in entries {
+            let Value::String(file) = file else {
+                return Err(Error::format(
+                    path,
+                    format!("weight_map: {name:?}: expected a file name"),
+                ));
+            };
+            if !is_plain_file_name(&file) {
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "weight_map: {name:?} points to {file:?}; a shard lies in the folder \
+                         itself, so only a file name is allowed"
+                    ),
+                ));
+            }
+            weight_map.insert(name, file);
+        }
+        if weight_map.is_empty() {
+            return Err(Error::format(path, "`weight_map` names no tensor"));
+        }
+        let metadata = match index.remove("metadata") {
+            Some(Value::Object(metadata)) => metadata,
+            _ => Map::new(),
+        };
+        Ok(Self {
+            metadata,
+            weight_map,
+        })
+    }
+
+    /// Each file once, sorted.
+    fn files(&self) -> Vec<String> {
+        let files: std::collections::BTreeSet<_> = self.weight_map.values().cloned().collect();
+        files.into_iter().collect()
+    }
+
+    fn check(&self, path: &Path, folder: &SafetensorsFolder) -> Result<()> {
+        for (name, file) in &self.weight_map {
+            let found = folder
+                .shard_of
+                .get(name)
+                .map(|&position| &folder.shards[position].0);
+            if found != Some(file) {
+                let found = found.map_or("no shard has it".to_owned(), |f| format!("it is in {f}"));
+                let reason = format!("weight_map: {name:?} should be in {file}, but {found}");
+                return Err(Error::format(path, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the text names a file of the folder itself, on every operating system.
+fn is_plain_file_name(file: &str) -> bool {
+    let mut components = Path::new(file).components();
+    let single = matches!(components.next(), Some(Component::Normal(part)) if part == file);
+    single && components.next().is_none() && !file.contains(['/', '\\', ':', '\0'])
+}

@@ -1,0 +1,200 @@
+//! Models on disk: opened from a HuggingFace folder or a GGUF file, written back as a folder.
+//!
+//! A [`Checkpoint`] is read one tensor at a time through a memory map. [`Checkpoint::create_output`]
+//! starts a copy in which some tensors are replaced as they become known; nothing appears under
+//! the final name before the copy is complete and has been opened and checked.
+
+mod dtype;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod folder;
+mod overlay;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::gguf::GgufModel;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, TensorSource};
+use folder::SafetensorsFolder;
+
+pub use dtype::parse_dtype;
+pub use overlay::Overlay;
+pub use safetensors::Dtype;
+pub use verify::ExpectedLayer;
+pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
+
+pub(crate) use dtype::{element_count, is_float};
+pub(crate) use shard::{ShardLayout, map_file};
+pub(crate) use writer::write_json;
+
+pub(crate) const CONFIG_FILE: &str = "config.json";
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// A JSON file of a model folder larger than this is refused (the largest known tokenizers are
+/// below 40 MB).
+const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// Where pruned weights go as soon as they are known: into a checkpoint being written
+/// ([`CheckpointWriter`]), or into memory ([`Overlay`]).
+pub trait WeightSink: Debug + Send {
+    /// Replaces the tensor `name` by `values`, row-major in the shape it has in the source.
+    ///
+    /// # Errors
+    /// If the source has no such float tensor, the number of values differs, a value is not
+    /// finite or overflows the stored type, or the write fails.
+    fn store(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor>;
+}
+
+/// What became of a tensor that was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Zeros after the cast to the stored type: at least as many as were handed over.
+    pub zeros: u64,
+}
+
+/// What a checkpoint's copy is made from.
+pub(crate) trait CheckpointSource: TensorSource {
+    /// The files that a copy has, with the tensors and types of this source.
+    fn shards(&self) -> Vec<ShardLayout>;
+
+    /// What the shard index says beside the sizes, where there is one.
+    fn index_metadata(&self) -> Option<&Map<String, Value>> {
+        None
+    }
+
+    /// A tensor's bytes where they can be copied as they are: little-endian, of the type that
+    /// `info` tells.
+    fn stored_bytes(&self, name: &str) -> Option<&[u8]>;
+
+    fn tokenizer(&self) -> Result<Tokenizer>;
+
+    /// Writes everything but the weights: configuration, tokenizer, and what else there is.
+    fn write_companions(&self, folder: &Path) -> Result<()>;
+}
+
+/// An opened model: a HuggingFace folder (config.json with model.safetensors, or with shards and
+/// model.safetensors.index.json), or a GGUF file.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use sparsegpt_models::checkpoint::Checkpoint;
+///
+/// let checkpoint = Checkpoint::open(Path::new("models/tiny-llama"))?;
+/// let tensors = checkpoint.tensors();
+/// for name in tensors.names() {
+///     println!("{name}: {} values", tensors.read_f32(&name)?.len());
+/// }
+/// # Ok::<(), sparsegpt_models::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Value,
+    source: Arc<dyn CheckpointSource>,
+}
+
+impl Checkpoint {
+    /// Opens a model and checks its headers and its index; values are read later.
+    ///
+    /// # Errors
+    /// If there is no model at `path`, a file is missing, truncated or contradicts itself.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
+        if !metadata.is_dir() {
+            let model = GgufModel::open(path)?;
+            let config = model.config().clone();
+            return Ok(Self {
+                path: path.to_path_buf(),
+                config,
+                source: Arc::new(model),
+            });
+        }
+        let config_path = path.join(CONFIG_FILE);
+        if !config_path.is_file() {
+            return Err(Error::format(
+                path,
+                format!(
+                    "no {CONFIG_FILE}: expected a HuggingFace model folder \
+                     ({CONFIG_FILE} and {SINGLE_FILE}) or a .gguf file"
+                ),
+            ));
+        }
+        let config = read_json(&config_path)?;
+        if !config.is_object() {
+            return Err(Error::format(config_path, "expected a JSON object"));
+        }
+        let source = Arc::new(SafetensorsFolder::open(path)?);
+        Ok(Self {
+            path: path.to_path_buf(),
+            config,
+            source,
+        })
+    }
+
+    /// The folder or file it was opened from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// config.json; for a GGUF file one made from its metadata, in HuggingFace's terms.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The tensors under their HuggingFace names.
+    #[must_use]
+    pub fn tensors(&self) -> Arc<dyn TensorSource> {
+        Arc::clone(&self.source) as Arc<dyn TensorSource>
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.source.tokenizer()
+    }
+
+    /// Starts a copy of this checkpoint, with the same files and types, to be named `out` once it
+    /// is finished. Tensors that are never stored are copied from this one.
+    ///
+    /// # Errors
+    /// If `out` is not empty and `options.force` is not set, if it contains this checkpoint, lies
+    /// in it or is it, if the dtype is none of f32, f16, bf16, or if the disk is full.
+    pub fn create_output(&self, out: &Path, options: &OutputOptions) -> Result<CheckpointWriter> {
+        CheckpointWriter::create(self, out, options)
+    }
+}
+
+/// Reads a JSON file of a model folder.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let bytes = read_small_file(path)?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::format(path, source.to_string()))
+}
+
+pub(crate) fn read_small_file(path: &Path) -> Result<Vec<u8>> {
+    let metadata = fs::metadata(path).map_err(|source| Error::io("read", path, source))?;
+    if metadata.len() > MAX_JSON_BYTES {
+        return Err(Error::format(
+            path,
+            format!(
+                "{} bytes, expected at most {MAX_JSON_BYTES}",
+                metadata.len()
+            ),
+        ));
+    }
+    fs::read(path).map_err(|source| Error::io("read", path, source))
+}

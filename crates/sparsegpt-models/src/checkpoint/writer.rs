@@ -1,0 +1,451 @@
+//! Writing a copy of a checkpoint in which some tensors are replaced.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::dtype::{config_name, encode, is_float};
+use super::overlay::check_length;
+use super::shard::PlannedShard;
+use super::verify::{ExpectedLayer, verify};
+use super::{
+    CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
+    WeightSink, read_json,
+};
+use crate::{Error, Result, TensorInfo};
+
+/// How a checkpoint is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputOptions {
+    /// The type of all float tensors: f32, f16 or bf16. `None` keeps the source's types (f32 for
+    /// a GGUF file, whose quantized types a folder cannot hold).
+    pub dtype: Option<Dtype>,
+    /// Replace a folder that is not empty. The old one stays until the new one has been checked.
+    pub force: bool,
+}
+
+/// A finished checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WrittenCheckpoint {
+    /// The folder.
+    pub path: PathBuf,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Weight files.
+    pub files: usize,
+}
+
+/// Where a tensor stands in the copy, and whether it is there yet.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) info: TensorInfo,
+    shard: usize,
+    position: u64,
+    pub(super) written: Written,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Missing,
+    /// Byte for byte from the source.
+    Copied,
+    /// Stored or cast values.
+    Values {
+        zeros: u64,
+    },
+}
+
+/// A checkpoint being written, in a hidden folder beside its final place. Each tensor goes to its
+/// place in its file as soon as it is stored. Dropped before [`finish`](Self::finish), it leaves
+/// nothing behind.
+pub struct CheckpointWriter {
+    staging: Staging,
+    out: OutputFolder,
+    source: Arc<dyn CheckpointSource>,
+    dtype: Option<Dtype>,
+    shards: Vec<OpenShard>,
+    slots: HashMap<String, Slot>,
+}
+
+struct OpenShard {
+    path: PathBuf,
+    file_name: String,
+    file: File,
+    data_len: u64,
+}
+
+impl fmt::Debug for CheckpointWriter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("CheckpointWriter")
+            .field("out", &self.out.path)
+            .field("staging", &self.staging.path)
+            .field("tensors", &self.slots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl CheckpointWriter {
+    pub(super) fn create(
+        checkpoint: &Checkpoint,
+        out: &Path,
+        options: &OutputOptions,
+    ) -> Result<Self> {
+        if let Some(dtype) = options.dtype
+            && config_name(dtype).is_none()
+        {
+            return Err(Error::setting("dtype", "f32, f16 or bf16", dtype));
+        }
+        let source = Arc::clone(&checkpoint.source);
+        let out = OutputFolder::check(out, checkpoint.path(), options.force)?;
+        let staging = Staging::beside(&out.path)?;
+        source.write_companions(&staging.path)?;
+
+        let mut shards = Vec::new();
+        let mut slots = HashMap::new();
+        for layout in source.shards() {
+            let path = staging.path.join(&layout.file_name);
+            let target = |from| options.dtype.filter(|_| is_float(from)).unwrap_or(from);
+            let plan = layout.plan(&path, target)?;
+            let file = preallocate(&path, &plan)?;
+            for (name, info, position) in plan.places {
+                let slot = Slot {
+                    info,
+                    shard: shards.len(),
+                    position,
+                    written: Written::Missing,
+                };
+                slots.insert(name, slot);
+            }
+            let data_len = plan.data_len;
+            shards.push(OpenShard {
+                path,
+                file_name: layout.file_name,
+                file,
+                data_len,
+            });
+        }
+        Ok(Self {
+            staging,
+            out,
+            source,
+            dtype: options.dtype,
+            shards,
+            slots,
+        })
+    }
+
+    /// The hidden folder that is removed if the writer is dropped; for a signal handler that ends
+    /// the process without dropping it.
+    #[must_use]
+    pub fn staging(&self) -> &Path {
+        &self.staging.path
+    }
+
+    /// Copies all tensors that were not stored, opens and checks the result, and gives it its
+    /// name. `expected` is what was reported of the pruned layers.
+    ///
+    /// # Errors
+    /// If a write fails, a copied value overflows the asked-for type, or the written checkpoint
+    /// is not as expected. The place of the output is then as it was before.
+    pub fn finish(mut self, expected: &[ExpectedLayer]) -> Result<WrittenCheckpoint> {
+        self.copy_missing()?;
+        self.write_index()?;
+        self.write_dtype()?;
+        let Self {
+            mut staging,
+            out,
+            source,
+            shards,
+            slots,
+            ..
+        } = self;
+        let summary = WrittenCheckpoint {
+            path: out.path.clone(),
+            tensors: slots.len(),
+            bytes: shards.iter().map(|shard| shard.data_len).sum(),
+            files: shards.len(),
+        };
+        // Closed before they are mapped and renamed.
+        drop(shards);
+        sync_folder(&staging.path)?;
+        verify(&staging.path, source.as_ref(), &slots, expected)?;
+        out.replace_by(&staging.path)?;
+        staging.renamed = true;
+        Ok(summary)
+    }
+
+    fn slot(&self, name: &str) -> Result<&Slot> {
+        self.slots
+            .get(name)
+            .ok_or_else(|| Error::tensor(name, "the source has no tensor of that name"))
+    }
+
+    fn write(&mut self, name: &str, bytes: &[u8], written: Written) -> Result<()> {
+        let Some(slot) = self.slots.get_mut(name) else {
+            return Ok(());
+        };
+        let shard = &mut self.shards[slot.shard];
+        shard
+            .file
+            .seek(SeekFrom::Start(slot.position))
+            .and_then(|_| shard.file.write_all(bytes))
+            .map_err(|source| {
+                Error::io(format!("write tensor {name:?} to"), &shard.path, source)
+            })?;
+        slot.written = written;
+        Ok(())
+    }
+
+    fn write_values(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor> {
+        let slot = self.slot(name)?;
+        check_length(name, &slot.info, values)?;
+        let encoded = encode(name, slot.info.dtype, values)?;
+        let zeros = encoded.zeros;
+        self.write(name, &encoded.bytes, Written::Values { zeros })?;
+        Ok(StoredTensor { zeros })
+    }
+
+    fn copy_missing(&mut self) -> Result<()> {
+        let source = Arc::clone(&self.source);
+        let mut missing: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.written == Written::Missing)
+            .map(|(name, slot)| (slot.shard, slot.position, name.clone(), slot.info.dtype))
+            .collect();
+        missing.sort_unstable_by_key(|(shard, position, ..)| (*shard, *position));
+        for (_, _, name, dtype) in missing {
+            let unchanged = source.info(&name).is_some_and(|info| info.dtype == dtype);
+            match source.stored_bytes(&name).filter(|_| unchanged) {
+                Some(bytes) => self.write(&name, bytes, Written::Copied)?,
+                None => {
+                    self.write_values(&name, &source.read_f32(&name)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_index(&self) -> Result<()> {
+        let single = self.shards.len() == 1 && self.shards[0].file_name == SINGLE_FILE;
+        if single {
+            return Ok(());
+        }
+        let mut metadata = self.source.index_metadata().cloned().unwrap_or_default();
+        let total: u64 = self.shards.iter().map(|shard| shard.data_len).sum();
+        metadata.insert("total_size".to_owned(), total.into());
+        let weight_map: BTreeMap<&str, &str> = self
+            .slots
+            .iter()
+            .map(|(name, slot)| (name.as_str(), self.shards[slot.shard].file_name.as_str()))
+            .collect();
+        let index = serde_json::json!({ "metadata": metadata, "weight_map": weight_map });
+        write_json(&self.staging.path.join(INDEX_FILE), &index)
+    }
+
+    /// Keeps config.json true where the type was changed.
+    fn write_dtype(&self) -> Result<()> {
+        let Some(name) = self.dtype.and_then(config_name) else {
+            return Ok(());
+        };
+        let path = self.staging.path.join(CONFIG_FILE);
+        let Value::Object(mut config) = read_json(&path)? else {
+            return Ok(());
+        };
+        if set_dtype(&mut config, name) {
+            write_json(&path, &Value::Object(config))?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets `dtype` (transformers 5) and `torch_dtype` (before), whichever is there; says whether
+/// anything changed.
+fn set_dtype(config: &mut Map<String, Value>, name: &str) -> bool {
+    let mut keys: Vec<_> = ["dtype", "torch_dtype"]
+        .into_iter()
+        .filter(|&key| config.contains_key(key))
+        .collect();
+    if keys.is_empty() {
+        keys.push("torch_dtype");
+    }
+    let mut changed = false;
+    for key in keys {
+        let old = config.insert(key.to_owned(), name.into());
+        changed |= old.as_ref().and_then(Value::as_str) != Some(name);
+    }
+    changed
+}
+
+impl WeightSink for CheckpointWriter {
+    fn store(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor> {
+        self.write_values(name, values)
+    }
+}
+
+fn preallocate(path: &Path, plan: &PlannedShard) -> Result<File> {
+    let mut file = File::create_new(path).map_err(|source| Error::io("create", path, source))?;
+    file.set_len(plan.file_len)
+        .and_then(|()| file.write_all(&plan.prefix))
+        .map_err(|source| Error::io("write", path, source))?;
+    Ok(file)
+}
+
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|source| Error::format(path, source.to_string()))?;
+    fs::write(path, text + "\n").map_err(|source| Error::io("write", path, source))
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
+    for entry in entries {
+        let path = entry
+            .map_err(|source| Error::io("list", folder, source))?
+            .path();
+        sync(&path)?;
+    }
+    sync(folder)
+}
+
+/// Waits until a file or, on Unix, the entries of a folder are on the disk.
+fn sync(path: &Path) -> Result<()> {
+    if path.is_dir() && !cfg!(unix) {
+        return Ok(());
+    }
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::io("flush", path, source))
+}
+
+/// The final place, checked to be free or replaceable.
+struct OutputFolder {
+    path: PathBuf,
+}
+
+impl OutputFolder {
+    fn check(out: &Path, source: &Path, force: bool) -> Result<Self> {
+        let refuse = |reason: String| Err(Error::output_refused(out, reason));
+        let Some(name) = out.file_name() else {
+            return refuse("expected the name of a folder".to_owned());
+        };
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+        let parent = canonical(parent)?;
+        let path = parent.join(name);
+        let source = canonical(source)?;
+        // A link is followed here, so that one to the source does not hide it.
+        let target = if path.exists() {
+            canonical(&path)?
+        } else {
+            path.clone()
+        };
+        if target.starts_with(&source) || source.starts_with(&target) {
+            return refuse(format!(
+                "the output may not be, contain, or lie in the source {}; choose another folder",
+                source.display()
+            ));
+        }
+        let current = std::env::current_dir().and_then(fs::canonicalize);
+        if current.is_ok_and(|current| current.starts_with(&target)) {
+            return refuse("the output may not contain the working directory".to_owned());
+        }
+        if path.exists() && !target.is_dir() {
+            return refuse("exists and is no folder; choose another name".to_owned());
+        }
+        if path.exists() && !is_empty(&target)? && !force {
+            return refuse(
+                "exists and is not empty; choose another folder, or allow replacing it (--force)"
+                    .to_owned(),
+            );
+        }
+        Ok(Self { path: target })
+    }
+
+    /// Puts the proven folder in place; what was there is removed only after that.
+    fn replace_by(&self, staging: &Path) -> Result<()> {
+        let rename = |from: &Path, to: &Path| {
+            fs::rename(from, to).map_err(|source| {
+                Error::io(
+                    format!("rename to {} the folder", to.display()),
+                    from,
+                    source,
+                )
+            })
+        };
+        let old = if self.path.exists() {
+            let aside = Staging::beside(&self.path)?;
+            rename(&self.path, &aside.path.join("old"))?;
+            Some(aside)
+        } else {
+            None
+        };
+        let result = rename(staging, &self.path);
+        if let (Err(_), Some(mut aside)) = (&result, old) {
+            // Keep the old folder whatever happens: back in place, or else where it is.
+            aside.renamed = rename(&aside.path.join("old"), &self.path).is_err();
+        }
+        result?;
+        self.path.parent().map_or(Ok(()), sync)
+    }
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|source| Error::io("resolve", path, source))
+}
+
+fn is_empty(folder: &Path) -> Result<bool> {
+    let mut entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
+    Ok(entries.next().is_none())
+}
+
+/// A hidden folder that is removed when dropped, unless it has been renamed.
+struct Staging {
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Staging {
+    /// In the folder of `out`, so that a rename needs no copy.
+    fn beside(out: &Path) -> Result<Self> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        loop {
+            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let path = out.with_file_name(format!(".{name}.{}-{count}.tmp", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        renamed: false,
+                    });
+                }
+                // Left by a process of the same number that was killed.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", path, error)),
+            }
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing can be reported from here; a left-over is hidden and named as temporary.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}

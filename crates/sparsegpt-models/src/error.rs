@@ -1,0 +1,138 @@
+//! The error type of this crate.
+
+use std::path::PathBuf;
+
+/// The result of a call into this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong around a model. Every variant names the file, tensor or setting, what was expected,
+/// what was found, and where it is not obvious, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading or writing a file failed.
+    #[error("{path}: cannot {action}")]
+    Io {
+        /// What was being done, as in `read` or `rename to …`.
+        action: String,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Expected and found.
+        reason: String,
+    },
+    /// A tensor is missing, surplus, or of the wrong type or shape.
+    #[error("tensor {name:?}: {reason}")]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// Expected and found.
+        reason: String,
+    },
+    /// A model configuration that is not understood.
+    #[error("config.json: {key}: {reason}")]
+    Config {
+        /// The key.
+        key: String,
+        /// Expected and found.
+        reason: String,
+    },
+    /// A setting of a call is out of range.
+    #[error("{name}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What is allowed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The tokenizer failed.
+    #[error("tokenizer: {reason}")]
+    Tokenizer {
+        /// What failed.
+        reason: String,
+    },
+    /// A result may not be written where the caller asked.
+    #[error("{path}: {reason}")]
+    OutputRefused {
+        /// The asked-for folder.
+        path: PathBuf,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A tensor operation of the forward pass failed.
+    #[error("forward pass")]
+    Forward(#[from] candle_core::Error),
+    /// The pruning library failed.
+    #[error(transparent)]
+    Prune(#[from] sparsegpt::Error),
+}
+
+impl Error {
+    pub(crate) fn io(
+        action: impl Into<String>,
+        path: impl Into<PathBuf>,
+        source: std::io::Error,
+    ) -> Self {
+        Self::Io {
+            action: action.into(),
+            path: path.into(),
+            source,
+        }
+    }
+
+    pub(crate) fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Format {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn tensor(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Tensor {
+            name: name.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn output_refused(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::OutputRefused {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn tokenizer(reason: impl std::fmt::Display) -> Self {
+        Self::Tokenizer {
+            reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn setting(
+        name: &'static str,
+        expected: impl Into<String>,
+        found: impl std::fmt::Display,
+    ) -> Self {
+        Self::Setting {
+            name,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
+    }
+}

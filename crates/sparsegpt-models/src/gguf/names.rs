@@ -1,0 +1,52 @@
+//! GGUF tensor names and their HuggingFace equivalents in the LLaMA family.
+
+/// Tensors of the whole model.
+const MODEL: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// Tensors of a block, without `.weight` or `.bias`.
+const BLOCK: [(&str, &str); 9] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// What a GGUF tensor is in a HuggingFace checkpoint.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct HuggingFaceName<'a> {
+    pub(super) name: String,
+    /// The block's number and the part of it, as `attn_q`.
+    pub(super) block: Option<(usize, &'a str)>,
+}
+
+/// `None` for a tensor that the family does not have.
+pub(super) fn to_hugging_face(gguf: &str) -> Option<HuggingFaceName<'_>> {
+    let Some(rest) = gguf.strip_prefix("blk.") else {
+        let (_, name) = MODEL.iter().find(|(from, _)| *from == gguf)?;
+        return Some(HuggingFaceName {
+            name: (*name).to_owned(),
+            block: None,
+        });
+    };
+    let (index, rest) = rest.split_once('.')?;
+    let index: usize = index.parse().ok()?;
+    let (part, kind) = rest.rsplit_once('.')?;
+    if !matches!(kind, "weight" | "bias") {
+        return None;
+    }
+    let (_, module) = BLOCK.iter().find(|(from, _)| *from == part)?;
+    let name = format!("model.layers.{index}.{module}.{kind}");
+    Some(HuggingFaceName {
+        name,
+        block: Some((index, part)),
+    })
+}

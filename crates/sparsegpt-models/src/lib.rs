@@ -1,0 +1,17 @@
+//! Checkpoints, tokenizers, model families, calibration text, perplexity and generation for
+//! [`sparsegpt`].
+
+pub mod calibration;
+pub mod checkpoint;
+mod error;
+pub mod evaluate;
+pub mod generate;
+mod gguf;
+pub mod inspect;
+pub mod decoder;
+mod source;
+pub mod text;
+pub mod tokenizer;
+
+pub use error::{Error, Result};
+pub use source::{TensorInfo, TensorSource};

@@ -1,0 +1,31 @@
+//! Where tensors come from: a HuggingFace folder or a GGUF file, behind one small trait.
+
+use std::fmt::Debug;
+
+use safetensors::Dtype;
+
+use crate::Result;
+
+/// Stored type and shape of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The type in the file. Quantized GGUF tensors say [`Dtype::F32`]: they are read dequantized.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// A checkpoint's tensors by their HuggingFace names, read one at a time.
+pub trait TensorSource: Debug + Send + Sync {
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Type and shape of a tensor, `None` where there is none of that name.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// A tensor's values, row-major, widened or dequantized to f32.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it is not of a float type.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+}

@@ -1,0 +1,96 @@
+//! The records of a JSON lines file.
+
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::plain::Lines;
+use crate::{Error, Result};
+
+/// How many keys of a record an error message lists.
+const LISTED_KEYS: usize = 12;
+
+/// Reads the string under one key of each line's object. Blank lines are passed over.
+#[derive(Debug)]
+pub(super) struct Records {
+    lines: Lines,
+    key: String,
+}
+
+impl Records {
+    pub(super) fn new(file: File, path: &Path, key: &str) -> Self {
+        Self {
+            lines: Lines::new(file, path),
+            key: key.to_owned(),
+        }
+    }
+
+    fn text(&self, line: &str) -> Result<String> {
+        let Self { lines, key } = self;
+        let error =
+            |reason| Error::format(lines.path(), format!("line {}: {reason}", lines.line()));
+        let value = serde_json::from_str::<Value>(line).map_err(|invalid| {
+            error(format!(
+                "expected one JSON object, found text that does not parse as JSON ({invalid})"
+            ))
+        })?;
+        let Value::Object(mut record) = value else {
+            return Err(error(format!(
+                "expected a JSON object, found {}",
+                kind(&value)
+            )));
+        };
+        match record.remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(error(format!(
+                "expected a string under the key {key:?}, found {}",
+                kind(&other)
+            ))),
+            None => {
+                let mut keys: Vec<_> = record
+                    .keys()
+                    .take(LISTED_KEYS)
+                    .map(|key| format!("{key:?}"))
+                    .collect();
+                if record.len() > LISTED_KEYS {
+                    keys.push("…".to_owned());
+                }
+                Err(error(format!(
+                    "expected the key {key:?}, found the keys [{}]; name the one that holds the \
+                     text",
+                    keys.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let line = match self.lines.next()? {
+                Ok(line) => line,
+                Err(error) => return Some(Err(error)),
+            };
+            // Some writers put a byte order mark before the first record.
+            let record = line.strip_prefix('\u{feff}').unwrap_or(&line);
+            if !record.trim().is_empty() {
+                return Some(self.text(record));
+            }
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,274 @@
+//! The model driver over a small model whose every call is written down.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::ops::ControlFlow;
+
+use ndarray::Array2;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sparsegpt::backend::Host;
+use sparsegpt::{
+    Batch, BlockLayer, Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern,
+    ProgressEvent, Selector, Solver, Tap, prune_model,
+};
+
+const WIDTH: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+#[error("broken on purpose")]
+struct Broken;
+
+/// Blocks of two layers `a`, `b` that read the same input and one `c` that reads relu(a + b).
+#[derive(Clone)]
+struct Model {
+    blocks: Vec<[Array2<f32>; 3]>,
+    calls: Vec<String>,
+    fail_at: Option<usize>,
+    poison: bool,
+}
+
+impl Model {
+    fn new(blocks: usize, seed: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut matrix =
+            || Array2::from_shape_fn((WIDTH, WIDTH), |_| random.random_range(-1.0_f32..1.0));
+        let blocks = (0..blocks).map(|_| [matrix(), matrix(), matrix()]).collect();
+        Self { blocks, calls: Vec::new(), fail_at: None, poison: false }
+    }
+}
+
+fn sequences(count: usize) -> Vec<Array2<f32>> {
+    let mut random = ChaCha8Rng::seed_from_u64(99);
+    (0..count)
+        .map(|_| Array2::from_shape_fn((20, WIDTH), |_| random.random_range(-1.0_f32..1.0)))
+        .collect()
+}
+
+impl ModelAdapter for Model {
+    type Sequence = Array2<f32>;
+    type Hidden = Array2<f32>;
+    type Error = Broken;
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+    fn layers(&self, block: usize) -> Result<Vec<BlockLayer>, Broken> {
+        let layer = |part: &str, input| BlockLayer {
+            name: format!("block.{block}.{part}"),
+            rows: WIDTH,
+            cols: WIDTH,
+            input,
+        };
+        Ok(vec![layer("a", 0), layer("b", 0), layer("c", 1)])
+    }
+    fn embed(&mut self, sequence: &Array2<f32>) -> Result<Array2<f32>, Broken> {
+        self.calls.push("embed".into());
+        Ok(sequence.clone())
+    }
+    fn begin_block(&mut self, block: usize) -> Result<(), Broken> {
+        self.calls.push(format!("begin {block}"));
+        Ok(())
+    }
+    fn end_block(&mut self, block: usize) -> Result<(), Broken> {
+        self.calls.push(format!("end {block}"));
+        Ok(())
+    }
+    fn run_block(
+        &mut self,
+        block: usize,
+        hidden: &Array2<f32>,
+        tap: &mut dyn Tap,
+    ) -> Result<Array2<f32>, Broken> {
+        if self.fail_at == Some(block) {
+            return Err(Broken);
+        }
+        let tapped = if tap.wants(0) || tap.wants(1) { "tap" } else { "run" };
+        self.calls.push(format!("{tapped} {block}"));
+        let [a, b, c] = &self.blocks[block];
+        tap.observe(0, hidden.view().into());
+        let mut inner = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
+        if self.poison && block == 1 {
+            inner[[3, 2]] = f32::NAN;
+        }
+        tap.observe(1, Batch::new(inner.view()));
+        Ok(hidden + &inner.dot(&c.t()))
+    }
+    fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>, Broken> {
+        Ok(self.blocks[block][layer].clone())
+    }
+    fn replace_weight(
+        &mut self,
+        block: usize,
+        layer: usize,
+        weight: Array2<f32>,
+    ) -> Result<(), Broken> {
+        self.calls.push(format!("replace {block}.{layer}"));
+        self.blocks[block][layer] = weight;
+        Ok(())
+    }
+}
+
+fn half() -> LayerSettings {
+    LayerSettings::new(Pattern::unstructured(0.5).unwrap())
+}
+
+fn go_on(_: &ProgressEvent<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn blocks_go_in_order_and_only_as_far_as_needed() {
+    let mut model = Model::new(3, 1);
+    let plan = ModelPlan::new(half()).with_dense_last_blocks(1);
+    prune_model(&mut model, &Solver::new(Host), &sequences(1), &plan, &mut go_on).unwrap();
+    assert_eq!(
+        model.calls,
+        [
+            "embed", "begin 0", "tap 0", "replace 0.0", "replace 0.1", "replace 0.2", "run 0", "end 0",
+            "begin 1", "tap 1", "replace 1.0", "replace 1.1", "replace 1.2", "end 1",
+        ]
+    );
+}
+
+#[test]
+fn hessians_see_dense_blocks_behind_compressed_ones() {
+    let mut model = Model::new(2, 2);
+    let data = sequences(3);
+    let mut by_hand = model.clone();
+    prune_model(&mut model, &Solver::new(Host), &data, &ModelPlan::new(half()), &mut go_on).unwrap();
+    let solver = Solver::new(Host);
+    let mut hidden = data;
+    for block in 0..2 {
+        let [a, b, c] = by_hand.blocks[block].clone();
+        let mut outer = solver.hessian(WIDTH).unwrap();
+        let mut inner = solver.hessian(WIDTH).unwrap();
+        for hidden in &hidden {
+            outer.update(hidden.view()).unwrap();
+            let x = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
+            inner.update(x.view()).unwrap();
+        }
+        let a = solver.prune(a.view(), &mut outer, &half()).unwrap().weights;
+        let b = solver.prune(b.view(), &mut outer, &half()).unwrap().weights;
+        let c = solver.prune(c.view(), &mut inner, &half()).unwrap().weights;
+        by_hand.blocks[block] = [a, b, c];
+        for hidden in &mut hidden {
+            *hidden = by_hand.run_block(block, hidden, &mut NoTap).unwrap();
+        }
+    }
+    assert_eq!(model.blocks, by_hand.blocks);
+}
+
+#[test]
+fn rules_decide_layer_by_layer() {
+    let mut model = Model::new(3, 3);
+    let dense = model.blocks.clone();
+    let plan = ModelPlan::new(half())
+        .with_rule(Selector::Name("*.b".into()), LayerSettings::new(Pattern::n_of_m(1, 4).unwrap()))
+        .with_rule(Selector::Index(8), LayerSettings::new(Pattern::per_row(0.25).unwrap()))
+        .skipping(Selector::Name("block.1.c".into()))
+        .with_dense_first_blocks(1);
+    let report =
+        prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan, &mut go_on).unwrap();
+    let patterns: Vec<_> =
+        report.layers.iter().map(|l| (l.layer.as_str(), l.pattern.as_str(), l.pruned)).collect();
+    assert_eq!(
+        patterns,
+        [
+            ("block.1.a", "50%", 32),
+            ("block.1.b", "1:4", 16),
+            ("block.2.a", "50%", 32),
+            ("block.2.b", "1:4", 16),
+            ("block.2.c", "row:25%", 16),
+        ]
+    );
+    assert_eq!(report.skipped, ["block.0.a", "block.0.b", "block.0.c", "block.1.c"]);
+    assert_eq!(model.blocks[0], dense[0]);
+    assert_eq!(model.blocks[1][2], dense[1][2]);
+}
+
+#[test]
+fn a_sparsity_list_must_be_as_long_as_the_model() {
+    let settings = |percent: u32| {
+        LayerSettings::new(Pattern::unstructured(f64::from(percent) / 100.0).unwrap())
+    };
+    let plan = |count: u32| ModelPlan::new(half()).with_settings_per_layer((0..count).map(|i| settings(i * 10)).collect());
+    let mut model = Model::new(2, 4);
+    let report =
+        prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan(6), &mut go_on).unwrap();
+    let pruned: Vec<u64> = report.layers.iter().map(|layer| layer.pruned).collect();
+    assert_eq!(pruned, [0, 6, 12, 19, 25, 32]);
+    for wrong in [5, 7] {
+        let error =
+            prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan(wrong), &mut go_on)
+                .unwrap_err();
+        assert!(matches!(error.error, Error::InvalidSetting { .. }), "{error}");
+    }
+}
+
+#[test]
+fn plans_that_leave_nothing_or_miss_are_errors() {
+    for plan in [
+        ModelPlan::new(half()).with_dense_first_blocks(5),
+        ModelPlan::new(half()).skipping(Selector::Name("*".into())),
+        ModelPlan::new(half()).skipping(Selector::Name("lm_head".into())),
+        ModelPlan::new(half()).only(Selector::Index(77)),
+    ] {
+        let mut model = Model::new(2, 5);
+        let error = prune_model(&mut model, &Solver::new(Host), &sequences(1), &plan, &mut go_on)
+            .unwrap_err();
+        assert!(matches!(error.error, Error::NothingToPrune { .. }), "{error}");
+        assert!(model.calls.is_empty(), "nothing may run before the plan is checked");
+    }
+}
+
+#[test]
+fn magnitude_runs_without_calibration() {
+    let mut model = Model::new(2, 6);
+    let plan = ModelPlan::new(half().with_method(Method::Magnitude));
+    let report = prune_model(&mut model, &Solver::new(Host), &[], &plan, &mut go_on).unwrap();
+    assert_eq!(report.zeros(), 6 * 32);
+    assert!(!model.calls.iter().any(|call| call.starts_with("tap") || call.starts_with("run")));
+    let error = prune_model(&mut model, &Solver::new(Host), &[], &ModelPlan::new(half()), &mut go_on)
+        .unwrap_err();
+    assert!(error.to_string().contains("calibration"), "{error}");
+}
+
+#[test]
+fn failures_name_the_layer_and_keep_what_is_finished() {
+    let mut model = Model::new(3, 7);
+    model.poison = true;
+    let error =
+        prune_model(&mut model, &Solver::new(Host), &sequences(2), &ModelPlan::new(half()), &mut go_on)
+            .unwrap_err();
+    assert_eq!(error.finished.layers.len(), 3);
+    assert_eq!(error.error.layer(), Some("block.1.c"));
+    assert!(matches!(error.error, Error::NonFinite { row: 3, col: 2, .. }), "{error}");
+
+    let mut model = Model::new(3, 8);
+    model.fail_at = Some(2);
+    let error =
+        prune_model(&mut model, &Solver::new(Host), &sequences(2), &ModelPlan::new(half()), &mut go_on)
+            .unwrap_err();
+    assert!(matches!(error.error, Error::Adapter { block: 2, .. }), "{error}");
+    assert_eq!(error.finished.layers.len(), 6);
+}
+
+#[test]
+fn the_progress_callback_can_stop_a_run() {
+    let mut model = Model::new(3, 9);
+    let mut layers = 0;
+    let error = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(2),
+        &ModelPlan::new(half()),
+        &mut |event| {
+            layers += usize::from(matches!(event, ProgressEvent::LayerDone { .. }));
+            if layers == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    )
+    .unwrap_err();
+    assert!(matches!(error.error, Error::Cancelled { .. }), "{error}");
+    assert!(error.finished.layers.len() < 9);
+}
