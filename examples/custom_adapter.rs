@@ -45,7 +45,10 @@ impl ModelAdapter for Stack {
             cols,
             input,
         };
-        Ok(vec![layer("up", INNER, WIDTH, 0), layer("down", WIDTH, INNER, 1)])
+        Ok(vec![
+            layer("up", INNER, WIDTH, 0),
+            layer("down", WIDTH, INNER, 1),
+        ])
     }
 
     fn embed(&mut self, sequence: &Array2<f32>) -> Result<Array2<f32>, Infallible> {
@@ -86,12 +89,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut state = 1_u64;
     let mut random = |rows: usize, cols: usize| {
         Array2::from_shape_fn((rows, cols), |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
         })
     };
     let blocks = (0..4)
-        .map(|_| Block { up: random(INNER, WIDTH) * 0.1, down: random(WIDTH, INNER) * 0.1 })
+        .map(|_| Block {
+            up: random(INNER, WIDTH) * 0.1,
+            down: random(WIDTH, INNER) * 0.1,
+        })
         .collect();
     let mut model = Stack { blocks };
     let sequences: Vec<_> = (0..8).map(|_| random(128, WIDTH)).collect();
@@ -109,6 +117,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ControlFlow::Continue(())
         },
     )?;
-    println!("{:.1} % zeros in {:.2} s", 100.0 * report.zero_fraction(), report.seconds.total);
+    println!(
+        "{:.1} % zeros in {:.2} s",
+        100.0 * report.zero_fraction(),
+        report.seconds.total
+    );
     Ok(())
 }

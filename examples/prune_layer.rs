@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Inputs that depend on each other, as those of a language model do.
     let sources = Array2::from_shape_fn((tokens, 64), |_| noise.next());
     let mixing = Array2::from_shape_fn((64, cols), |_| noise.next());
-    let activations = sources.dot(&mixing) + Array2::from_shape_fn((tokens, cols), |_| noise.next());
+    let activations =
+        sources.dot(&mixing) + Array2::from_shape_fn((tokens, cols), |_| noise.next());
 
     let solver = Solver::new(Cpu::new(0)?);
     let mut hessian = solver.hessian(cols)?;

@@ -179,7 +179,9 @@ pub enum Error {
         found_cols: usize,
     },
     /// A matrix holds NaN or infinity.
-    #[error("layer {layer:?}: {what} holds {value} at row {row}, column {col}; expected finite numbers")]
+    #[error(
+        "layer {layer:?}: {what} holds {value} at row {row}, column {col}; expected finite numbers"
+    )]
     NonFinite {
         /// The layer.
         layer: String,
@@ -270,7 +272,11 @@ impl Error {
         expected: impl Into<String>,
         found: impl fmt::Display,
     ) -> Self {
-        Self::InvalidSetting { name, expected: expected.into(), found: found.to_string() }
+        Self::InvalidSetting {
+            name,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
     }
 
     pub(crate) fn incompatible(

@@ -174,7 +174,10 @@ impl ModelReport {
     /// Weights in the treated layers.
     #[must_use]
     pub fn weights(&self) -> u64 {
-        self.layers.iter().map(|layer| (layer.rows * layer.cols) as u64).sum()
+        self.layers
+            .iter()
+            .map(|layer| (layer.rows * layer.cols) as u64)
+            .sum()
     }
 
     /// Zeros in the treated layers.

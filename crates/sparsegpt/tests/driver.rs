@@ -33,8 +33,15 @@ impl Model {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut matrix =
             || Array2::from_shape_fn((WIDTH, WIDTH), |_| random.random_range(-1.0_f32..1.0));
-        let blocks = (0..blocks).map(|_| [matrix(), matrix(), matrix()]).collect();
-        Self { blocks, calls: Vec::new(), fail_at: None, poison: false }
+        let blocks = (0..blocks)
+            .map(|_| [matrix(), matrix(), matrix()])
+            .collect();
+        Self {
+            blocks,
+            calls: Vec::new(),
+            fail_at: None,
+            poison: false,
+        }
     }
 }
 
@@ -83,7 +90,11 @@ impl ModelAdapter for Model {
         if self.fail_at == Some(block) {
             return Err(Broken);
         }
-        let tapped = if tap.wants(0) || tap.wants(1) { "tap" } else { "run" };
+        let tapped = if tap.wants(0) || tap.wants(1) {
+            "tap"
+        } else {
+            "run"
+        };
         self.calls.push(format!("{tapped} {block}"));
         let [a, b, c] = &self.blocks[block];
         tap.observe(0, hidden.view().into());
@@ -121,12 +132,31 @@ fn go_on(_: &ProgressEvent<'_>) -> ControlFlow<()> {
 fn blocks_go_in_order_and_only_as_far_as_needed() {
     let mut model = Model::new(3, 1);
     let plan = ModelPlan::new(half()).with_dense_last_blocks(1);
-    prune_model(&mut model, &Solver::new(Host), &sequences(1), &plan, &mut go_on).unwrap();
+    prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(1),
+        &plan,
+        &mut go_on,
+    )
+    .unwrap();
     assert_eq!(
         model.calls,
         [
-            "embed", "begin 0", "tap 0", "replace 0.0", "replace 0.1", "replace 0.2", "run 0", "end 0",
-            "begin 1", "tap 1", "replace 1.0", "replace 1.1", "replace 1.2", "end 1",
+            "embed",
+            "begin 0",
+            "tap 0",
+            "replace 0.0",
+            "replace 0.1",
+            "replace 0.2",
+            "run 0",
+            "end 0",
+            "begin 1",
+            "tap 1",
+            "replace 1.0",
+            "replace 1.1",
+            "replace 1.2",
+            "end 1",
         ]
     );
 }
@@ -136,7 +166,14 @@ fn hessians_see_dense_blocks_behind_compressed_ones() {
     let mut model = Model::new(2, 2);
     let data = sequences(3);
     let mut by_hand = model.clone();
-    prune_model(&mut model, &Solver::new(Host), &data, &ModelPlan::new(half()), &mut go_on).unwrap();
+    prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &data,
+        &ModelPlan::new(half()),
+        &mut go_on,
+    )
+    .unwrap();
     let solver = Solver::new(Host);
     let mut hidden = data;
     for block in 0..2 {
@@ -164,14 +201,29 @@ fn rules_decide_layer_by_layer() {
     let mut model = Model::new(3, 3);
     let dense = model.blocks.clone();
     let plan = ModelPlan::new(half())
-        .with_rule(Selector::Name("*.b".into()), LayerSettings::new(Pattern::n_of_m(1, 4).unwrap()))
-        .with_rule(Selector::Index(8), LayerSettings::new(Pattern::per_row(0.25).unwrap()))
+        .with_rule(
+            Selector::Name("*.b".into()),
+            LayerSettings::new(Pattern::n_of_m(1, 4).unwrap()),
+        )
+        .with_rule(
+            Selector::Index(8),
+            LayerSettings::new(Pattern::per_row(0.25).unwrap()),
+        )
         .skipping(Selector::Name("block.1.c".into()))
         .with_dense_first_blocks(1);
-    let report =
-        prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan, &mut go_on).unwrap();
-    let patterns: Vec<_> =
-        report.layers.iter().map(|l| (l.layer.as_str(), l.pattern.as_str(), l.pruned)).collect();
+    let report = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(2),
+        &plan,
+        &mut go_on,
+    )
+    .unwrap();
+    let patterns: Vec<_> = report
+        .layers
+        .iter()
+        .map(|l| (l.layer.as_str(), l.pattern.as_str(), l.pruned))
+        .collect();
     assert_eq!(
         patterns,
         [
@@ -182,7 +234,10 @@ fn rules_decide_layer_by_layer() {
             ("block.2.c", "row:25%", 16),
         ]
     );
-    assert_eq!(report.skipped, ["block.0.a", "block.0.b", "block.0.c", "block.1.c"]);
+    assert_eq!(
+        report.skipped,
+        ["block.0.a", "block.0.b", "block.0.c", "block.1.c"]
+    );
     assert_eq!(model.blocks[0], dense[0]);
     assert_eq!(model.blocks[1][2], dense[1][2]);
 }
@@ -192,17 +247,34 @@ fn a_sparsity_list_must_be_as_long_as_the_model() {
     let settings = |percent: u32| {
         LayerSettings::new(Pattern::unstructured(f64::from(percent) / 100.0).unwrap())
     };
-    let plan = |count: u32| ModelPlan::new(half()).with_settings_per_layer((0..count).map(|i| settings(i * 10)).collect());
+    let plan = |count: u32| {
+        ModelPlan::new(half())
+            .with_settings_per_layer((0..count).map(|i| settings(i * 10)).collect())
+    };
     let mut model = Model::new(2, 4);
-    let report =
-        prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan(6), &mut go_on).unwrap();
+    let report = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(2),
+        &plan(6),
+        &mut go_on,
+    )
+    .unwrap();
     let pruned: Vec<u64> = report.layers.iter().map(|layer| layer.pruned).collect();
     assert_eq!(pruned, [0, 6, 12, 19, 25, 32]);
     for wrong in [5, 7] {
-        let error =
-            prune_model(&mut model, &Solver::new(Host), &sequences(2), &plan(wrong), &mut go_on)
-                .unwrap_err();
-        assert!(matches!(error.error, Error::InvalidSetting { .. }), "{error}");
+        let error = prune_model(
+            &mut model,
+            &Solver::new(Host),
+            &sequences(2),
+            &plan(wrong),
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert!(
+            matches!(error.error, Error::InvalidSetting { .. }),
+            "{error}"
+        );
     }
 }
 
@@ -215,10 +287,22 @@ fn plans_that_leave_nothing_or_miss_are_errors() {
         ModelPlan::new(half()).only(Selector::Index(77)),
     ] {
         let mut model = Model::new(2, 5);
-        let error = prune_model(&mut model, &Solver::new(Host), &sequences(1), &plan, &mut go_on)
-            .unwrap_err();
-        assert!(matches!(error.error, Error::NothingToPrune { .. }), "{error}");
-        assert!(model.calls.is_empty(), "nothing may run before the plan is checked");
+        let error = prune_model(
+            &mut model,
+            &Solver::new(Host),
+            &sequences(1),
+            &plan,
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert!(
+            matches!(error.error, Error::NothingToPrune { .. }),
+            "{error}"
+        );
+        assert!(
+            model.calls.is_empty(),
+            "nothing may run before the plan is checked"
+        );
     }
 }
 
@@ -228,9 +312,20 @@ fn magnitude_runs_without_calibration() {
     let plan = ModelPlan::new(half().with_method(Method::Magnitude));
     let report = prune_model(&mut model, &Solver::new(Host), &[], &plan, &mut go_on).unwrap();
     assert_eq!(report.zeros(), 6 * 32);
-    assert!(!model.calls.iter().any(|call| call.starts_with("tap") || call.starts_with("run")));
-    let error = prune_model(&mut model, &Solver::new(Host), &[], &ModelPlan::new(half()), &mut go_on)
-        .unwrap_err();
+    assert!(
+        !model
+            .calls
+            .iter()
+            .any(|call| call.starts_with("tap") || call.starts_with("run"))
+    );
+    let error = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &[],
+        &ModelPlan::new(half()),
+        &mut go_on,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("calibration"), "{error}");
 }
 
@@ -238,19 +333,35 @@ fn magnitude_runs_without_calibration() {
 fn failures_name_the_layer_and_keep_what_is_finished() {
     let mut model = Model::new(3, 7);
     model.poison = true;
-    let error =
-        prune_model(&mut model, &Solver::new(Host), &sequences(2), &ModelPlan::new(half()), &mut go_on)
-            .unwrap_err();
+    let error = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(2),
+        &ModelPlan::new(half()),
+        &mut go_on,
+    )
+    .unwrap_err();
     assert_eq!(error.finished.layers.len(), 3);
     assert_eq!(error.error.layer(), Some("block.1.c"));
-    assert!(matches!(error.error, Error::NonFinite { row: 3, col: 2, .. }), "{error}");
+    assert!(
+        matches!(error.error, Error::NonFinite { row: 3, col: 2, .. }),
+        "{error}"
+    );
 
     let mut model = Model::new(3, 8);
     model.fail_at = Some(2);
-    let error =
-        prune_model(&mut model, &Solver::new(Host), &sequences(2), &ModelPlan::new(half()), &mut go_on)
-            .unwrap_err();
-    assert!(matches!(error.error, Error::Adapter { block: 2, .. }), "{error}");
+    let error = prune_model(
+        &mut model,
+        &Solver::new(Host),
+        &sequences(2),
+        &ModelPlan::new(half()),
+        &mut go_on,
+    )
+    .unwrap_err();
+    assert!(
+        matches!(error.error, Error::Adapter { block: 2, .. }),
+        "{error}"
+    );
     assert_eq!(error.finished.layers.len(), 6);
 }
 
@@ -265,7 +376,11 @@ fn the_progress_callback_can_stop_a_run() {
         &ModelPlan::new(half()),
         &mut |event| {
             layers += usize::from(matches!(event, ProgressEvent::LayerDone { .. }));
-            if layers == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if layers == 4 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         },
     )
     .unwrap_err();

@@ -37,15 +37,21 @@ pub(super) fn row_energies<B: Backend>(
     Ok(host::row_energies(w.view(), h.view(), diagonal))
 }
 
-pub(super) fn select<B: Backend>(
-    backend: &B,
-    args: Select<'_, B>,
-) -> Result<B::Mask, B::Error> {
-    let Select { weights, scales, columns, rule, forced, protected } = args;
+pub(super) fn select<B: Backend>(backend: &B, args: Select<'_, B>) -> Result<B::Mask, B::Error> {
+    let Select {
+        weights,
+        scales,
+        columns,
+        rule,
+        forced,
+        protected,
+    } = args;
     let weights = backend.download(weights)?;
     let scales = backend.download(scales)?;
     let forced = forced.map(|mask| backend.download_mask(mask)).transpose()?;
-    let protected = protected.map(|mask| backend.download_mask(mask)).transpose()?;
+    let protected = protected
+        .map(|mask| backend.download_mask(mask))
+        .transpose()?;
     let mask = host::select(
         weights.slice(s![.., columns.clone()]),
         scales.slice(s![0, columns]),
@@ -60,7 +66,9 @@ pub(super) fn fit_grid<B: Backend>(backend: &B, args: FitGrid<'_, B>) -> Result<
     let weights = backend.download(args.weights)?;
     let mut scale = backend.download(args.scale)?;
     let mut zero = backend.download(args.zero)?;
-    let fit = args.grid.fit(weights.slice(s![.., args.columns]), args.per_tensor);
+    let fit = args
+        .grid
+        .fit(weights.slice(s![.., args.columns]), args.per_tensor);
     scale.column_mut(args.group).assign(&fit.scale);
     zero.column_mut(args.group).assign(&fit.zero);
     *args.scale = backend.upload(scale.view())?;
@@ -82,9 +90,10 @@ pub(super) fn update_rows<B: Backend>(
         _ => None,
     };
     let prune = match (&args.prune, &fixed) {
-        (PruneRef::NofM { zeros, group }, _) => {
-            host::SweepPrune::NofM { zeros: *zeros, group: *group }
-        }
+        (PruneRef::NofM { zeros, group }, _) => host::SweepPrune::NofM {
+            zeros: *zeros,
+            group: *group,
+        },
         (_, Some((mask, offset))) => {
             host::SweepPrune::Fixed(mask.slice(s![.., *offset..*offset + columns.len()]))
         }
@@ -95,14 +104,16 @@ pub(super) fn update_rows<B: Backend>(
         .as_ref()
         .map(|grid| Ok((backend.download(grid.scale)?, backend.download(grid.zero)?)))
         .transpose()?;
-    let grid = args.grid.as_ref().zip(grid.as_ref()).map(|(grid, (scale, zero))| {
-        host::SweepGrid {
+    let grid = args
+        .grid
+        .as_ref()
+        .zip(grid.as_ref())
+        .map(|(grid, (scale, zero))| host::SweepGrid {
             kind: grid.kind,
             scale: scale.view(),
             zero: zero.view(),
             groups: grid.groups,
-        }
-    });
+        });
     let error_columns = args.error_offset..args.error_offset + columns.len();
     let mask = host::update_rows(host::Sweep {
         weights: weights.slice_mut(s![.., columns.clone()]),
@@ -115,7 +126,8 @@ pub(super) fn update_rows<B: Backend>(
     *args.weights = backend.upload(weights.view())?;
     *args.errors = backend.upload(errors.view())?;
     *args.losses = backend.upload(losses.view())?;
-    mask.map(|mask| backend.upload_mask(mask.view())).transpose()
+    mask.map(|mask| backend.upload_mask(mask.view()))
+        .transpose()
 }
 
 pub(super) fn gemm<B: Backend>(backend: &B, args: Gemm<'_, B>) -> Result<(), B::Error> {

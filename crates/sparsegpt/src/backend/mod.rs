@@ -35,9 +35,7 @@ use ndarray::{Array2, ArrayView2};
 #[cfg(feature = "cpu")]
 pub use cpu::Cpu;
 pub use host::Host;
-pub use operations::{
-    FitGrid, Gemm, GridKind, GridRef, PruneRef, Select, SelectRule, UpdateRows,
-};
+pub use operations::{FitGrid, Gemm, GridKind, GridRef, PruneRef, Select, SelectRule, UpdateRows};
 
 use crate::error::BackendError;
 use crate::hessian::Activations;
@@ -115,7 +113,11 @@ impl BackendInfo {
     /// A description; `native` names the operations that do not run through the host implementation.
     #[must_use]
     pub fn new(name: &str, device: impl Into<String>, native: &[Operation]) -> Self {
-        Self { name: name.to_owned(), device: device.into(), native: native.to_vec() }
+        Self {
+            name: name.to_owned(),
+            device: device.into(),
+            native: native.to_vec(),
+        }
     }
 
     /// Whether an operation runs on the device.
@@ -235,13 +237,12 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`.
-    fn set_diagonal(
-        &self,
-        matrix: &mut Self::Matrix,
-        diagonal: &[f32],
-    ) -> Result<(), Self::Error> {
+    fn set_diagonal(&self, matrix: &mut Self::Matrix, diagonal: &[f32]) -> Result<(), Self::Error> {
         let mut host = self.download(matrix)?;
-        host.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+        host.diag_mut()
+            .iter_mut()
+            .zip(diagonal)
+            .for_each(|(to, from)| *to = *from);
         *matrix = self.upload(host.view())?;
         Ok(())
     }

@@ -61,7 +61,14 @@ impl<'a, B: Backend> Select<'a, B> {
         columns: Range<usize>,
         rule: SelectRule<'a>,
     ) -> Self {
-        Self { weights, scales, columns, rule, forced: None, protected: None }
+        Self {
+            weights,
+            scales,
+            columns,
+            rule,
+            forced: None,
+            protected: None,
+        }
     }
 
     /// With forced and protected weights.
@@ -109,7 +116,15 @@ impl<'a, B: Backend> FitGrid<'a, B> {
         (scale, zero): (&'a mut B::Matrix, &'a mut B::Matrix),
         group: usize,
     ) -> Self {
-        Self { weights, columns, grid, per_tensor, scale, zero, group }
+        Self {
+            weights,
+            columns,
+            grid,
+            per_tensor,
+            scale,
+            zero,
+            group,
+        }
     }
 }
 
@@ -175,7 +190,12 @@ impl<'a, B: Backend> GridRef<'a, B> {
         zero: &'a B::Matrix,
         groups: &'a [usize],
     ) -> Self {
-        Self { kind, scale, zero, groups }
+        Self {
+            kind,
+            scale,
+            zero,
+            groups,
+        }
     }
 }
 
@@ -274,6 +294,15 @@ impl<'a, B: Backend> Gemm<'a, B> {
         (a, a_columns): (&'a B::Matrix, Range<usize>),
         (b, b_rows, b_columns): (&'a B::Matrix, Range<usize>, Range<usize>),
     ) -> Self {
-        Self { c, c_columns, alpha, a, a_columns, b, b_rows, b_columns }
+        Self {
+            c,
+            c_columns,
+            alpha,
+            a,
+            a_columns,
+            b,
+            b_rows,
+            b_columns,
+        }
     }
 }

@@ -75,7 +75,12 @@ pub struct Interrupted {
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({} layers were finished)", self.error, self.finished.layers.len())
+        write!(
+            f,
+            "{} ({} layers were finished)",
+            self.error,
+            self.finished.layers.len()
+        )
     }
 }
 
@@ -127,7 +132,10 @@ pub fn prune_model<A: ModelAdapter>(
     run.report.seconds.total = start.elapsed().as_secs_f64();
     match result {
         Ok(()) => Ok(run.report),
-        Err(error) => Err(Box::new(Interrupted { error, finished: run.report })),
+        Err(error) => Err(Box::new(Interrupted {
+            error,
+            finished: run.report,
+        })),
     }
 }
 
@@ -150,7 +158,10 @@ impl<A: ModelAdapter> Run<'_, A> {
             .map(|layer| layer.layer.name.clone())
             .collect();
         let needs_hessian = |layers: &[PlannedLayer]| {
-            layers.iter().flat_map(|layer| &layer.settings).any(|s| s.method.needs_hessian())
+            layers
+                .iter()
+                .flat_map(|layer| &layer.settings)
+                .any(|s| s.method.needs_hessian())
         };
         let last_calibrated = planned.iter().rposition(|layers| needs_hessian(layers));
         if last_calibrated.is_some() && sequences.is_empty() {
@@ -176,14 +187,19 @@ impl<A: ModelAdapter> Run<'_, A> {
             if self.cancelled {
                 return Err(Error::Cancelled { block });
             }
-            let treated = layers.iter().filter(|layer| layer.settings.is_some()).count();
+            let treated = layers
+                .iter()
+                .filter(|layer| layer.settings.is_some())
+                .count();
             self.tell(&ProgressEvent::BlockStarted {
                 block,
                 blocks: planned.len(),
                 layers: treated,
             });
             self.in_blocks(|adapter| {
-                adapter.begin_block(block).map_err(|e| failed::<A>(block, "load the block", e))
+                adapter
+                    .begin_block(block)
+                    .map_err(|e| failed::<A>(block, "load the block", e))
             })?;
             // Hidden states are needed as far as the last block whose Hessians are.
             let wanted = last_calibrated.is_some_and(|last| block <= last);
@@ -199,7 +215,9 @@ impl<A: ModelAdapter> Run<'_, A> {
                 self.propagate(block, &mut hidden)?;
             }
             self.in_blocks(|adapter| {
-                adapter.end_block(block).map_err(|e| failed::<A>(block, "store the block", e))
+                adapter
+                    .end_block(block)
+                    .map_err(|e| failed::<A>(block, "store the block", e))
             })?;
             self.tell(&ProgressEvent::BlockDone { block });
         }
@@ -215,14 +233,21 @@ impl<A: ModelAdapter> Run<'_, A> {
         hidden: &[A::Hidden],
     ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
         let start = Instant::now();
-        let mut tap = HessianTap { statistics: Vec::new(), error: None, seconds: 0.0 };
+        let mut tap = HessianTap {
+            statistics: Vec::new(),
+            error: None,
+            seconds: 0.0,
+        };
         for planned in layers {
-            let needed =
-                planned.settings.as_ref().is_some_and(|settings| settings.method.needs_hessian());
+            let needed = planned
+                .settings
+                .as_ref()
+                .is_some_and(|settings| settings.method.needs_hessian());
             let input = planned.layer.input;
             if needed && !tap.wants(input) {
                 let name = shared_name(layers, input);
-                tap.statistics.push((input, self.pruner.statistics(&name, planned.layer.cols)?));
+                tap.statistics
+                    .push((input, self.pruner.statistics(&name, planned.layer.cols)?));
             }
         }
         for (done, hidden) in hidden.iter().enumerate() {
@@ -232,8 +257,11 @@ impl<A: ModelAdapter> Run<'_, A> {
             if let Some(error) = tap.error.take() {
                 return Err(error);
             }
-            let event =
-                ProgressEvent::Calibrated { block, done: done + 1, of: self.report.sequences };
+            let event = ProgressEvent::Calibrated {
+                block,
+                done: done + 1,
+                of: self.report.sequences,
+            };
             self.tell(&event);
             if self.cancelled {
                 return Err(Error::Cancelled { block });
@@ -258,12 +286,17 @@ impl<A: ModelAdapter> Run<'_, A> {
         for input in inputs {
             let mut group = Vec::new();
             for (index, planned) in layers.iter().enumerate() {
-                let Some(settings) = &planned.settings else { continue };
+                let Some(settings) = &planned.settings else {
+                    continue;
+                };
                 if planned.layer.input == input {
-                    let weights = self
-                        .adapter
-                        .weight(block, index)
-                        .map_err(|e| failed::<A>(block, &format!("read the weight of {}", planned.layer.name), e))?;
+                    let weights = self.adapter.weight(block, index).map_err(|e| {
+                        failed::<A>(
+                            block,
+                            &format!("read the weight of {}", planned.layer.name),
+                            e,
+                        )
+                    })?;
                     if weights.dim() != (planned.layer.rows, planned.layer.cols) {
                         return Err(Error::Shape {
                             layer: planned.layer.name.clone(),
@@ -294,17 +327,24 @@ impl<A: ModelAdapter> Run<'_, A> {
                 .collect();
             let (adapter, report) = (&mut *self.adapter, &mut self.report);
             let (progress, cancelled) = (&mut *self.progress, &mut self.cancelled);
-            self.pruner.prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
-                let index = group[task].0;
-                adapter.replace_weight(block, index, pruned.weights).map_err(|e| {
-                    failed::<A>(block, &format!("replace the weight of {}", layers[index].layer.name), e)
+            self.pruner
+                .prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
+                    let index = group[task].0;
+                    adapter
+                        .replace_weight(block, index, pruned.weights)
+                        .map_err(|e| {
+                            failed::<A>(
+                                block,
+                                &format!("replace the weight of {}", layers[index].layer.name),
+                                e,
+                            )
+                        })?;
+                    report.layers.push(pruned.report);
+                    if let Some(report) = report.layers.last() {
+                        *cancelled |= progress(&ProgressEvent::LayerDone { report }).is_break();
+                    }
+                    Ok(())
                 })?;
-                report.layers.push(pruned.report);
-                if let Some(report) = report.layers.last() {
-                    *cancelled |= progress(&ProgressEvent::LayerDone { report }).is_break();
-                }
-                Ok(())
-            })?;
             if self.cancelled {
                 return Err(Error::Cancelled { block });
             }
@@ -321,8 +361,11 @@ impl<A: ModelAdapter> Run<'_, A> {
                 .adapter
                 .run_block(block, hidden, &mut NoTap)
                 .map_err(|e| failed::<A>(block, "run the pruned block", e))?;
-            let event =
-                ProgressEvent::Propagated { block, done: done + 1, of: self.report.sequences };
+            let event = ProgressEvent::Propagated {
+                block,
+                done: done + 1,
+                of: self.report.sequences,
+            };
             self.tell(&event);
             if self.cancelled {
                 return Err(Error::Cancelled { block });
@@ -345,7 +388,11 @@ impl<A: ModelAdapter> Run<'_, A> {
 }
 
 fn failed<A: ModelAdapter>(block: usize, action: &str, source: A::Error) -> Error {
-    Error::Adapter { block, action: format!("cannot {action}"), source: Box::new(source) }
+    Error::Adapter {
+        block,
+        action: format!("cannot {action}"),
+        source: Box::new(source),
+    }
 }
 
 /// The names of the layers that read one input, for errors.

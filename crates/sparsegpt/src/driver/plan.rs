@@ -110,13 +110,19 @@ impl ModelPlan {
 
     /// Other settings for some layers.
     pub fn with_rule(mut self, selector: Selector, settings: LayerSettings) -> Self {
-        self.rules.push(Rule { selector, settings: Some(settings) });
+        self.rules.push(Rule {
+            selector,
+            settings: Some(settings),
+        });
         self
     }
 
     /// Leaves some layers dense.
     pub fn skipping(mut self, selector: Selector) -> Self {
-        self.rules.push(Rule { selector, settings: None });
+        self.rules.push(Rule {
+            selector,
+            settings: None,
+        });
         self
     }
 
@@ -199,7 +205,11 @@ impl ModelPlan {
                 list.len(),
             ));
         }
-        let selectors = self.rules.iter().map(|rule| &rule.selector).chain(&self.only);
+        let selectors = self
+            .rules
+            .iter()
+            .map(|rule| &rule.selector)
+            .chain(&self.only);
         if let Some((selector, _)) = selectors.zip(&used).find(|(_, used)| !**used) {
             return Err(Error::NothingToPrune {
                 reason: format!(
@@ -207,7 +217,11 @@ impl ModelPlan {
                 ),
             });
         }
-        if planned.iter().flatten().all(|layer| layer.settings.is_none()) {
+        if planned
+            .iter()
+            .flatten()
+            .all(|layer| layer.settings.is_none())
+        {
             return Err(Error::NothingToPrune {
                 reason: format!(
                     "the rules leave all {index} layers of the model's {blocks} blocks dense; relax skip, only, first or last"
@@ -225,7 +239,14 @@ mod tests {
     #[test]
     fn globs_match_whole_names() {
         let name = "model.layers.3.mlp.down_proj";
-        for pattern in ["*", "*down_proj", "model.*", "model.*.mlp.*", "*.3.*proj", "model.layers.3.mlp.down_proj*"] {
+        for pattern in [
+            "*",
+            "*down_proj",
+            "model.*",
+            "model.*.mlp.*",
+            "*.3.*proj",
+            "model.layers.3.mlp.down_proj*",
+        ] {
             assert!(glob(pattern, name), "{pattern}");
         }
         for pattern in ["*up_proj", "layers.*", "model.*.attn.*", "*.mlp", "down*"] {

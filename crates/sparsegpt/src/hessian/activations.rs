@@ -59,7 +59,7 @@ impl<'a> Activations<'a> {
     /// # Panics
     /// If the range lies outside the view.
     #[must_use]
-    pub fn slice_tokens(&self, start: usize, end: usize) -> Activations<'a> {
+    pub fn slice_tokens(&self, start: usize, end: usize) -> Self {
         match self {
             Self::F32(view) => Self::F32(view.slice_move(s![start..end, ..])),
             Self::Bf16(view) => Self::Bf16(view.slice_move(s![start..end, ..])),
@@ -85,7 +85,11 @@ impl<'a> Activations<'a> {
     /// # Panics
     /// If the lengths differ or the token lies outside the view.
     pub fn widen_token(&self, token: usize, row: &mut [f32]) {
-        assert_eq!(row.len(), self.cols(), "row length must equal the number of columns");
+        assert_eq!(
+            row.len(),
+            self.cols(),
+            "row length must equal the number of columns"
+        );
         match self {
             Self::F32(view) => {
                 for (to, from) in row.iter_mut().zip(view.row(token)) {
@@ -144,7 +148,11 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Activations (tokens x cols) of one sequence in which every token counts.
     pub fn new(activations: impl Into<Activations<'a>>) -> Self {
-        Self { activations: activations.into(), sequences: 1, token_mask: None }
+        Self {
+            activations: activations.into(),
+            sequences: 1,
+            token_mask: None,
+        }
     }
 
     /// The number of sequences these tokens come from (at least 1).

@@ -118,7 +118,11 @@ impl<B: Backend> Hessian<B> {
     /// If the activations have another number of columns, hold NaN or infinity (in a token that counts),
     /// or the batch's sequence count or token mask does not fit.
     pub fn update<'a>(&mut self, batch: impl Into<Batch<'a>>) -> Result<()> {
-        let Batch { activations, sequences, token_mask } = batch.into();
+        let Batch {
+            activations,
+            sequences,
+            token_mask,
+        } = batch.into();
         if activations.cols() != self.cols {
             return Err(Error::Shape {
                 layer: self.layer.clone(),
@@ -129,7 +133,9 @@ impl<B: Backend> Hessian<B> {
             });
         }
         if sequences == 0 {
-            return Err(Error::setting("sequences in a batch", "at least 1", 0).for_layer(&self.layer));
+            return Err(
+                Error::setting("sequences in a batch", "at least 1", 0).for_layer(&self.layer)
+            );
         }
         let runs = match token_mask {
             None => vec![(0, activations.tokens())],
@@ -218,15 +224,20 @@ impl<B: Backend> Hessian<B> {
     /// # Errors
     /// If the device fails.
     pub fn to_array(&self) -> Result<Array2<f32>> {
-        let mut h =
-            self.backend.download(&self.matrix).map_err(|e| self.failed(Stage::Transfer, e))?;
+        let mut h = self
+            .backend
+            .download(&self.matrix)
+            .map_err(|e| self.failed(Stage::Transfer, e))?;
         for row in 0..self.cols {
             for col in row + 1..self.cols {
                 h[[row, col]] = 0.0;
             }
         }
         if let Some(diagonal) = &self.covered_diagonal {
-            h.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+            h.diag_mut()
+                .iter_mut()
+                .zip(diagonal)
+                .for_each(|(to, from)| *to = *from);
         }
         Ok(h)
     }
@@ -235,9 +246,10 @@ impl<B: Backend> Hessian<B> {
     pub(crate) fn diagonal(&self) -> Result<Vec<f32>> {
         match &self.covered_diagonal {
             Some(diagonal) => Ok(diagonal.clone()),
-            None => {
-                self.backend.diagonal(&self.matrix).map_err(|e| self.failed(Stage::Transfer, e))
-            }
+            None => self
+                .backend
+                .diagonal(&self.matrix)
+                .map_err(|e| self.failed(Stage::Transfer, e)),
         }
     }
 
@@ -248,7 +260,8 @@ impl<B: Backend> Hessian<B> {
 
     /// The matrix for a factorization in place; `diagonal` is that of H and is kept.
     pub(crate) fn matrix_to_factor(&mut self, diagonal: &[f32]) -> &mut B::Matrix {
-        self.covered_diagonal.get_or_insert_with(|| diagonal.to_vec());
+        self.covered_diagonal
+            .get_or_insert_with(|| diagonal.to_vec());
         &mut self.matrix
     }
 
@@ -342,12 +355,14 @@ impl<B: Backend> Statistics for Hessian<B> {
     }
 
     fn merge(&mut self, other: &dyn Statistics) -> Result<()> {
-        let other = other.as_any().downcast_ref::<Self>().ok_or_else(|| {
-            Error::ForeignStatistics {
-                layer: self.layer.clone(),
-                backend: self.backend.info().name,
-            }
-        })?;
+        let other =
+            other
+                .as_any()
+                .downcast_ref::<Self>()
+                .ok_or_else(|| Error::ForeignStatistics {
+                    layer: self.layer.clone(),
+                    backend: self.backend.info().name,
+                })?;
         Self::merge(self, other)
     }
 

@@ -26,7 +26,10 @@ impl GivenMask {
     /// A mask (rows x cols) in which `true` means "keep".
     #[must_use]
     pub fn keeping(keep: ArrayView2<'_, bool>) -> Self {
-        Self { pruned: keep.mapv(|keep| !keep), extended_to: None }
+        Self {
+            pruned: keep.mapv(|keep| !keep),
+            extended_to: None,
+        }
     }
 
     /// Prunes further weights, the least salient ones a mask block at a time, until the layer has this

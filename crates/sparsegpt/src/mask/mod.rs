@@ -140,7 +140,10 @@ pub trait MaskPolicy: Debug + Send + Sync {
         let _ = scores;
         Err(Error::incompatible(
             block.layer,
-            format!("policy {:?} asked for scores but does not use them", self.describe()),
+            format!(
+                "policy {:?} asked for scores but does not use them",
+                self.describe()
+            ),
             "implement MaskPolicy::choose_by_scores",
         ))
     }

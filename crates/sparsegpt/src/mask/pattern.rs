@@ -29,7 +29,11 @@ impl Sparsity {
         if (0.0..=1.0).contains(&fraction) {
             Ok(Self(fraction))
         } else {
-            Err(Error::setting("sparsity", "a fraction of zeros from 0 to 1", fraction))
+            Err(Error::setting(
+                "sparsity",
+                "a fraction of zeros from 0 to 1",
+                fraction,
+            ))
         }
     }
 
@@ -45,7 +49,11 @@ impl Sparsity {
     pub fn count(self, weights: u64) -> u64 {
         let exact = self.0 * weights as f64;
         let nearest = exact.round();
-        if (exact - nearest).abs() <= nearest * 1e-12 { nearest as u64 } else { exact as u64 }
+        if (exact - nearest).abs() <= nearest * 1e-12 {
+            nearest as u64
+        } else {
+            exact as u64
+        }
     }
 }
 
@@ -66,7 +74,11 @@ impl fmt::Display for Sparsity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // 0.07 · 100 is 7.000000000000001 in binary; ten digits are plenty for a percentage.
         let percent = format!("{:.10}", self.0 * 100.0);
-        write!(f, "{}%", percent.trim_end_matches('0').trim_end_matches('.'))
+        write!(
+            f,
+            "{}%",
+            percent.trim_end_matches('0').trim_end_matches('.')
+        )
     }
 }
 
@@ -163,8 +175,13 @@ impl FromStr for Pattern {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let malformed =
-            || Error::setting("pattern", "50%, row:50%, 2:4 (2 zeros in 4 columns) or dense", text);
+        let malformed = || {
+            Error::setting(
+                "pattern",
+                "50%, row:50%, 2:4 (2 zeros in 4 columns) or dense",
+                text,
+            )
+        };
         let percentage = |text: &str| {
             let number = text.strip_suffix('%').ok_or_else(malformed)?;
             let percent: f64 = number.trim().parse().map_err(|_| malformed())?;
@@ -195,10 +212,12 @@ impl MaskPolicy for Pattern {
     fn validate(&self, layer: &str, _rows: usize, cols: usize) -> Result<()> {
         if let Self::NofM { zeros, group } = *self {
             Self::n_of_m(zeros, group)?;
-            if cols % group != 0 {
+            if !cols.is_multiple_of(group) {
                 return Err(Error::incompatible(
                     layer,
-                    format!("pattern {self} needs groups of {group} columns, the layer has {cols} columns"),
+                    format!(
+                        "pattern {self} needs groups of {group} columns, the layer has {cols} columns"
+                    ),
                     "skip this layer or choose a group that divides its columns",
                 ));
             }
@@ -207,7 +226,11 @@ impl MaskPolicy for Pattern {
     }
 
     fn choose(&self, block: &MaskBlock<'_>) -> Result<BlockMask> {
-        let (rows, cols, end) = (block.rows as u64, block.cols as u64, block.columns.end as u64);
+        let (rows, cols, end) = (
+            block.rows as u64,
+            block.cols as u64,
+            block.columns.end as u64,
+        );
         Ok(match *self {
             Self::Dense => BlockMask::Keep,
             Self::Unstructured(sparsity) => BlockMask::Lowest {
@@ -244,7 +267,18 @@ mod tests {
 
     #[test]
     fn patterns_survive_being_written_and_read() {
-        for text in ["dense", "50%", "row:62.5%", "2:4", "3:7", "0%", "100%", "57%", "7%", "0.1%"] {
+        for text in [
+            "dense",
+            "50%",
+            "row:62.5%",
+            "2:4",
+            "3:7",
+            "0%",
+            "100%",
+            "57%",
+            "7%",
+            "0.1%",
+        ] {
             let pattern: Pattern = text.parse().unwrap();
             assert_eq!(pattern.to_string(), text);
         }
@@ -252,9 +286,15 @@ mod tests {
 
     #[test]
     fn malformed_patterns_are_refused_with_a_hint() {
-        for text in ["", "50", "%", "-1%", "101%", "NaN%", "5:4", "2:0", "2:", ":4", "-2:4", "row:2:4", "row:", "a:b", "2:4:8"] {
+        for text in [
+            "", "50", "%", "-1%", "101%", "NaN%", "5:4", "2:0", "2:", ":4", "-2:4", "row:2:4",
+            "row:", "a:b", "2:4:8",
+        ] {
             let error = text.parse::<Pattern>().unwrap_err();
-            assert!(matches!(error, Error::InvalidSetting { .. }), "{text}: {error}");
+            assert!(
+                matches!(error, Error::InvalidSetting { .. }),
+                "{text}: {error}"
+            );
         }
     }
 
@@ -263,7 +303,11 @@ mod tests {
         for percent in 0..=100_u64 {
             let sparsity = Sparsity::new(percent as f64 / 100.0).unwrap();
             for weights in [1, 7, 100, 12_300, 4096 * 4096, 49_152 * 12_288] {
-                assert_eq!(sparsity.count(weights), percent * weights / 100, "{percent} % of {weights}");
+                assert_eq!(
+                    sparsity.count(weights),
+                    percent * weights / 100,
+                    "{percent} % of {weights}"
+                );
             }
         }
     }

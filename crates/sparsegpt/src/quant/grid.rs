@@ -26,7 +26,9 @@ pub enum GridLevels {
 impl GridLevels {
     pub(crate) fn kind(&self) -> GridKind<'_> {
         match self {
-            Self::Affine { max_code } => GridKind::Affine { max_code: *max_code },
+            Self::Affine { max_code } => GridKind::Affine {
+                max_code: *max_code,
+            },
             Self::Codebook { levels } => GridKind::Codebook { levels },
         }
     }
@@ -80,13 +82,20 @@ impl QuantizedLayer {
             let group = group_of_column[col];
             let in_scale = weights[[row, col]] / scale[[row, group]];
             match &levels {
-                GridLevels::Affine { max_code } => (in_scale.round_ties_even()
-                    + zero[[row, group]])
-                .clamp(0.0, *max_code as f32) as u8,
+                GridLevels::Affine { max_code } => {
+                    (in_scale.round_ties_even() + zero[[row, group]]).clamp(0.0, *max_code as f32)
+                        as u8
+                }
                 GridLevels::Codebook { levels } => host::nearest(levels, in_scale) as u8,
             }
         });
-        Self { codes, scale, zero, group_of_column, levels }
+        Self {
+            codes,
+            scale,
+            zero,
+            group_of_column,
+            levels,
+        }
     }
 
     /// The weights again, rows x cols.

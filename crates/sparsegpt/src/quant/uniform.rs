@@ -43,7 +43,12 @@ impl UniformGrid {
     /// # Errors
     /// [`Error::InvalidSetting`] unless `bits` is 2 to 8.
     pub fn new(bits: u32) -> Result<Self> {
-        let grid = Self { bits, symmetric: false, mse: false, granularity: Granularity::PerRow };
+        let grid = Self {
+            bits,
+            symmetric: false,
+            mse: false,
+            granularity: Granularity::PerRow,
+        };
         grid.validate()?;
         Ok(grid)
     }
@@ -112,10 +117,16 @@ impl UniformGrid {
         if per_tensor {
             let (scale, zero) = self.fit_values(weights.iter().copied());
             let rows = weights.nrows();
-            Grid::new(Array1::from_elem(rows, scale), Array1::from_elem(rows, zero))
+            Grid::new(
+                Array1::from_elem(rows, scale),
+                Array1::from_elem(rows, zero),
+            )
         } else {
-            let (scale, zero): (Vec<_>, Vec<_>) =
-                weights.rows().into_iter().map(|row| self.fit_row(row)).unzip();
+            let (scale, zero): (Vec<_>, Vec<_>) = weights
+                .rows()
+                .into_iter()
+                .map(|row| self.fit_row(row))
+                .unzip();
             Grid::new(scale.into(), zero.into())
         }
     }
@@ -126,8 +137,9 @@ impl UniformGrid {
 
     /// Scale and zero point for some weights.
     fn fit_values(&self, values: impl Iterator<Item = f32> + Clone) -> (f32, f32) {
-        let (mut low, mut high) =
-            values.clone().fold((0.0_f32, 0.0_f32), |(low, high), w| (low.min(w), high.max(w)));
+        let (mut low, mut high) = values.clone().fold((0.0_f32, 0.0_f32), |(low, high), w| {
+            (low.min(w), high.max(w))
+        });
         if self.symmetric {
             high = high.max(-low);
             low = -high;
@@ -142,20 +154,28 @@ impl UniformGrid {
             let zero = if self.symmetric {
                 (1 << (self.bits - 1)) as f32
             } else {
-                (-(shrink * low) / scale).round_ties_even().clamp(0.0, self.max_code() as f32)
+                (-(shrink * low) / scale)
+                    .round_ties_even()
+                    .clamp(0.0, self.max_code() as f32)
             };
             (scale, zero)
         };
         if !self.mse {
             return grid_of_range(1.0);
         }
-        let kind = GridKind::Affine { max_code: self.max_code() };
+        let kind = GridKind::Affine {
+            max_code: self.max_code(),
+        };
         let mut best = (f32::INFINITY, grid_of_range(1.0));
         for step in 0..MSE_STEPS {
             let (scale, zero) = grid_of_range(1.0 - step as f32 / 100.0);
             let error: f32 = values
                 .clone()
-                .map(|w| (round_to_grid(kind, w, scale, zero) - w).abs().powf(MSE_NORM))
+                .map(|w| {
+                    (round_to_grid(kind, w, scale, zero) - w)
+                        .abs()
+                        .powf(MSE_NORM)
+                })
                 .sum();
             if error < best.0 {
                 best = (error, (scale, zero));
@@ -167,7 +187,11 @@ impl UniformGrid {
 
 impl Quantizer for UniformGrid {
     fn describe(&self) -> String {
-        let symmetry = if self.symmetric { "symmetric" } else { "asymmetric" };
+        let symmetry = if self.symmetric {
+            "symmetric"
+        } else {
+            "asymmetric"
+        };
         let granularity = match self.granularity {
             Granularity::PerTensor => "per tensor".to_owned(),
             Granularity::PerRow => "per row".to_owned(),
@@ -197,11 +221,17 @@ impl Quantizer for UniformGrid {
     }
 
     fn fit(&self, weights: ArrayView2<'_, f32>) -> Result<Grid> {
-        Ok(Self::fit(self, weights, self.granularity == Granularity::PerTensor))
+        Ok(Self::fit(
+            self,
+            weights,
+            self.granularity == Granularity::PerTensor,
+        ))
     }
 
     fn levels(&self) -> GridLevels {
-        GridLevels::Affine { max_code: self.max_code() }
+        GridLevels::Affine {
+            max_code: self.max_code(),
+        }
     }
 
     fn as_uniform(&self) -> Option<&UniformGrid> {
@@ -217,14 +247,23 @@ mod tests {
 
     #[test]
     fn zero_is_a_level_of_every_grid() {
-        let weights = arr2(&[[0.3, -0.7, 0.11], [2.0, 1.0, 0.5], [-1.0, -2.0, -0.3], [0.0, 0.0, 0.0]]);
+        let weights = arr2(&[
+            [0.3, -0.7, 0.11],
+            [2.0, 1.0, 0.5],
+            [-1.0, -2.0, -0.3],
+            [0.0, 0.0, 0.0],
+        ]);
         for bits in 2..=8 {
             for symmetric in [false, true] {
                 for mse in [false, true] {
-                    let grid =
-                        UniformGrid::new(bits).unwrap().with_symmetric(symmetric).with_mse(mse);
+                    let grid = UniformGrid::new(bits)
+                        .unwrap()
+                        .with_symmetric(symmetric)
+                        .with_mse(mse);
                     let fit = grid.fit(weights.view(), false);
-                    let kind = GridKind::Affine { max_code: grid.max_code() };
+                    let kind = GridKind::Affine {
+                        max_code: grid.max_code(),
+                    };
                     for (&scale, &zero) in fit.scale.iter().zip(&fit.zero) {
                         assert!(scale > 0.0);
                         assert_eq!(zero.fract(), 0.0);
@@ -249,13 +288,19 @@ mod tests {
 
     #[test]
     fn the_range_search_never_raises_its_own_error() {
-        let weights =
-            arr2(&[[0.01_f32, -0.02, 0.03, 0.9, -0.015, 0.02, 0.005, -0.01, 0.012, 0.03]]);
+        let weights = arr2(&[[
+            0.01_f32, -0.02, 0.03, 0.9, -0.015, 0.02, 0.005, -0.01, 0.012, 0.03,
+        ]]);
         let error = |grid: &UniformGrid| -> f32 {
             let fit = grid.fit(weights.view(), false);
-            let kind = GridKind::Affine { max_code: grid.max_code() };
+            let kind = GridKind::Affine {
+                max_code: grid.max_code(),
+            };
             let round = |w: f32| round_to_grid(kind, w, fit.scale[0], fit.zero[0]);
-            weights.iter().map(|&w| (round(w) - w).abs().powf(MSE_NORM)).sum()
+            weights
+                .iter()
+                .map(|&w| (round(w) - w).abs().powf(MSE_NORM))
+                .sum()
         };
         let plain = UniformGrid::new(3).unwrap();
         assert!(error(&plain.clone().with_mse(true)) <= error(&plain));

@@ -26,7 +26,10 @@ pub(super) struct Chooser {
 
 impl Chooser {
     pub(super) fn new<B: Backend>(job: &Job<'_, B>) -> Self {
-        Self { pruned: 0, pruned_in_row: vec![0; job.rows] }
+        Self {
+            pruned: 0,
+            pruned_in_row: vec![0; job.rows],
+        }
     }
 
     /// Asks the policy about `columns` (processing order) and chooses on current weights.
@@ -57,10 +60,13 @@ impl Chooser {
             forced.zip_mut_with(protected, |forced, &protected| *forced &= !protected);
         }
         let marked = |mask: &Option<Array2<bool>>, row: usize| {
-            mask.as_ref().map_or(0, |mask| mask.row(row).iter().filter(|&&marked| marked).count())
+            mask.as_ref().map_or(0, |mask| {
+                mask.row(row).iter().filter(|&&marked| marked).count()
+            })
         };
         let count_of = |mask: &Option<Array2<bool>>| -> usize {
-            mask.as_ref().map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
+            mask.as_ref()
+                .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
         };
         let width = columns.len();
         let counts: Vec<usize>;
@@ -115,13 +121,17 @@ impl Chooser {
         };
         job.uses(Operation::Select);
         let upload = |mask: Option<Array2<bool>>| {
-            mask.map(|mask| job.backend.upload_mask(mask.view())).transpose()
+            mask.map(|mask| job.backend.upload_mask(mask.view()))
+                .transpose()
         };
         let forced = upload(forced).map_err(|e| job.failed(Stage::Transfer, e))?;
         let protected = upload(protected).map_err(|e| job.failed(Stage::Transfer, e))?;
         let select = Select::new(weights, scales, columns, rule)
             .constrained(forced.as_ref(), protected.as_ref());
-        let mask = job.backend.select(select).map_err(|e| job.failed(Stage::Select, e))?;
+        let mask = job
+            .backend
+            .select(select)
+            .map_err(|e| job.failed(Stage::Select, e))?;
         Ok(Chosen::Mask(mask))
     }
 
@@ -145,8 +155,10 @@ impl Chooser {
             mask.zip_mut_with(&protected, |prune, &protected| *prune &= !protected);
         }
         self.pruned += mask.iter().filter(|&&pruned| pruned).count() as u64;
-        let mask =
-            job.backend.upload_mask(mask.view()).map_err(|e| job.failed(Stage::Transfer, e))?;
+        let mask = job
+            .backend
+            .upload_mask(mask.view())
+            .map_err(|e| job.failed(Stage::Transfer, e))?;
         Ok(Chosen::Mask(mask))
     }
 }

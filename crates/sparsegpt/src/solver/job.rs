@@ -138,7 +138,9 @@ impl<'a, B: Backend> Job<'a, B> {
     }
 
     pub(super) fn original(&self, processed: usize) -> usize {
-        self.order.as_ref().map_or(processed, |order| order[processed])
+        self.order
+            .as_ref()
+            .map_or(processed, |order| order[processed])
     }
 
     pub(super) fn is_dead(&self, original: usize) -> bool {
@@ -146,18 +148,25 @@ impl<'a, B: Backend> Job<'a, B> {
     }
 
     pub(super) fn unprotected_rows(&self) -> usize {
-        self.protected_rows.iter().filter(|&&protected| !protected).count()
+        self.protected_rows
+            .iter()
+            .filter(|&&protected| !protected)
+            .count()
     }
 
     /// Unprotected columns among the processed columns from `start` on.
     pub(super) fn unprotected_columns_from(&self, start: usize) -> usize {
-        (start..self.cols).filter(|&at| !self.protected_columns[self.original(at)]).count()
+        (start..self.cols)
+            .filter(|&at| !self.protected_columns[self.original(at)])
+            .count()
     }
 
     /// The protected weights among some columns, if there are any.
     pub(super) fn protected_block(&self, original: &[usize]) -> Option<Array2<bool>> {
         let any = self.protected_rows.contains(&true)
-            || original.iter().any(|&column| self.protected_columns[column]);
+            || original
+                .iter()
+                .any(|&column| self.protected_columns[column]);
         any.then(|| {
             Array2::from_shape_fn((self.rows, original.len()), |(row, at)| {
                 self.protected_rows[row] || self.protected_columns[original[at]]
@@ -172,7 +181,9 @@ impl<'a, B: Backend> Job<'a, B> {
         any.then(|| {
             Array2::from_shape_fn((self.rows, original.len()), |(row, at)| {
                 self.is_dead(original[at])
-                    || by_policy.as_ref().is_some_and(|forced| forced[[row, original[at]]])
+                    || by_policy
+                        .as_ref()
+                        .is_some_and(|forced| forced[[row, original[at]]])
             })
         })
     }
@@ -206,14 +217,20 @@ impl<'a, B: Backend> Job<'a, B> {
     }
 
     pub(super) fn download(&self, matrix: &B::Matrix) -> Result<Array2<f32>> {
-        self.backend.download(matrix).map_err(|e| self.failed(Stage::Transfer, e))
+        self.backend
+            .download(matrix)
+            .map_err(|e| self.failed(Stage::Transfer, e))
     }
 
     pub(super) fn upload(&self, host: ArrayView2<'_, f32>) -> Result<B::Matrix> {
-        self.backend.upload(host).map_err(|e| self.failed(Stage::Transfer, e))
+        self.backend
+            .upload(host)
+            .map_err(|e| self.failed(Stage::Transfer, e))
     }
 
     pub(super) fn zeros(&self, rows: usize, cols: usize) -> Result<B::Matrix> {
-        self.backend.zeros(rows, cols).map_err(|e| self.failed(Stage::Transfer, e))
+        self.backend
+            .zeros(rows, cols)
+            .map_err(|e| self.failed(Stage::Transfer, e))
     }
 }

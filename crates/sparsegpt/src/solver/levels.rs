@@ -42,7 +42,13 @@ impl<B: Backend> Levels<B> {
         };
         let count = job.cols.div_ceil(size);
         let groups = (0..job.cols)
-            .map(|at| if fixed { job.original(at) / size } else { at / size })
+            .map(|at| {
+                if fixed {
+                    job.original(at) / size
+                } else {
+                    at / size
+                }
+            })
             .collect();
         let mut levels = Self {
             quantizer,
@@ -80,7 +86,7 @@ impl<B: Backend> Levels<B> {
         start: usize,
     ) -> Result<()> {
         match self.dynamic {
-            Some(size) if start % size == 0 => {
+            Some(size) if start.is_multiple_of(size) => {
                 let columns = start..(start + size).min(job.cols);
                 self.fit_on_device(job, weights, columns, start / size)
             }
@@ -102,7 +108,9 @@ impl<B: Backend> Levels<B> {
             let targets = (&mut self.scale, &mut self.zero);
             return job
                 .backend
-                .fit_grid(FitGrid::new(weights, columns, grid, per_tensor, targets, group))
+                .fit_grid(FitGrid::new(
+                    weights, columns, grid, per_tensor, targets, group,
+                ))
                 .map_err(|e| job.failed(Stage::Grid, e));
         }
         job.host_operation(Operation::FitGrid);
@@ -122,7 +130,10 @@ impl<B: Backend> Levels<B> {
         let grid = self.quantizer.fit(weights)?;
         let fits = grid.scale.len() == job.rows
             && grid.zero.len() == job.rows
-            && grid.scale.iter().all(|&scale| scale.is_finite() && scale > 0.0)
+            && grid
+                .scale
+                .iter()
+                .all(|&scale| scale.is_finite() && scale > 0.0)
             && grid.zero.iter().all(|&zero| zero.is_finite());
         if fits {
             Ok(grid)
@@ -140,7 +151,12 @@ impl<B: Backend> Levels<B> {
     }
 
     pub(super) fn grid(&self, columns: Range<usize>) -> GridRef<'_, B> {
-        GridRef::new(self.kind.kind(), &self.scale, &self.zero, &self.groups[columns])
+        GridRef::new(
+            self.kind.kind(),
+            &self.scale,
+            &self.zero,
+            &self.groups[columns],
+        )
     }
 
     /// Codes and grids in the original column order.
@@ -155,7 +171,13 @@ impl<B: Backend> Levels<B> {
         }
         let scale = job.download(&self.scale)?;
         let zero = job.download(&self.zero)?;
-        Ok(QuantizedLayer::encode(weights, self.kind, scale, zero, group_of_column))
+        Ok(QuantizedLayer::encode(
+            weights,
+            self.kind,
+            scale,
+            zero,
+            group_of_column,
+        ))
     }
 }
 
@@ -174,5 +196,9 @@ fn check_levels(layer: &str, kind: &GridLevels) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    Err(Error::incompatible(layer, reason, "mend the quantizer's levels"))
+    Err(Error::incompatible(
+        layer,
+        reason,
+        "mend the quantizer's levels",
+    ))
 }

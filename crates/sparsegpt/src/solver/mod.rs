@@ -78,7 +78,9 @@ impl<B: Backend> Solver<B> {
     /// A solver on a backend.
     #[must_use]
     pub fn new(backend: B) -> Self {
-        Self { backend: Arc::new(backend) }
+        Self {
+            backend: Arc::new(backend),
+        }
     }
 
     /// The backend.
@@ -125,7 +127,15 @@ impl<B: Backend> Solver<B> {
         settings: &LayerSettings,
     ) -> Result<PrunedLayer> {
         let name = hessian.layer().to_owned();
-        self.prune_one(&LayerTask { name: &name, weights, settings }, Some(hessian), &mut None)
+        self.prune_one(
+            &LayerTask {
+                name: &name,
+                weights,
+                settings,
+            },
+            Some(hessian),
+            &mut None,
+        )
     }
 
     /// Treats a layer by a method that needs no calibration ([`Method::Magnitude`]).
@@ -137,7 +147,15 @@ impl<B: Backend> Solver<B> {
         weights: ArrayView2<'_, f32>,
         settings: &LayerSettings,
     ) -> Result<PrunedLayer> {
-        self.prune_one(&LayerTask { name: "", weights, settings }, None, &mut None)
+        self.prune_one(
+            &LayerTask {
+                name: "",
+                weights,
+                settings,
+            },
+            None,
+            &mut None,
+        )
     }
 
     /// Treats layers that read the same input: one Hessian, and one factor where their damping and order
@@ -151,7 +169,10 @@ impl<B: Backend> Solver<B> {
         tasks: &[LayerTask<'_>],
     ) -> Result<Vec<PrunedLayer>> {
         let mut factored = None;
-        tasks.iter().map(|task| self.prune_one(task, Some(hessian), &mut factored)).collect()
+        tasks
+            .iter()
+            .map(|task| self.prune_one(task, Some(hessian), &mut factored))
+            .collect()
     }
 
     fn prune_one(
@@ -161,7 +182,11 @@ impl<B: Backend> Solver<B> {
         factored: &mut Option<Factored<B>>,
     ) -> Result<PrunedLayer> {
         let start = Instant::now();
-        let LayerTask { name, weights, settings } = *task;
+        let LayerTask {
+            name,
+            weights,
+            settings,
+        } = *task;
         let mut job = Job::new(&*self.backend, name, weights, settings)?;
         job.check_protection()?;
         if let Some(hessian) = &hessian
@@ -175,7 +200,9 @@ impl<B: Backend> Solver<B> {
                 found_cols: hessian.cols(),
             });
         }
-        let counts = hessian.as_ref().map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
+        let counts = hessian
+            .as_ref()
+            .map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
         let solved = match (settings.method, hessian) {
             (Method::SparseGpt, Some(hessian)) => sparsegpt(&mut job, weights, hessian, factored)?,
             (Method::Magnitude | Method::Wanda, Some(hessian)) => {
@@ -191,8 +218,10 @@ impl<B: Backend> Solver<B> {
                 ));
             }
         };
-        if let Some(((row, col), &value)) =
-            solved.weights.indexed_iter().find(|(_, value)| !value.is_finite())
+        if let Some(((row, col), &value)) = solved
+            .weights
+            .indexed_iter()
+            .find(|(_, value)| !value.is_finite())
         {
             return Err(Error::NonFinite {
                 layer: name.to_owned(),
@@ -202,7 +231,11 @@ impl<B: Backend> Solver<B> {
                 col,
             });
         }
-        let zeros = solved.weights.iter().filter(|&&weight| weight == 0.0).count() as u64;
+        let zeros = solved
+            .weights
+            .iter()
+            .filter(|&&weight| weight == 0.0)
+            .count() as u64;
         let pruned = solved.mask.iter().filter(|&&kept| !kept).count() as u64;
         let mut seconds = job.seconds.clone();
         seconds.total = start.elapsed().as_secs_f64();
@@ -212,7 +245,10 @@ impl<B: Backend> Solver<B> {
             cols: job.cols,
             method: settings.method.to_string(),
             pattern: settings.mask.describe(),
-            quantization: settings.quantizer.as_ref().map(|quantizer| quantizer.describe()),
+            quantization: settings
+                .quantizer
+                .as_ref()
+                .map(|quantizer| quantizer.describe()),
             pruned,
             zeros,
             dead_columns: job.dead.iter().filter(|&&dead| dead).count(),
@@ -263,7 +299,9 @@ fn sparsegpt<B: Backend>(
 ) -> Result<Solved> {
     let diagonal = Diagonal::of(hessian, job.layer)?;
     let settings = job.settings;
-    let order = settings.act_order.then(|| diagonal.descending(settings.mask.group()));
+    let order = settings
+        .act_order
+        .then(|| diagonal.descending(settings.mask.group()));
     let reusable = factored
         .as_ref()
         .is_some_and(|known| known.asked_damping == settings.damping && known.order == order);
@@ -274,21 +312,31 @@ fn sparsegpt<B: Backend>(
             if order.is_some() {
                 job.uses(Operation::PermuteHessian);
             }
-            Factored::new(job.backend, hessian, &diagonal, settings.damping, order, job.layer)
+            Factored::new(
+                job.backend,
+                hessian,
+                &diagonal,
+                settings.damping,
+                order,
+                job.layer,
+            )
         })?);
     }
     let Some(factor) = factored.as_ref() else {
-        return Err(Error::NothingToPrune { reason: "no factor was made".to_owned() });
+        return Err(Error::NothingToPrune {
+            reason: "no factor was made".to_owned(),
+        });
     };
     job.order.clone_from(&factor.order);
     job.dead.clone_from(&diagonal.dead);
-    let r = factor.own.as_ref().unwrap_or(hessian.matrix());
+    let r = factor.own.as_ref().unwrap_or_else(|| hessian.matrix());
 
     let start = in_processing_order(job, dense);
     let mut weights = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
     let original_start = in_original_order(job, &start);
-    let mut levels =
-        job.timed(Stage::Grid, |job| Levels::new(job, original_start.view(), &weights))?;
+    let mut levels = job.timed(Stage::Grid, |job| {
+        Levels::new(job, original_start.view(), &weights)
+    })?;
     drop(original_start);
 
     // Which decisions are made where; N:M is chosen inside the sweep where nothing stands in the way.
@@ -305,10 +353,19 @@ fn sparsegpt<B: Backend>(
         () => Some(settings.mask_block_size),
     };
     let unit = if in_flight { group } else { 1 };
-    let cuts =
-        Cuts { cols: job.cols, block: settings.block_size, mask_region, grid_region: dynamic, unit };
+    let cuts = Cuts {
+        cols: job.cols,
+        block: settings.block_size,
+        mask_region,
+        grid_region: dynamic,
+        unit,
+    };
     let blocks = cuts.blocks();
-    let widest = blocks.iter().map(|block| block.columns.len()).max().unwrap_or(0);
+    let widest = blocks
+        .iter()
+        .map(|block| block.columns.len())
+        .max()
+        .unwrap_or(0);
     let mut errors = job.zeros(job.rows, widest)?;
     let mut losses = job.zeros(job.rows, 1)?;
 
@@ -340,12 +397,14 @@ fn sparsegpt<B: Backend>(
             }
             // Sweep.
             let prune = match &region {
-                Some((columns, Chosen::Mask(mask))) => {
-                    PruneRef::Fixed { mask, offset: a - columns.start }
-                }
-                Some((_, Chosen::InFlight { zeros, group })) => {
-                    PruneRef::NofM { zeros: *zeros, group: *group }
-                }
+                Some((columns, Chosen::Mask(mask))) => PruneRef::Fixed {
+                    mask,
+                    offset: a - columns.start,
+                },
+                Some((_, Chosen::InFlight { zeros, group })) => PruneRef::NofM {
+                    zeros: *zeros,
+                    group: *group,
+                },
                 _ => PruneRef::Keep,
             };
             let chosen_on_the_way = job.timed(Stage::UpdateRows, |job| {
@@ -358,19 +417,33 @@ fn sparsegpt<B: Backend>(
                 )
                 .pruning(prune)
                 .rounding(levels.as_ref().map(|levels| levels.grid(sweep.clone())));
-                job.backend.update_rows(args).map_err(|e| job.failed(Stage::UpdateRows, e))
+                job.backend
+                    .update_rows(args)
+                    .map_err(|e| job.failed(Stage::UpdateRows, e))
             })?;
             if let Some(mask) = chosen_on_the_way {
                 masks.push((sweep.clone(), mask));
             }
             // Bring the rest of the block up to date ...
             if b < end {
-                trailing(job, &mut weights, &errors, r, (a - first..b - first, a..b, b..end))?;
+                trailing(
+                    job,
+                    &mut weights,
+                    &errors,
+                    r,
+                    (a - first..b - first, a..b, b..end),
+                )?;
             }
         }
         // ... and the columns behind it.
         if end < job.cols {
-            trailing(job, &mut weights, &errors, r, (0..end - first, first..end, end..job.cols))?;
+            trailing(
+                job,
+                &mut weights,
+                &errors,
+                r,
+                (0..end - first, first..end, end..job.cols),
+            )?;
         }
     }
     if let Some((columns, Chosen::Mask(mask))) = region {
@@ -382,19 +455,29 @@ fn sparsegpt<B: Backend>(
     let squares = job.download(&losses)?;
     let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();
     let error = job.timed(Stage::Measure, |job| {
-        measure(job, &start, &result, r, &diagonal.ordered(job.order.as_deref()))
+        measure(
+            job,
+            &start,
+            &result,
+            r,
+            &diagonal.ordered(job.order.as_deref()),
+        )
     })?;
     let mut mask = Array2::from_elem((job.rows, job.cols), true);
     for (columns, pruned) in masks {
-        let pruned =
-            job.backend.download_mask(&pruned).map_err(|e| job.failed(Stage::Transfer, e))?;
+        let pruned = job
+            .backend
+            .download_mask(&pruned)
+            .map_err(|e| job.failed(Stage::Transfer, e))?;
         for (at, pruned) in columns.zip(pruned.columns()) {
             let mut column = mask.column_mut(job.original(at));
             column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
         }
     }
     let weights = in_original_order(job, &result);
-    let quantized = levels.map(|levels| levels.finish(job, weights.view())).transpose()?;
+    let quantized = levels
+        .map(|levels| levels.finish(job, weights.view()))
+        .transpose()?;
     Ok(Solved {
         weights,
         mask,
@@ -426,7 +509,9 @@ fn trailing<B: Backend>(
             (errors, error_columns),
             (r, rows, target),
         );
-        job.backend.gemm(product).map_err(|e| job.failed(Stage::Trailing, e))
+        job.backend
+            .gemm(product)
+            .map_err(|e| job.failed(Stage::Trailing, e))
     })
 }
 
@@ -470,7 +555,9 @@ fn without_update<B: Backend>(
             *weight = 0.0;
         }
     });
-    let quantized = job.timed(Stage::Grid, |job| round_to_nearest(job, &start, &device, &mut weights))?;
+    let quantized = job.timed(Stage::Grid, |job| {
+        round_to_nearest(job, &start, &device, &mut weights)
+    })?;
     let error = match statistics {
         Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
             measure(job, &start, &weights, hessian.matrix(), &diagonal.values)
@@ -533,7 +620,9 @@ fn in_original_order<B: Backend>(job: &Job<'_, B>, ordered: &Array2<f32>) -> Arr
         Some(order) => {
             let mut original = Array2::zeros(ordered.dim());
             for (at, &column) in order.iter().enumerate() {
-                original.slice_mut(s![.., column]).assign(&ordered.column(at));
+                original
+                    .slice_mut(s![.., column])
+                    .assign(&ordered.column(at));
             }
             original
         }
@@ -617,18 +706,24 @@ impl<B: Backend> LayerPruner for Solver<B> {
     ) -> Result<()> {
         let mut hessian = match statistics {
             None => None,
-            Some(statistics) => {
-                Some(statistics.as_any_mut().downcast_mut::<Hessian<B>>().ok_or_else(|| {
-                    Error::ForeignStatistics {
-                        layer: tasks.first().map_or_else(String::new, |task| task.name.to_owned()),
+            Some(statistics) => Some(
+                statistics
+                    .as_any_mut()
+                    .downcast_mut::<Hessian<B>>()
+                    .ok_or_else(|| Error::ForeignStatistics {
+                        layer: tasks
+                            .first()
+                            .map_or_else(String::new, |task| task.name.to_owned()),
                         backend: self.info().name,
-                    }
-                })?)
-            }
+                    })?,
+            ),
         };
         let mut factored = None;
         for (index, task) in tasks.iter().enumerate() {
-            done(index, self.prune_one(task, hessian.as_deref_mut(), &mut factored)?)?;
+            done(
+                index,
+                self.prune_one(task, hessian.as_deref_mut(), &mut factored)?,
+            )?;
         }
         Ok(())
     }

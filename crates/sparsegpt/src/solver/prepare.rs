@@ -30,7 +30,10 @@ impl Diagonal {
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         let dead: Vec<bool> = values.iter().map(|&value| value == 0.0).collect();
         if dead.iter().all(|&dead| dead) {
-            return Err(Error::ZeroHessian { layer: layer.to_owned(), tokens: hessian.tokens() });
+            return Err(Error::ZeroHessian {
+                layer: layer.to_owned(),
+                tokens: hessian.tokens(),
+            });
         }
         Ok(Self { values, dead, mean })
     }
@@ -61,7 +64,11 @@ impl Diagonal {
         let patch = self.mean * self.dead.len() as f64 / live as f64;
         let lambda = damping * self.mean;
         let entry = |column: usize| {
-            let value = if self.dead[column] { patch } else { f64::from(self.values[column]) };
+            let value = if self.dead[column] {
+                patch
+            } else {
+                f64::from(self.values[column])
+            };
             (value + lambda) as f32
         };
         match order {
@@ -115,14 +122,14 @@ impl<B: Backend> Factored<B> {
             Some(permuted) => permuted,
             None => hessian.matrix_to_factor(&diagonal.values),
         };
-        let mut attempts = 0;
         let mut last = (0, asked_damping);
-        for (damping, precision) in ladder(asked_damping) {
+        for (attempts, (damping, precision)) in (1..).zip(ladder(asked_damping)) {
             let damped = diagonal.damped(damping, order.as_deref());
-            attempts += 1;
             match backend.inverse_factor(matrix, &damped, precision) {
                 Ok(()) => {
-                    let scales = backend.diagonal(matrix).map_err(|e| failed(Stage::Factor, e))?;
+                    let scales = backend
+                        .diagonal(matrix)
+                        .map_err(|e| failed(Stage::Factor, e))?;
                     if let Some(column) = untrustworthy(&scales, &damped, precision) {
                         last = (column, damping);
                         continue;
@@ -167,7 +174,9 @@ fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     let raised = std::iter::successors(Some((damping * 10.0).max(1e-4)), |&d| Some(d * 10.0))
         .take_while(|&d| d < 10.0)
         .map(|d| (d.min(1.0), Precision::F64));
-    [(damping, Precision::F32), (damping, Precision::F64)].into_iter().chain(raised)
+    [(damping, Precision::F32), (damping, Precision::F64)]
+        .into_iter()
+        .chain(raised)
 }
 
 /// A column whose pivot has no correct digit left although the factorization went through.
@@ -204,7 +213,11 @@ mod tests {
 
     #[test]
     fn groups_stay_together_in_descending_order() {
-        let diagonal = Diagonal { values: vec![1.0, 5.0, 2.0, 9.0, 3.0, 3.0], dead: vec![false; 6], mean: 1.0 };
+        let diagonal = Diagonal {
+            values: vec![1.0, 5.0, 2.0, 9.0, 3.0, 3.0],
+            dead: vec![false; 6],
+            mean: 1.0,
+        };
         assert_eq!(diagonal.descending(1), [3, 1, 4, 5, 2, 0]);
         assert_eq!(diagonal.descending(2), [3, 2, 1, 0, 4, 5]);
     }

@@ -34,7 +34,13 @@ pub(super) struct Cuts {
 
 impl Cuts {
     pub(super) fn blocks(self) -> Vec<Block> {
-        let Self { cols, block, mask_region, grid_region, unit } = self;
+        let Self {
+            cols,
+            block,
+            mask_region,
+            grid_region,
+            unit,
+        } = self;
         let whole_units = |width: usize| (width / unit).max(1) * unit;
         let (block, widest) = (whole_units(block), whole_units(WIDEST_SWEEP));
         let regions = || [mask_region, grid_region].into_iter().flatten();
@@ -66,7 +72,10 @@ impl Cuts {
                 sweeps.push(at..next);
                 at = next;
             }
-            blocks.push(Block { columns: start..end, sweeps });
+            blocks.push(Block {
+                columns: start..end,
+                sweeps,
+            });
             start = end;
         }
         blocks
@@ -81,10 +90,19 @@ mod tests {
 
     #[test]
     fn plain_blocks_are_single_sweeps() {
-        let cuts =
-            Cuts { cols: 300, block: 128, mask_region: Some(128), grid_region: None, unit: 1 };
-        let columns: Vec<_> = cuts.blocks().into_iter().map(|block| block.sweeps).collect();
-        assert_eq!(columns, [vec![0..128], vec![128..256], vec![256..300]]);
+        let cuts = Cuts {
+            cols: 300,
+            block: 128,
+            mask_region: Some(128),
+            grid_region: None,
+            unit: 1,
+        };
+        let columns: Vec<_> = cuts
+            .blocks()
+            .into_iter()
+            .map(|block| block.sweeps)
+            .collect();
+        assert!(columns.into_iter().eq([0..128, 128..256, 256..300]));
     }
 
     proptest! {

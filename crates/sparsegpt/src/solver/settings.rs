@@ -51,7 +51,11 @@ impl FromStr for Method {
             "sparsegpt" => Ok(Self::SparseGpt),
             "magnitude" => Ok(Self::Magnitude),
             "wanda" => Ok(Self::Wanda),
-            _ => Err(Error::setting("method", "sparsegpt, magnitude or wanda", text)),
+            _ => Err(Error::setting(
+                "method",
+                "sparsegpt, magnitude or wanda",
+                text,
+            )),
         }
     }
 }
@@ -190,7 +194,11 @@ impl LayerSettings {
     /// The first setting that is out of range or does not fit.
     pub fn validate(&self, layer: &str, rows: usize, cols: usize) -> Result<()> {
         if !(self.damping.is_finite() && self.damping >= 0.0) {
-            return Err(Error::setting("damping", "a finite number of at least 0", self.damping));
+            return Err(Error::setting(
+                "damping",
+                "a finite number of at least 0",
+                self.damping,
+            ));
         }
         if self.block_size == 0 {
             return Err(Error::setting("block size", "at least 1 column", 0));
@@ -203,7 +211,11 @@ impl LayerSettings {
             ("protected row", &self.protected_rows, rows),
         ] {
             if let Some(beyond) = positions.iter().find(|&&position| position >= limit) {
-                return Err(Error::setting(name, format!("below {limit} (layer {layer:?})"), beyond));
+                return Err(Error::setting(
+                    name,
+                    format!("below {limit} (layer {layer:?})"),
+                    beyond,
+                ));
             }
         }
         self.mask.validate(layer, rows, cols)?;

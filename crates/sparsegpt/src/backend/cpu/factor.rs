@@ -40,8 +40,7 @@ pub(super) fn inverse_factor<T: RealField>(
     let params = Spec::<LltParams, T>::default();
     let scratch = cholesky_in_place_scratch::<T>(n, par, params);
     let bytes = scratch.unaligned_bytes_required();
-    let mut memory =
-        MemBuffer::try_new(scratch).map_err(|_| HostError::OutOfMemory { bytes })?;
+    let mut memory = MemBuffer::try_new(scratch).map_err(|_| HostError::OutOfMemory { bytes })?;
     cholesky_in_place(
         reversed.as_mut(),
         Default::default(),
@@ -49,9 +48,11 @@ pub(super) fn inverse_factor<T: RealField>(
         MemStack::new(&mut memory),
         params,
     )
-    .map_err(|LltError::NonPositivePivot { index }| HostError::NotPositiveDefinite {
-        column: n - 1 - index.min(n - 1),
-    })?;
+    .map_err(
+        |LltError::NonPositivePivot { index }| HostError::NotPositiveDefinite {
+            column: n - 1 - index.min(n - 1),
+        },
+    )?;
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), reversed.as_ref(), par);
     for row in 0..n {

@@ -1,7 +1,7 @@
 //! Products on faer.
 
-use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::prelude::ReborrowMut;
 use faer::{Accum, MatRef, Par};
 use ndarray::{Array2, Zip};
@@ -24,11 +24,14 @@ pub(super) fn gram_update(
     if beta != 1.0 {
         let cols = h.ncols();
         if let Some(values) = h.as_slice_mut() {
-            values.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
-                for value in &mut values[..=row] {
-                    *value *= beta;
-                }
-            });
+            values
+                .par_chunks_mut(cols)
+                .enumerate()
+                .for_each(|(row, values)| {
+                    for value in &mut values[..=row] {
+                        *value *= beta;
+                    }
+                });
         }
     }
     let cols = x.cols();
@@ -58,9 +61,11 @@ pub(super) fn gram_update(
     for start in (0..x.tokens()).step_by(TILE_TOKENS) {
         let tokens = TILE_TOKENS.min(x.tokens() - start);
         let tile = &mut tile[..tokens * cols];
-        tile.par_chunks_mut(cols).enumerate().for_each(|(token, row)| {
-            x.widen_token(start + token, row);
-        });
+        tile.par_chunks_mut(cols)
+            .enumerate()
+            .for_each(|(token, row)| {
+                x.widen_token(start + token, row);
+            });
         add(MatRef::from_row_major_slice(tile, tokens, cols));
     }
 }
@@ -85,8 +90,10 @@ pub(super) fn row_energies(
         par,
     );
     let mut energies = vec![0.0; w.nrows()];
-    Zip::from(ndarray::ArrayViewMut1::from(&mut energies)).and(w.rows()).and(product.rows()).for_each(
-        |energy, w, product| {
+    Zip::from(ndarray::ArrayViewMut1::from(&mut energies))
+        .and(w.rows())
+        .and(product.rows())
+        .for_each(|energy, w, product| {
             *energy = w
                 .iter()
                 .zip(product)
@@ -95,13 +102,21 @@ pub(super) fn row_energies(
                     f64::from(w) * (2.0 * f64::from(product) + f64::from(d) * f64::from(w))
                 })
                 .sum();
-        },
-    );
+        });
     energies
 }
 
 pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
-    let Gemm { c, c_columns, alpha, a, a_columns, b, b_rows, b_columns } = args;
+    let Gemm {
+        c,
+        c_columns,
+        alpha,
+        a,
+        a_columns,
+        b,
+        b_rows,
+        b_columns,
+    } = args;
     let a = faer_ref(&a.0).subcols(a_columns.start, a_columns.len());
     let b = faer_ref(&b.0).submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
     let c = faer_mut(&mut c.0).subcols_mut(c_columns.start, c_columns.len());

@@ -53,8 +53,14 @@ impl Cpu {
             .num_threads(threads)
             .thread_name(|index| format!("sparsegpt-{index}"))
             .build()
-            .map_err(|error| HostError::Threads { threads, reason: error.to_string() })?;
-        Ok(Self { pool: Arc::new(pool), arch: pulp::Arch::new() })
+            .map_err(|error| HostError::Threads {
+                threads,
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            pool: Arc::new(pool),
+            arch: pulp::Arch::new(),
+        })
     }
 
     /// Threads in the pool.
@@ -93,7 +99,12 @@ impl Backend for Cpu {
     fn info(&self) -> BackendInfo {
         BackendInfo::new(
             "cpu",
-            format!("{} ({:?}), {} threads", std::env::consts::ARCH, self.arch, self.threads()),
+            format!(
+                "{} ({:?}), {} threads",
+                std::env::consts::ARCH,
+                self.arch,
+                self.threads()
+            ),
             &Operation::ALL,
         )
     }
@@ -152,9 +163,13 @@ impl Backend for Cpu {
         precision: Precision,
     ) -> Result<(), HostError> {
         self.run(|par| match precision {
-            Precision::F32 => {
-                factor::inverse_factor::<f32>(&mut h.0, diagonal, |value| value, |&value| value, par)
-            }
+            Precision::F32 => factor::inverse_factor::<f32>(
+                &mut h.0,
+                diagonal,
+                |value| value,
+                |&value| value,
+                par,
+            ),
             Precision::F64 => factor::inverse_factor::<f64>(
                 &mut h.0,
                 diagonal,
@@ -170,7 +185,12 @@ impl Backend for Cpu {
     }
 
     fn set_diagonal(&self, matrix: &mut CpuMatrix, diagonal: &[f32]) -> Result<(), HostError> {
-        matrix.0.diag_mut().iter_mut().zip(diagonal).for_each(|(to, from)| *to = *from);
+        matrix
+            .0
+            .diag_mut()
+            .iter_mut()
+            .zip(diagonal)
+            .for_each(|(to, from)| *to = *from);
         Ok(())
     }
 
@@ -199,16 +219,35 @@ impl Backend for Cpu {
     }
 
     fn select(&self, args: Select<'_, Self>) -> Result<CpuMask, HostError> {
-        let Select { weights, scales, columns, rule, forced, protected } = args;
+        let Select {
+            weights,
+            scales,
+            columns,
+            rule,
+            forced,
+            protected,
+        } = args;
         let weights = weights.0.slice(s![.., columns.clone()]);
         let scales = scales.0.slice(s![0, columns]);
-        let (forced, protected) =
-            (forced.map(|mask| mask.0.view()), protected.map(|mask| mask.0.view()));
-        Ok(CpuMask(self.run(|_| select::select(weights, scales, rule, forced, protected))))
+        let (forced, protected) = (
+            forced.map(|mask| mask.0.view()),
+            protected.map(|mask| mask.0.view()),
+        );
+        Ok(CpuMask(self.run(|_| {
+            select::select(weights, scales, rule, forced, protected)
+        })))
     }
 
     fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {
-        let FitGrid { weights, columns, grid, per_tensor, scale, zero, group } = args;
+        let FitGrid {
+            weights,
+            columns,
+            grid,
+            per_tensor,
+            scale,
+            zero,
+            group,
+        } = args;
         let weights = weights.0.slice(s![.., columns]);
         if per_tensor {
             let fit = grid.fit(weights, true);

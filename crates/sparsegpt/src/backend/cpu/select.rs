@@ -17,7 +17,10 @@ pub(super) fn select(
     // A key orders by (free before forced, saliency, column, row). The saliency is not negative, so its
     // bits order as its value; position fits 32 bits for any layer up to 2³² weights.
     let key = |row: usize, col: usize| -> Option<u64> {
-        if protected.as_ref().is_some_and(|protected| protected[[row, col]]) {
+        if protected
+            .as_ref()
+            .is_some_and(|protected| protected[[row, col]])
+        {
             return None;
         }
         let free = !forced.as_ref().is_some_and(|forced| forced[[row, col]]);
@@ -78,6 +81,9 @@ fn lowest(keys: &mut [u64], count: usize) -> &[u64] {
 fn for_each_row(mask: &mut Array2<bool>, step: impl Fn(usize, &mut [bool]) + Sync + Send) {
     let width = mask.len_of(Axis(1));
     if let Some(values) = mask.as_slice_mut() {
-        values.par_chunks_mut(width).enumerate().for_each(|(row, mask)| step(row, mask));
+        values
+            .par_chunks_mut(width)
+            .enumerate()
+            .for_each(|(row, mask)| step(row, mask));
     }
 }

@@ -18,18 +18,35 @@ type Lanes = [f32; LANES];
 
 /// As [`host::update_rows`]; see there for the meaning.
 pub(super) fn update_rows(arch: pulp::Arch, args: UpdateRows<'_, Cpu>) -> Option<CpuMask> {
-    let UpdateRows { weights, factor, errors, error_offset, losses, columns, prune, grid } = args;
+    let UpdateRows {
+        weights,
+        factor,
+        errors,
+        error_offset,
+        losses,
+        columns,
+        prune,
+        grid,
+    } = args;
     let (rows, width) = (weights.0.nrows(), columns.len());
-    let block = factor.0.slice(s![columns.clone(), columns.clone()]).as_standard_layout().into_owned();
+    let block = factor
+        .0
+        .slice(s![columns.clone(), columns.clone()])
+        .as_standard_layout()
+        .into_owned();
     let factor = block.as_slice().unwrap_or_default();
     let in_flight = matches!(prune, PruneRef::NofM { .. });
     let mut chosen = Array2::from_elem(if in_flight { (rows, width) } else { (0, width) }, false);
     let mut weights = weights.0.slice_mut(s![.., columns]);
-    let mut errors = errors.0.slice_mut(s![.., error_offset..error_offset + width]);
+    let mut errors = errors
+        .0
+        .slice_mut(s![.., error_offset..error_offset + width]);
     let mut losses = losses.0.column_mut(0);
 
-    let mut chosen_tiles: Vec<_> =
-        chosen.axis_chunks_iter_mut(Axis(0), LANES).map(Some).collect();
+    let mut chosen_tiles: Vec<_> = chosen
+        .axis_chunks_iter_mut(Axis(0), LANES)
+        .map(Some)
+        .collect();
     chosen_tiles.resize_with(rows.div_ceil(LANES), || None);
     let tiles: Vec<Tile<'_>> = weights
         .axis_chunks_iter_mut(Axis(0), LANES)
@@ -48,7 +65,13 @@ pub(super) fn update_rows(arch: pulp::Arch, args: UpdateRows<'_, Cpu>) -> Option
     tiles.into_par_iter().for_each_init(
         || Buffers::new(width),
         |buffers, tile| {
-            arch.dispatch(SweepTile { tile, buffers, factor, prune: &prune, grid: grid.as_ref() });
+            arch.dispatch(SweepTile {
+                tile,
+                buffers,
+                factor,
+                prune: &prune,
+                grid: grid.as_ref(),
+            });
         },
     );
     in_flight.then_some(CpuMask(chosen))
@@ -94,13 +117,25 @@ impl pulp::NullaryFnOnce for SweepTile<'_, '_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { mut tile, buffers, factor, prune, grid } = self;
+        let Self {
+            mut tile,
+            buffers,
+            factor,
+            prune,
+            grid,
+        } = self;
         let (rows, width) = tile.weights.dim();
-        let Buffers { weights, errors, pruned } = buffers;
+        let Buffers {
+            weights,
+            errors,
+            pruned,
+        } = buffers;
         load(tile.weights.view(), weights);
         if let PruneRef::Fixed { mask, offset } = prune {
             let first = tile.first_row;
-            let mask = mask.0.slice(s![first..first + rows, *offset..*offset + width]);
+            let mask = mask
+                .0
+                .slice(s![first..first + rows, *offset..*offset + width]);
             for (row, mask) in mask.rows().into_iter().enumerate() {
                 for (lanes, &prune) in pruned.iter_mut().zip(mask) {
                     lanes[row] = prune;
@@ -115,16 +150,28 @@ impl pulp::NullaryFnOnce for SweepTile<'_, '_> {
             if let PruneRef::NofM { zeros, group } = *prune
                 && j % group == 0
             {
-                choose(&weights[j..j + group], &mut pruned[j..j + group], factor, (j, width), zeros);
+                choose(
+                    &weights[j..j + group],
+                    &mut pruned[j..j + group],
+                    factor,
+                    (j, width),
+                    zeros,
+                );
             }
             let r = &factor[j * width..(j + 1) * width];
-            let Some((current, later)) = weights[j..].split_first_mut() else { break };
+            let Some((current, later)) = weights[j..].split_first_mut() else {
+                break;
+            };
             let mut quantized = *current;
             if let Some(levels) = &mut levels {
                 levels.round(j, &mut quantized);
             }
             for lane in 0..LANES {
-                quantized[lane] = if pruned[j][lane] { 0.0 } else { quantized[lane] };
+                quantized[lane] = if pruned[j][lane] {
+                    0.0
+                } else {
+                    quantized[lane]
+                };
             }
             let error = &mut errors[j];
             for lane in 0..LANES {
@@ -201,7 +248,8 @@ fn choose(
         for other in 0..weights.len() {
             let theirs = saliency(other);
             for lane in 0..LANES {
-                let first = theirs[lane] < own[lane] || (theirs[lane] == own[lane] && other < column);
+                let first =
+                    theirs[lane] < own[lane] || (theirs[lane] == own[lane] && other < column);
                 before[lane] += u32::from(first);
             }
         }
@@ -223,7 +271,14 @@ struct LaneGrid<'a> {
 
 impl<'a> LaneGrid<'a> {
     fn new(grid: &'a GridRef<'a, Cpu>, first_row: usize, rows: usize) -> Self {
-        Self { grid, first_row, rows, group: None, scale: [1.0; LANES], zero: [0.0; LANES] }
+        Self {
+            grid,
+            first_row,
+            rows,
+            group: None,
+            scale: [1.0; LANES],
+            zero: [0.0; LANES],
+        }
     }
 
     #[inline(always)]

@@ -6,8 +6,14 @@ use crate::backend::Precision;
 use crate::error::HostError;
 
 /// A float type the factorization can run in.
-trait Real: Copy + PartialOrd + std::ops::Neg<Output = Self> + std::ops::Sub<Output = Self>
-    + std::ops::Mul<Output = Self> + std::ops::Div<Output = Self> + std::ops::AddAssign
+trait Real:
+    Copy
+    + PartialOrd
+    + std::ops::Neg<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::AddAssign
 {
     const ZERO: Self;
     fn from_f32(value: f32) -> Self;
@@ -56,7 +62,10 @@ pub fn inverse_factor(
     diagonal: &[f32],
     precision: Precision,
 ) -> Result<(), HostError> {
-    assert!(h.is_square() && h.nrows() == diagonal.len(), "h must be cols x cols");
+    assert!(
+        h.is_square() && h.nrows() == diagonal.len(),
+        "h must be cols x cols"
+    );
     match precision {
         Precision::F32 => factor_in::<f32>(h, diagonal),
         Precision::F64 => factor_in::<f64>(h, diagonal),
@@ -69,7 +78,11 @@ fn factor_in<T: Real>(mut h: ArrayViewMut2<'_, f32>, diagonal: &[f32]) -> Result
     for j in (0..n).rev() {
         for i in (0..=j).rev() {
             // H is symmetric; only its lower triangle is given.
-            let mut rest = if i == j { T::from_f32(diagonal[j]) } else { T::from_f32(h[[j, i]]) };
+            let mut rest = if i == j {
+                T::from_f32(diagonal[j])
+            } else {
+                T::from_f32(h[[j, i]])
+            };
             for k in j + 1..n {
                 rest = rest - u[[i, k]] * u[[j, k]];
             }

@@ -38,7 +38,9 @@ pub fn combine(
     other: ArrayView2<'_, f32>,
     beta: f32,
 ) {
-    Zip::from(&mut target).and(&other).for_each(|t, &o| *t = alpha * *t + beta * o);
+    Zip::from(&mut target)
+        .and(&other)
+        .for_each(|t, &o| *t = alpha * *t + beta * o);
 }
 
 /// Rows and columns of the symmetric matrix in the strict lower triangle of `h`, in another order: lower
@@ -60,11 +62,7 @@ pub fn permute_hessian(h: ArrayView2<'_, f32>, order: &[usize]) -> Array2<f32> {
 /// # Panics
 /// If the shapes do not match.
 #[must_use]
-pub fn row_energies(
-    w: ArrayView2<'_, f32>,
-    h: ArrayView2<'_, f32>,
-    diagonal: &[f32],
-) -> Vec<f64> {
+pub fn row_energies(w: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>, diagonal: &[f32]) -> Vec<f64> {
     assert_eq!(w.ncols(), h.nrows(), "w must be rows x cols");
     w.rows()
         .into_iter()

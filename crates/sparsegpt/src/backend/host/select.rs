@@ -39,7 +39,10 @@ pub fn select(
     };
     match rule {
         SelectRule::Lowest { count } => {
-            choose(&mut (0..rows).flat_map(|row| (0..width).map(move |col| (row, col))), count);
+            choose(
+                &mut (0..rows).flat_map(|row| (0..width).map(move |col| (row, col))),
+                count,
+            );
         }
         SelectRule::LowestPerRow { counts } => {
             for row in 0..rows {
@@ -47,7 +50,11 @@ pub fn select(
             }
         }
         SelectRule::NofM { zeros, group } => {
-            assert_eq!(width % group, 0, "the width must be a multiple of the group");
+            assert_eq!(
+                width % group,
+                0,
+                "the width must be a multiple of the group"
+            );
             for row in 0..rows {
                 for start in (0..width).step_by(group) {
                     choose(&mut (start..start + group).map(|col| (row, col)), zeros);

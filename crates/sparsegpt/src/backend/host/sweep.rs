@@ -56,7 +56,14 @@ pub struct Sweep<'a> {
 /// # Panics
 /// If the shapes do not match.
 pub fn update_rows(sweep: Sweep<'_>) -> Option<Array2<bool>> {
-    let Sweep { mut weights, factor, mut errors, mut losses, prune, grid } = sweep;
+    let Sweep {
+        mut weights,
+        factor,
+        mut errors,
+        mut losses,
+        prune,
+        grid,
+    } = sweep;
     let (rows, width) = weights.dim();
     assert_eq!(factor.dim(), (width, width), "factor must be width x width");
     assert_eq!(errors.dim(), (rows, width), "errors must be rows x width");
@@ -76,7 +83,9 @@ pub fn update_rows(sweep: Sweep<'_>) -> Option<Array2<bool>> {
                     None,
                     None,
                 );
-                chosen.slice_mut(s![row, j..j + group]).assign(&choice.row(0));
+                chosen
+                    .slice_mut(s![row, j..j + group])
+                    .assign(&choice.row(0));
             }
             let pruned = match prune {
                 SweepPrune::Keep => false,
@@ -88,7 +97,12 @@ pub fn update_rows(sweep: Sweep<'_>) -> Option<Array2<bool>> {
                 None => w[j],
                 Some(grid) => {
                     let group = grid.groups[j];
-                    round_to_grid(grid.kind, w[j], grid.scale[[row, group]], grid.zero[[row, group]])
+                    round_to_grid(
+                        grid.kind,
+                        w[j],
+                        grid.scale[[row, group]],
+                        grid.zero[[row, group]],
+                    )
                 }
             };
             let error = (w[j] - quantized) / factor[[j, j]];
