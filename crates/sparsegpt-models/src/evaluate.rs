@@ -57,10 +57,16 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let length = options.sequence_length;
     if length < 2 {
-        return Err(Error::setting("sequence length", "at least 2 tokens", length));
+        return Err(Error::setting(
+            "sequence length",
+            "at least 2 tokens",
+            length,
+        ));
     }
     let available = tokens.len() / length;
-    let chunks = options.limit.map_or(available, |limit| limit.min(available));
+    let chunks = options
+        .limit
+        .map_or(available, |limit| limit.min(available));
     if chunks == 0 {
         return Err(Error::setting(
             "text",
@@ -71,6 +77,15 @@ pub fn perplexity(
     let mut chunk_nll = Vec::with_capacity(chunks);
     for chunk in tokens.chunks_exact(length).take(chunks) {
         let losses = token_nll(model, chunk)?;
+        if losses.iter().any(|loss| !loss.is_finite()) {
+            return Err(Error::tensor(
+                "(logits)",
+                format!(
+                    "hold NaN or infinity in chunk {}; the model's weights are broken",
+                    chunk_nll.len()
+                ),
+            ));
+        }
         chunk_nll.push(losses.iter().sum::<f64>() / losses.len() as f64);
         let so_far = (chunk_nll.iter().sum::<f64>() / chunk_nll.len() as f64).exp();
         if !progress(chunk_nll.len(), chunks, so_far) {
@@ -79,7 +94,10 @@ pub fn perplexity(
     }
     let count = chunk_nll.len() as f64;
     let mean_nll = chunk_nll.iter().sum::<f64>() / count;
-    let variance = chunk_nll.iter().map(|nll| (nll - mean_nll).powi(2)).sum::<f64>()
+    let variance = chunk_nll
+        .iter()
+        .map(|nll| (nll - mean_nll).powi(2))
+        .sum::<f64>()
         / (count - 1.0).max(1.0);
     Ok(Perplexity {
         perplexity: mean_nll.exp(),
@@ -120,7 +138,10 @@ pub fn token_nll(model: &Llama, sequence: &[u32]) -> Result<Vec<f64>> {
 /// −log softmax(logits)\[target\].
 fn nll(logits: &[f32], target: usize) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - highest).exp())).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|&logit| f64::from((logit - highest).exp()))
+        .sum();
     sum.ln() - f64::from(logits[target] - highest)
 }
 

@@ -64,7 +64,11 @@ pub struct Generated {
 impl GenerateOptions {
     fn validate(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(Error::setting("temperature", "a number of at least 0", self.temperature));
+            return Err(Error::setting(
+                "temperature",
+                "a number of at least 0",
+                self.temperature,
+            ));
         }
         if self.top_k == Some(0) {
             return Err(Error::setting("top_k", "at least 1", 0));
@@ -93,7 +97,10 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::setting("prompt", "at least one token", "none"));
     }
-    let mut sampler = Sampler { options, random: ChaCha8Rng::seed_from_u64(options.seed) };
+    let mut sampler = Sampler {
+        options,
+        random: ChaCha8Rng::seed_from_u64(options.seed),
+    };
     let mut cache = model.cache();
     let mut logits = model.next(prompt, &mut cache)?;
     let mut tokens = Vec::new();
@@ -127,7 +134,10 @@ struct Sampler<'a> {
 impl Sampler<'_> {
     fn choose(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::tensor("logits", "hold NaN; the model's weights are broken"));
+            return Err(Error::tensor(
+                "logits",
+                "hold NaN; the model's weights are broken",
+            ));
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let logit = |token: u32| logits[token as usize];
@@ -142,9 +152,8 @@ impl Sampler<'_> {
         order.sort_by(descending);
         order.truncate(self.options.top_k.unwrap_or(usize::MAX));
         let highest = f64::from(logit(order[0]));
-        let weight = |token: u32| {
-            ((f64::from(logit(token)) - highest) / self.options.temperature).exp()
-        };
+        let weight =
+            |token: u32| ((f64::from(logit(token)) - highest) / self.options.temperature).exp();
         let mut weights: Vec<f64> = order.iter().map(|&token| weight(token)).collect();
         if let Some(top_p) = self.options.top_p {
             let wanted = top_p * weights.iter().sum::<f64>();
@@ -177,36 +186,73 @@ mod tests {
     use super::*;
 
     fn draw(options: &GenerateOptions, logits: &[f32], times: usize) -> Vec<u32> {
-        let mut sampler = Sampler { options, random: ChaCha8Rng::seed_from_u64(options.seed) };
-        (0..times).map(|_| sampler.choose(logits).unwrap()).collect()
+        let mut sampler = Sampler {
+            options,
+            random: ChaCha8Rng::seed_from_u64(options.seed),
+        };
+        (0..times)
+            .map(|_| sampler.choose(logits).unwrap())
+            .collect()
     }
 
     #[test]
     fn sampling_follows_the_probabilities_and_the_seed() {
         let logits = [1.0_f32.ln(), 2.0_f32.ln(), 5.0_f32.ln(), 2.0_f32.ln()];
-        let options = GenerateOptions { temperature: 1.0, seed: 7, ..Default::default() };
+        let options = GenerateOptions {
+            temperature: 1.0,
+            seed: 7,
+            ..Default::default()
+        };
         let drawn = draw(&options, &logits, 20_000);
         assert_eq!(drawn, draw(&options, &logits, 20_000));
         for (token, share) in [(0, 0.1), (1, 0.2), (2, 0.5), (3, 0.2)] {
             let found = drawn.iter().filter(|&&t| t == token).count() as f64 / 20_000.0;
             assert!((found - share).abs() < 0.02, "token {token}: {found}");
         }
-        let top_k = GenerateOptions { top_k: Some(2), ..options.clone() };
-        assert!(draw(&top_k, &logits, 1000).iter().all(|&token| token == 2 || token == 1));
-        let top_p = GenerateOptions { top_p: Some(0.5), ..options.clone() };
+        let top_k = GenerateOptions {
+            top_k: Some(2),
+            ..options.clone()
+        };
+        assert!(
+            draw(&top_k, &logits, 1000)
+                .iter()
+                .all(|&token| token == 2 || token == 1)
+        );
+        let top_p = GenerateOptions {
+            top_p: Some(0.5),
+            ..options.clone()
+        };
         assert!(draw(&top_p, &logits, 1000).iter().all(|&token| token == 2));
-        let greedy = GenerateOptions { temperature: 0.0, ..options };
+        let greedy = GenerateOptions {
+            temperature: 0.0,
+            ..options
+        };
         assert_eq!(draw(&greedy, &[1.0, 3.0, 3.0], 1), [1]);
     }
 
     #[test]
     fn options_out_of_range_are_refused() {
         for options in [
-            GenerateOptions { temperature: -1.0, ..Default::default() },
-            GenerateOptions { temperature: f64::NAN, ..Default::default() },
-            GenerateOptions { top_k: Some(0), ..Default::default() },
-            GenerateOptions { top_p: Some(0.0), ..Default::default() },
-            GenerateOptions { top_p: Some(1.1), ..Default::default() },
+            GenerateOptions {
+                temperature: -1.0,
+                ..Default::default()
+            },
+            GenerateOptions {
+                temperature: f64::NAN,
+                ..Default::default()
+            },
+            GenerateOptions {
+                top_k: Some(0),
+                ..Default::default()
+            },
+            GenerateOptions {
+                top_p: Some(0.0),
+                ..Default::default()
+            },
+            GenerateOptions {
+                top_p: Some(1.1),
+                ..Default::default()
+            },
         ] {
             assert!(options.validate().is_err(), "{options:?}");
         }

@@ -3,12 +3,12 @@
 
 pub mod calibration;
 pub mod checkpoint;
+pub mod decoder;
 mod error;
 pub mod evaluate;
 pub mod generate;
 mod gguf;
 pub mod inspect;
-pub mod decoder;
 mod source;
 pub mod text;
 pub mod tokenizer;

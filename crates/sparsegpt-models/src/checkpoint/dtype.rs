@@ -55,6 +55,14 @@ pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
         .try_fold(1_usize, |product, &size| product.checked_mul(size))
 }
 
+/// The values after a round trip through `dtype`.
+pub(super) fn round_through(name: &str, dtype: Dtype, values: Vec<f32>) -> Result<Vec<f32>> {
+    if dtype == Dtype::F32 {
+        return Ok(values);
+    }
+    decode(name, dtype, &encode(name, dtype, &values)?.bytes)
+}
+
 fn widen<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes
         .as_chunks::<N>()

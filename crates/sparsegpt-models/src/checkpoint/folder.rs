@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -150,12 +150,17 @@ impl CheckpointSource for SafetensorsFolder {
                 .is_some_and(|name| WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending)));
             // `is_file` follows the links that download caches are made of.
             if from.is_file() && !is_weight {
-                fs::copy(&from, folder.join(&name))
+                copy_contents(&from, &folder.join(&name))
                     .map_err(|source| Error::io("copy", &from, source))?;
             }
         }
         Ok(())
     }
+}
+
+/// Copies a file without its permissions: a copy of a read-only file is to be changed and flushed.
+fn copy_contents(from: &Path, to: &Path) -> std::io::Result<u64> {
+    std::io::copy(&mut File::open(from)?, &mut File::create_new(to)?)
 }
 
 /// `model.safetensors.index.json`.
@@ -218,7 +223,10 @@ impl ShardIndex {
                 .get(name)
                 .map(|&position| &folder.shards[position].0);
             if found != Some(file) {
-                let found = found.map_or("no shard has it".to_owned(), |f| format!("it is in {f}"));
+                let found = match found {
+                    Some(other) => format!("it is in {other}"),
+                    None => "no shard has it".to_owned(),
+                };
                 let reason = format!("weight_map: {name:?} should be in {file}, but {found}");
                 return Err(Error::format(path, reason));
             }

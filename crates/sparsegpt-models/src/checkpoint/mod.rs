@@ -54,6 +54,16 @@ pub trait WeightSink: Debug + Send {
     /// If the source has no such float tensor, the number of values differs, a value is not
     /// finite or overflows the stored type, or the write fails.
     fn store(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor>;
+
+    /// The values as they will be read back: rounded to the type that `name` is stored in. What is computed
+    /// with them is computed with what the result will hold. By default they are, as f32, unchanged.
+    ///
+    /// # Errors
+    /// As [`store`](Self::store).
+    fn rounded(&self, name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
+        let _ = name;
+        Ok(values)
+    }
 }
 
 /// What became of a tensor that was stored.

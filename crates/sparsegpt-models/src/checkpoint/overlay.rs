@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::dtype::{decode, element_count, encode};
+use super::dtype::{decode, element_count, encode, round_through};
 use super::{StoredTensor, WeightSink};
 use crate::{Error, Result, TensorInfo, TensorSource};
 
@@ -48,6 +48,12 @@ impl Overlay {
             .len()
     }
 
+    fn known(&self, name: &str) -> Result<TensorInfo> {
+        self.base
+            .info(name)
+            .ok_or_else(|| Error::tensor(name, "the source has no tensor of that name"))
+    }
+
     fn replaced_bytes(&self, name: &str) -> Option<Arc<[u8]>> {
         self.replaced
             .read()
@@ -75,11 +81,12 @@ impl TensorSource for Overlay {
 }
 
 impl WeightSink for Overlay {
+    fn rounded(&self, name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
+        round_through(name, self.known(name)?.dtype, values)
+    }
+
     fn store(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor> {
-        let info = self
-            .base
-            .info(name)
-            .ok_or_else(|| Error::tensor(name, "the source has no tensor of that name"))?;
+        let info = self.known(name)?;
         check_length(name, &info, values)?;
         let encoded = encode(name, info.dtype, values)?;
         let mut replaced = self

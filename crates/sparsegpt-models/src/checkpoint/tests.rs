@@ -79,6 +79,25 @@ fn truncated_files_are_refused_at_every_length() {
 }
 
 #[test]
+fn damage_anywhere_in_the_header_never_panics() {
+    let (_root, folder) = simple();
+    let whole = fs::read(folder.join(SINGLE_FILE)).unwrap();
+    for position in 0..whole.len() - 64 {
+        for damage in [b'0', b'9', b'"', b'}', 0x00, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[position] = damage;
+            fs::write(folder.join(SINGLE_FILE), bytes).unwrap();
+            let Ok(read) = Checkpoint::open(&folder) else {
+                continue;
+            };
+            for name in read.tensors().names() {
+                let _ = read.tensors().read_f32(&name);
+            }
+        }
+    }
+}
+
+#[test]
 fn huge_header_is_refused_without_allocating_it() {
     for len in [u64::MAX, u64::MAX - 7, 1 << 40, 100_000_001] {
         let mut bytes = len.to_le_bytes().to_vec();
@@ -398,6 +417,11 @@ fn shards_and_companions_are_carried_along() {
     ];
     let (root, folder) = write(&model);
     fs::create_dir(folder.join("original")).unwrap();
+    let mut read_only = fs::metadata(folder.join(CONFIG_FILE))
+        .unwrap()
+        .permissions();
+    read_only.set_readonly(true);
+    fs::set_permissions(folder.join(CONFIG_FILE), read_only).unwrap();
     let source = Checkpoint::open(&folder).unwrap();
     let out = root.path().join("out");
     let options = OutputOptions {
@@ -419,6 +443,12 @@ fn shards_and_companions_are_carried_along() {
             INDEX_FILE,
             "tokenizer.json",
         ]
+    );
+    assert!(
+        !fs::metadata(out.join(CONFIG_FILE))
+            .unwrap()
+            .permissions()
+            .readonly()
     );
     let index = read_json(&out.join(INDEX_FILE)).unwrap();
     assert_eq!(

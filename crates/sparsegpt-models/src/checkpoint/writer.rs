@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::dtype::{config_name, encode, is_float};
+use super::dtype::{config_name, encode, is_float, round_through};
 use super::overlay::check_length;
 use super::shard::PlannedShard;
 use super::verify::{ExpectedLayer, verify};
@@ -291,6 +291,10 @@ impl WeightSink for CheckpointWriter {
     fn store(&mut self, name: &str, values: &[f32]) -> Result<StoredTensor> {
         self.write_values(name, values)
     }
+
+    fn rounded(&self, name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
+        round_through(name, self.slot(name)?.info.dtype, values)
+    }
 }
 
 fn preallocate(path: &Path, plan: &PlannedShard) -> Result<File> {
@@ -307,25 +311,31 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, text + "\n").map_err(|source| Error::io("write", path, source))
 }
 
+/// Waits until the files of a folder, and their names, are on the disk.
 fn sync_folder(folder: &Path) -> Result<()> {
     let entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
     for entry in entries {
         let path = entry
             .map_err(|source| Error::io("list", folder, source))?
             .path();
-        sync(&path)?;
+        // Opened for writing, as Windows asks for it.
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| Error::io("flush", path, source))?;
     }
-    sync(folder)
+    sync_names(folder)
 }
 
-/// Waits until a file or, on Unix, the entries of a folder are on the disk.
-fn sync(path: &Path) -> Result<()> {
-    if path.is_dir() && !cfg!(unix) {
+/// Waits until the names in a folder are on the disk, where the operating system can tell.
+fn sync_names(folder: &Path) -> Result<()> {
+    if !cfg!(unix) {
         return Ok(());
     }
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| Error::io("flush", path, source))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| Error::io("flush", folder, source))
 }
 
 /// The final place, checked to be free or replaceable.
@@ -399,7 +409,7 @@ impl OutputFolder {
             aside.renamed = rename(&aside.path.join("old"), &self.path).is_err();
         }
         result?;
-        self.path.parent().map_or(Ok(()), sync)
+        self.path.parent().map_or(Ok(()), sync_names)
     }
 }
 

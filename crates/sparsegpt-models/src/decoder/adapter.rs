@@ -10,7 +10,7 @@ use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 use super::LlamaConfig;
 use super::block::{Block, Position};
 use super::model::embed;
-use super::weights::{EMBEDDING, block_name, check_all, linear_specs, read};
+use super::weights::{EMBEDDING, LinearSpec, block_name, check_all, linear_specs, read};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
 
@@ -48,7 +48,14 @@ impl<'a> LlamaAdapter<'a> {
     ) -> Result<Self> {
         let config = LlamaConfig::from_json(config)?;
         check_all(&config, &*source)?;
-        Ok(Self { config, source, sink, embedding: None, current: None, rotary: None })
+        Ok(Self {
+            config,
+            source,
+            sink,
+            embedding: None,
+            current: None,
+            rotary: None,
+        })
     }
 
     /// The model's configuration.
@@ -57,8 +64,20 @@ impl<'a> LlamaAdapter<'a> {
         &self.config
     }
 
+    fn spec(&self, layer: usize) -> Result<LinearSpec> {
+        linear_specs(&self.config)
+            .get(layer)
+            .copied()
+            .ok_or_else(|| {
+                Error::setting("layer", "0 to 6, as ModelAdapter::layers lists them", layer)
+            })
+    }
+
     fn current(&self, block: usize) -> Result<&Current> {
-        self.current.as_ref().filter(|current| current.index == block).ok_or_else(|| not_begun(block))
+        self.current
+            .as_ref()
+            .filter(|current| current.index == block)
+            .ok_or_else(|| not_begun(block))
     }
 }
 
@@ -91,7 +110,9 @@ impl ModelAdapter for LlamaAdapter<'_> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
         let embedding = match &self.embedding {
             Some(embedding) => embedding,
-            None => self.embedding.insert(read(&*self.source, EMBEDDING, &shape)?),
+            None => self
+                .embedding
+                .insert(read(&*self.source, EMBEDDING, &shape)?),
         };
         embed(&self.config, embedding, &[sequence], 0)
     }
@@ -100,7 +121,11 @@ impl ModelAdapter for LlamaAdapter<'_> {
         self.embedding = None;
         let loaded = Block::load(&self.config, &*self.source, block)?;
         let replaced = vec![false; loaded.linears.len()];
-        self.current = Some(Current { index: block, block: loaded, replaced });
+        self.current = Some(Current {
+            index: block,
+            block: loaded,
+            replaced,
+        });
         Ok(())
     }
 
@@ -108,8 +133,10 @@ impl ModelAdapter for LlamaAdapter<'_> {
         let Some(current) = self.current.take().filter(|current| current.index == block) else {
             return Err(not_begun(block));
         };
-        for ((spec, linear), replaced) in
-            linear_specs(&self.config).iter().zip(&current.block.linears).zip(current.replaced)
+        for ((spec, linear), replaced) in linear_specs(&self.config)
+            .iter()
+            .zip(&current.block.linears)
+            .zip(current.replaced)
         {
             if replaced {
                 let name = format!("{}.weight", block_name(block, spec.part));
@@ -120,14 +147,13 @@ impl ModelAdapter for LlamaAdapter<'_> {
         Ok(())
     }
 
-    fn run_block(
-        &mut self,
-        block: usize,
-        hidden: &Tensor,
-        tap: &mut dyn Tap,
-    ) -> Result<Tensor> {
+    fn run_block(&mut self, block: usize, hidden: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
         let (_, time, _) = hidden.dims3()?;
-        if self.rotary.as_ref().is_none_or(|(length, _)| *length != time) {
+        if self
+            .rotary
+            .as_ref()
+            .is_none_or(|(length, _)| *length != time)
+        {
             let tables = self.config.rotary.tables(self.config.head_dim, 0, time)?;
             self.rotary = Some((time, tables));
         }
@@ -135,10 +161,13 @@ impl ModelAdapter for LlamaAdapter<'_> {
             return Err(not_begun(block));
         };
         let position = Position { past: 0, rotary };
-        self.current(block)?.block.forward(hidden, &position, None, tap)
+        self.current(block)?
+            .block
+            .forward(hidden, &position, None, tap)
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {
+        self.spec(layer)?;
         let weight = &self.current(block)?.block.linears[layer].weight;
         let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
         Array2::from_shape_vec(weight.dims2()?, values)
@@ -146,8 +175,20 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn replace_weight(&mut self, block: usize, layer: usize, weight: Array2<f32>) -> Result<()> {
+        let spec = self.spec(layer)?;
+        let name = format!("{}.weight", block_name(block, spec.part));
         let shape = weight.dim();
+        if shape != (spec.rows, spec.cols) {
+            return Err(Error::tensor(
+                name,
+                format!(
+                    "is to be replaced by one of shape {shape:?}, expected {:?}",
+                    (spec.rows, spec.cols)
+                ),
+            ));
+        }
         let values: Vec<f32> = weight.as_standard_layout().iter().copied().collect();
+        let values = self.sink.rounded(&name, values)?;
         let weight = Tensor::from_vec(values, shape, &Device::Cpu)?;
         let current = self
             .current

@@ -24,25 +24,53 @@ pub(super) struct Causal {
 impl Causal {
     /// softmax(Q Kᵀ / √d) V for queries (batch x heads x time x d) and keys and values (batch x kv_heads x
     /// past + time x d); neighbouring query heads share a key head. The result has the queries' shape.
-    pub(super) fn attend(self, queries: &Tensor, keys: &Tensor, values_of: &Tensor) -> Result<Tensor> {
+    pub(super) fn attend(
+        self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values_of: &Tensor,
+    ) -> Result<Tensor> {
         let (batch, heads, time, width) = queries.dims4()?;
         let (_, kv_heads, seen, _) = keys.dims4()?;
-        let (queries, keys, values_of) =
-            (queries.contiguous()?, keys.contiguous()?, values_of.contiguous()?);
+        let (queries, keys, values_of) = (
+            queries.contiguous()?,
+            keys.contiguous()?,
+            values_of.contiguous()?,
+        );
         let (q, q_layout) = queries.storage_and_layout();
         let (k, k_layout) = keys.storage_and_layout();
         let (v, v_layout) = values_of.storage_and_layout();
-        let (q, k, v) = (values(&q, q_layout)?, values(&k, k_layout)?, values(&v, v_layout)?);
+        let (q, k, v) = (
+            values(&q, q_layout)?,
+            values(&k, k_layout)?,
+            values(&v, v_layout)?,
+        );
         let mut mixed = vec![0.0_f32; q.len()];
-        mixed.par_chunks_mut(time * width).enumerate().for_each(|(head, mixed)| {
-            let shared = head * kv_heads / heads;
-            let q = MatRef::from_row_major_slice(&q[head * time * width..][..time * width], time, width);
-            let key_head = shared * seen * width..(shared + 1) * seen * width;
-            let k = MatRef::from_row_major_slice(&k[key_head.clone()], seen, width);
-            let v = MatRef::from_row_major_slice(&v[key_head], seen, width);
-            self.attend_head(q, k, v, MatMut::from_row_major_slice_mut(mixed, time, width));
-        });
-        Ok(Tensor::from_vec(mixed, (batch, heads, time, width), &Device::Cpu)?)
+        mixed
+            .par_chunks_mut(time * width)
+            .enumerate()
+            .for_each(|(head, mixed)| {
+                let shared = head * kv_heads / heads;
+                let q = MatRef::from_row_major_slice(
+                    &q[head * time * width..][..time * width],
+                    time,
+                    width,
+                );
+                let key_head = shared * seen * width..(shared + 1) * seen * width;
+                let k = MatRef::from_row_major_slice(&k[key_head.clone()], seen, width);
+                let v = MatRef::from_row_major_slice(&v[key_head], seen, width);
+                self.attend_head(
+                    q,
+                    k,
+                    v,
+                    MatMut::from_row_major_slice_mut(mixed, time, width),
+                );
+            });
+        Ok(Tensor::from_vec(
+            mixed,
+            (batch, heads, time, width),
+            &Device::Cpu,
+        )?)
     }
 
     fn attend_head(
@@ -71,7 +99,11 @@ impl Causal {
             );
             for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
                 let query = start + row;
-                softmax(scores, self.first_key(query) - first, self.past + query + 1 - first);
+                softmax(
+                    scores,
+                    self.first_key(query) - first,
+                    self.past + query + 1 - first,
+                );
             }
             matmul(
                 mixed.rb_mut().subrows_mut(start, count),
@@ -86,7 +118,8 @@ impl Causal {
 
     /// The first key that a query sees.
     fn first_key(self, query: usize) -> usize {
-        self.window.map_or(0, |window| (self.past + query + 1).saturating_sub(window))
+        self.window
+            .map_or(0, |window| (self.past + query + 1).saturating_sub(window))
     }
 }
 
@@ -123,7 +156,9 @@ mod tests {
                 let (q, k) = (random(heads, time), random(kv_heads, past + time));
                 let v = random(kv_heads, past + time);
                 let found = Causal { past, window }.attend(&q, &k, &v).unwrap();
-                let flat = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().unwrap().to_vec1().unwrap() };
+                let flat = |tensor: &Tensor| -> Vec<f32> {
+                    tensor.flatten_all().unwrap().to_vec1().unwrap()
+                };
                 let (found, q, k, v) = (flat(&found), flat(&q), flat(&k), flat(&v));
                 for row in 0..batch * heads * time {
                     let (head, query) = (row / time, row % time);
@@ -146,7 +181,9 @@ mod tests {
                     for d in 0..width {
                         let expected: f64 = weights
                             .iter()
-                            .map(|(key, weight)| weight / sum * f64::from(v[(base + key) * width + d]))
+                            .map(|(key, weight)| {
+                                weight / sum * f64::from(v[(base + key) * width + d])
+                            })
                             .sum();
                         assert!((expected - f64::from(found[row * width + d])).abs() < 1e-5);
                     }

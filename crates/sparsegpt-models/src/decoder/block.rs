@@ -75,7 +75,11 @@ impl Block {
         block: usize,
     ) -> Result<Self> {
         let norm = |part: &str| {
-            read(source, &block_name(block, &format!("{part}.weight")), &[config.hidden_size])
+            read(
+                source,
+                &block_name(block, &format!("{part}.weight")),
+                &[config.hidden_size],
+            )
         };
         Ok(Self {
             linears: linear_specs(config)
@@ -109,7 +113,9 @@ impl Block {
         let x = rms_norm(&flat, &self.norms[0], self.eps)?;
         observe(tap, ATTENTION_INPUT, &x)?;
         let split = |y: Tensor, heads: usize| -> Result<Tensor> {
-            Ok(y.reshape((batch, time, heads, self.head_dim))?.transpose(1, 2)?.contiguous()?)
+            Ok(y.reshape((batch, time, heads, self.head_dim))?
+                .transpose(1, 2)?
+                .contiguous()?)
         };
         let (cos, sin) = position.rotary;
         let queries = rope(&split(q.forward(&x)?, self.heads)?, cos, sin)?;
@@ -122,11 +128,14 @@ impl Block {
             }
             *cache = Some((keys.clone(), values.clone()));
         }
-        let mixed = Causal { past: position.past, window: self.window }
-            .attend(&queries, &keys, &values)?
-            .transpose(1, 2)?
-            .contiguous()?
-            .reshape((batch * time, self.heads * self.head_dim))?;
+        let mixed = Causal {
+            past: position.past,
+            window: self.window,
+        }
+        .attend(&queries, &keys, &values)?
+        .transpose(1, 2)?
+        .contiguous()?
+        .reshape((batch * time, self.heads * self.head_dim))?;
         observe(tap, ATTENTION_OUTPUT, &mixed)?;
         let flat = (flat + o.forward(&mixed)?)?;
 

@@ -96,7 +96,12 @@ impl LlamaConfig {
                     format!("{other:?} is not supported; llama, mistral and qwen2 are"),
                 ));
             }
-            None => return Err(Error::config("model_type", "missing; expected llama, mistral or qwen2")),
+            None => {
+                return Err(Error::config(
+                    "model_type",
+                    "missing; expected llama, mistral or qwen2",
+                ));
+            }
         };
         if keys.present("quantization_config") {
             return Err(Error::config(
@@ -106,7 +111,9 @@ impl LlamaConfig {
         }
         let hidden_size = keys.required("hidden_size")?;
         let heads = keys.required("num_attention_heads")?;
-        let blocks = keys.in_range("num_hidden_layers", MAX_BLOCKS)?.ok_or_else(|| missing("num_hidden_layers"))?;
+        let blocks = keys
+            .in_range("num_hidden_layers", MAX_BLOCKS)?
+            .ok_or_else(|| missing("num_hidden_layers"))?;
         // transformers' defaults of each family where the key is absent.
         let kv_heads = keys.count("num_key_value_heads")?.unwrap_or(match family {
             Family::Llama => heads,
@@ -125,31 +132,60 @@ impl LlamaConfig {
             None => {
                 return Err(Error::config(
                     "hidden_size",
-                    format!("{hidden_size} is not a multiple of num_attention_heads = {heads}, and there is no head_dim"),
+                    format!(
+                        "{hidden_size} is not a multiple of num_attention_heads = {heads}, and there is no head_dim"
+                    ),
                 ));
             }
         };
         if head_dim % 2 != 0 {
-            return Err(Error::config("head_dim", format!("{head_dim} is odd; rotary embedding needs pairs")));
+            return Err(Error::config(
+                "head_dim",
+                format!("{head_dim} is odd; rotary embedding needs pairs"),
+            ));
         }
-        let max_positions = keys.count("max_position_embeddings")?.unwrap_or(match family {
-            Family::Llama => 2048,
-            Family::Mistral => 131_072,
-            Family::Qwen2 => 32_768,
-        });
+        let max_positions = keys
+            .count("max_position_embeddings")?
+            .unwrap_or(match family {
+                Family::Llama => 2048,
+                Family::Mistral => 131_072,
+                Family::Qwen2 => 32_768,
+            });
         let activation = match keys.text("hidden_act")?.unwrap_or("silu") {
             "silu" | "swish" => Activation::Silu,
             "gelu" => Activation::Gelu,
             "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            other => return Err(Error::config("hidden_act", format!("{other:?} is not supported; silu, gelu and gelu_pytorch_tanh are"))),
+            other => {
+                return Err(Error::config(
+                    "hidden_act",
+                    format!("{other:?} is not supported; silu, gelu and gelu_pytorch_tanh are"),
+                ));
+            }
         };
-        if keys.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-            return Err(Error::config("partial_rotary_factor", "only 1 is supported for this family"));
+        if keys
+            .number("partial_rotary_factor")?
+            .is_some_and(|factor| factor != 1.0)
+        {
+            return Err(Error::config(
+                "partial_rotary_factor",
+                "only 1 is supported for this family",
+            ));
         }
         let attention_bias = keys.flag("attention_bias")?.unwrap_or(false);
+        for key in ["attention_bias", "mlp_bias"] {
+            if family != Family::Llama && keys.flag(key)? == Some(true) {
+                return Err(Error::config(
+                    key,
+                    "true is known for model_type llama only",
+                ));
+            }
+        }
         let rms_norm_eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(Error::config("rms_norm_eps", format!("expected a small positive number, found {rms_norm_eps}")));
+            return Err(Error::config(
+                "rms_norm_eps",
+                format!("expected a small positive number, found {rms_norm_eps}"),
+            ));
         }
         Ok(Self {
             family,
@@ -192,10 +228,15 @@ impl<'a> Keys<'a> {
     }
 
     fn in_range(&self, key: &str, limit: u64) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_u64() {
             Some(count) if (1..=limit).contains(&count) => Ok(Some(count as usize)),
-            _ => Err(Error::config(key, format!("expected an integer from 1 to {limit}, found {value}"))),
+            _ => Err(Error::config(
+                key,
+                format!("expected an integer from 1 to {limit}, found {value}"),
+            )),
         }
     }
 
@@ -208,31 +249,55 @@ impl<'a> Keys<'a> {
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_f64() {
             Some(number) if number.is_finite() => Ok(Some(number)),
-            _ => Err(Error::config(key, format!("expected a number, found {value}"))),
+            _ => Err(Error::config(
+                key,
+                format!("expected a number, found {value}"),
+            )),
         }
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| Error::config(key, format!("expected true or false, found {value}")))
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| Error::config(key, format!("expected true or false, found {value}")))
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| Error::config(key, format!("expected text, found {value}")))
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_str()
+            .map(Some)
+            .ok_or_else(|| Error::config(key, format!("expected text, found {value}")))
     }
 
     /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it.
     fn rotary(&self) -> Result<RotaryConfig> {
         let (key, scaling) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
+            (Some(parameters), Some(scaling)) if parameters != scaling => {
+                return Err(Error::config(
+                    "rope_scaling",
+                    "contradicts rope_parameters; keep the one that the model was trained with",
+                ));
+            }
             (Some(parameters), _) => ("rope_parameters", Some(parameters)),
             (None, scaling) => ("rope_scaling", scaling),
         };
         let Some(scaling) = scaling else {
-            return RotaryConfig::new(self.number("rope_theta")?.unwrap_or(10_000.0), RopeScaling::None);
+            return RotaryConfig::new(
+                self.number("rope_theta")?.unwrap_or(10_000.0),
+                RopeScaling::None,
+            );
         };
         let object = scaling
             .as_object()
@@ -242,18 +307,47 @@ impl<'a> Keys<'a> {
             Some(theta) => theta,
             None => self.number("rope_theta")?.unwrap_or(10_000.0),
         };
-        let kind = match inner.text("rope_type")? {
-            Some(kind) => kind,
-            None => inner.text("type")?.unwrap_or("default"),
+        let kind = match (inner.text("rope_type")?, inner.text("type")?) {
+            (Some(new), Some(old)) if new != old => {
+                return Err(Error::config(
+                    format!("{key}.rope_type"),
+                    format!("{new:?} contradicts type = {old:?}"),
+                ));
+            }
+            (Some(kind), _) | (None, Some(kind)) => kind,
+            (None, None) if inner.present("factor") => {
+                return Err(Error::config(
+                    format!("{key}.rope_type"),
+                    "missing beside a factor",
+                ));
+            }
+            (None, None) => "default",
         };
-        let required =
-            |name: &str| inner.number(name)?.ok_or_else(|| Error::config(format!("{key}.{name}"), "missing"));
-        if inner.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-            return Err(Error::config(format!("{key}.partial_rotary_factor"), "only 1 is supported for this family"));
+        if let Some((name, _)) = object.iter().find(|(_, value)| value.is_object()) {
+            return Err(Error::config(
+                format!("{key}.{name}"),
+                "parameters that differ between layers are not supported for this family",
+            ));
+        }
+        let required = |name: &str| {
+            inner
+                .number(name)?
+                .ok_or_else(|| Error::config(format!("{key}.{name}"), "missing"))
+        };
+        if inner
+            .number("partial_rotary_factor")?
+            .is_some_and(|factor| factor != 1.0)
+        {
+            return Err(Error::config(
+                format!("{key}.partial_rotary_factor"),
+                "only 1 is supported for this family",
+            ));
         }
         let scaling = match kind {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: required("factor")? },
+            "linear" => RopeScaling::Linear {
+                factor: required("factor")?,
+            },
             "llama3" => RopeScaling::Llama3 {
                 factor: required("factor")?,
                 low_freq_factor: required("low_freq_factor")?,
@@ -281,29 +375,46 @@ impl<'a> Keys<'a> {
         if family != Family::Qwen2 {
             return Ok(vec![window; blocks]);
         }
-        if !self.flag("use_sliding_window")?.unwrap_or(false) {
-            return Ok(vec![None; blocks]);
-        }
+        let sliding = self.flag("use_sliding_window")?.unwrap_or(false);
+        let window = window.filter(|_| sliding);
         if let Some(types) = self.get("layer_types") {
-            let types = types.as_array().filter(|types| types.len() == blocks).ok_or_else(|| {
-                Error::config("layer_types", format!("expected a list of {blocks} entries"))
-            })?;
+            let types = types
+                .as_array()
+                .filter(|types| types.len() == blocks)
+                .ok_or_else(|| {
+                    Error::config(
+                        "layer_types",
+                        format!("expected a list of {blocks} entries"),
+                    )
+                })?;
             return types
                 .iter()
                 .map(|kind| match kind.as_str() {
                     Some("full_attention") => Ok(None),
-                    Some("sliding_attention") => Ok(window),
-                    _ => Err(Error::config("layer_types", format!("{kind} is not supported"))),
+                    Some("sliding_attention") if window.is_some() => Ok(window),
+                    Some("sliding_attention") => Err(Error::config(
+                        "layer_types",
+                        "has sliding_attention without use_sliding_window and a sliding_window",
+                    )),
+                    _ => Err(Error::config(
+                        "layer_types",
+                        format!("{kind} is not supported"),
+                    )),
                 })
                 .collect();
         }
         let first = match self.get("max_window_layers") {
             None => 28,
             Some(value) => value.as_u64().ok_or_else(|| {
-                Error::config("max_window_layers", format!("expected an integer, found {value}"))
+                Error::config(
+                    "max_window_layers",
+                    format!("expected an integer, found {value}"),
+                )
             })? as usize,
         };
-        Ok((0..blocks).map(|block| window.filter(|_| block >= first)).collect())
+        Ok((0..blocks)
+            .map(|block| window.filter(|_| block >= first))
+            .collect())
     }
 }
 
@@ -340,23 +451,35 @@ mod tests {
         new["rope_theta"] = json!(500_000.0);
         let old = with(json!({"rope_theta": 500_000.0, "rope_scaling": old}));
         let new = with(json!({"rope_parameters": new}));
-        assert_eq!(LlamaConfig::from_json(&old).unwrap(), LlamaConfig::from_json(&new).unwrap());
+        assert_eq!(
+            LlamaConfig::from_json(&old).unwrap(),
+            LlamaConfig::from_json(&new).unwrap()
+        );
     }
 
     #[test]
     fn windows_follow_the_family() {
-        let windows = |changes| LlamaConfig::from_json(&with(changes)).unwrap().sliding_windows;
+        let windows = |changes| {
+            LlamaConfig::from_json(&with(changes))
+                .unwrap()
+                .sliding_windows
+        };
         assert_eq!(windows(json!({"sliding_window": 16})), [None, None]);
         assert_eq!(
-            windows(json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16})),
+            windows(
+                json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16})
+            ),
             [Some(16), Some(16)]
         );
         assert_eq!(
-            windows(json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": null})),
+            windows(
+                json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": null})
+            ),
             [None, None]
         );
         let qwen = |changes: Value| {
-            let mut all = json!({"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 16});
+            let mut all =
+                json!({"model_type": "qwen2", "num_key_value_heads": 2, "sliding_window": 16});
             for (key, value) in changes.as_object().unwrap() {
                 all[key] = value.clone();
             }
@@ -368,7 +491,9 @@ mod tests {
             [None, Some(16)]
         );
         assert_eq!(
-            qwen(json!({"use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"]})),
+            qwen(
+                json!({"use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"]})
+            ),
             [Some(16), None]
         );
     }
@@ -386,13 +511,45 @@ mod tests {
             (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
             (json!({"head_dim": 15}), "head_dim"),
             (json!({"hidden_act": "relu6"}), "hidden_act"),
-            (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope_type"),
+            (
+                json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+                "rope_type",
+            ),
             (json!({"rope_scaling": {"type": "linear"}}), "factor"),
-            (json!({"rope_parameters": {"rope_theta": -5.0}}), "rope_theta"),
+            (
+                json!({"rope_parameters": {"rope_theta": -5.0}}),
+                "rope_theta",
+            ),
             (json!({"rms_norm_eps": "small"}), "rms_norm_eps"),
-            (json!({"quantization_config": {"bits": 4}}), "quantization_config"),
+            (json!({"rope_scaling": {"factor": 4.0}}), "rope_type"),
+            (
+                json!({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 4.0}}),
+                "rope_type",
+            ),
+            (
+                json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}),
+                "full_attention",
+            ),
+            (
+                json!({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+                "rope_scaling",
+            ),
+            (
+                json!({"model_type": "qwen2", "num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"]}),
+                "layer_types",
+            ),
+            (
+                json!({"model_type": "mistral", "num_key_value_heads": 2, "attention_bias": true}),
+                "attention_bias",
+            ),
+            (
+                json!({"quantization_config": {"bits": 4}}),
+                "quantization_config",
+            ),
         ] {
-            let error = LlamaConfig::from_json(&with(changes.clone())).unwrap_err().to_string();
+            let error = LlamaConfig::from_json(&with(changes.clone()))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(key), "{changes}: {error}");
         }
     }

@@ -7,9 +7,9 @@ use candle_nn::ops::rms_norm;
 use serde_json::Value;
 use sparsegpt::NoTap;
 
+use super::LlamaConfig;
 use super::block::{Block, BlockCache, Position};
 use super::weights::{EMBEDDING, FINAL_NORM, HEAD, check_all, read};
-use super::LlamaConfig;
 use crate::{Error, Result, TensorSource};
 
 /// A LLaMA-family model with all its weights in memory, in f32.
@@ -73,7 +73,10 @@ impl Llama {
     /// An empty cache.
     #[must_use]
     pub fn cache(&self) -> KvCache {
-        KvCache { blocks: vec![None; self.blocks.len()], tokens: 0 }
+        KvCache {
+            blocks: vec![None; self.blocks.len()],
+            tokens: 0,
+        }
     }
 
     /// Logits, batch x time x vocabulary, for sequences of equal length.
@@ -104,11 +107,26 @@ impl Llama {
         sequences: &[&[u32]],
         mut cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
+        if let Some(cache) = &cache
+            && cache.blocks.len() != self.blocks.len()
+        {
+            return Err(Error::setting(
+                "cache",
+                format!("one of this model's, with {} blocks", self.blocks.len()),
+                cache.blocks.len(),
+            ));
+        }
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
         let mut hidden = embed(&self.config, &self.embedding, sequences, past)?;
         let (_, time, _) = hidden.dims3()?;
-        let rotary = self.config.rotary.tables(self.config.head_dim, past, time)?;
-        let position = Position { past, rotary: &rotary };
+        let rotary = self
+            .config
+            .rotary
+            .tables(self.config.head_dim, past, time)?;
+        let position = Position {
+            past,
+            rotary: &rotary,
+        };
         for (index, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.blocks[index]);
             hidden = block.forward(&hidden, &position, cache, &mut NoTap)?;
@@ -116,7 +134,11 @@ impl Llama {
         if let Some(cache) = cache {
             cache.tokens += time;
         }
-        Ok(rms_norm(&hidden, &self.norm, self.config.rms_norm_eps as f32)?)
+        Ok(rms_norm(
+            &hidden,
+            &self.norm,
+            self.config.rms_norm_eps as f32,
+        )?)
     }
 
     /// Logits (tokens x vocabulary) from normalized hidden states (tokens x width).
@@ -137,7 +159,10 @@ pub(super) fn embed(
         return Err(Error::setting(
             "sequences",
             "at least one, of equal length, none empty",
-            format!("lengths {:?}", sequences.iter().map(|s| s.len()).collect::<Vec<_>>()),
+            format!(
+                "lengths {:?}",
+                sequences.iter().map(|s| s.len()).collect::<Vec<_>>()
+            ),
         ));
     }
     if past + time > config.max_positions {
@@ -148,7 +173,10 @@ pub(super) fn embed(
         ));
     }
     let tokens = sequences.concat();
-    if let Some(token) = tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+    if let Some(token) = tokens
+        .iter()
+        .find(|&&token| token as usize >= config.vocab_size)
+    {
         return Err(Error::setting(
             "token id",
             format!("below vocab_size = {}", config.vocab_size),

@@ -10,7 +10,10 @@ use crate::{Error, Result};
 /// The values of a contiguous f32 tensor on the CPU.
 pub(crate) fn values<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
     let (Storage::Cpu(storage), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-        return Err(Error::tensor("(activations)", "are not contiguous on the CPU"));
+        return Err(Error::tensor(
+            "(activations)",
+            "are not contiguous on the CPU",
+        ));
     };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }

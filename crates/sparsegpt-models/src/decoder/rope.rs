@@ -45,18 +45,29 @@ impl RotaryConfig {
             if value > 0.0 && value.is_finite() {
                 Ok(())
             } else {
-                Err(Error::config(key, format!("expected a positive number, found {value}")))
+                Err(Error::config(
+                    key,
+                    format!("expected a positive number, found {value}"),
+                ))
             }
         };
         positive("rope_theta", theta)?;
         match scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } => positive("factor", factor)?,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_positions,
+            } => {
                 positive("factor", factor)?;
                 positive("low_freq_factor", low_freq_factor)?;
                 positive("original_max_position_embeddings", original_positions)?;
-                positive("high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor)?;
+                positive(
+                    "high_freq_factor - low_freq_factor",
+                    high_freq_factor - low_freq_factor,
+                )?;
             }
         }
         Ok(Self { theta, scaling })
@@ -89,7 +100,12 @@ impl RotaryConfig {
     }
 
     /// Cosines and sines for positions `start..start + count`, each count x head_dim/2.
-    pub(super) fn tables(&self, head_dim: usize, start: usize, count: usize) -> Result<(Tensor, Tensor)> {
+    pub(super) fn tables(
+        &self,
+        head_dim: usize,
+        start: usize,
+        count: usize,
+    ) -> Result<(Tensor, Tensor)> {
         let frequencies = self.frequencies(head_dim);
         // transformers computes frequencies and angles in f32; follow its rounding.
         let angles: Vec<f32> = (start..start + count)
@@ -111,14 +127,18 @@ mod tests {
 
     #[test]
     fn llama3_keeps_high_and_divides_low_frequencies() {
-        let plain = RotaryConfig::new(500_000.0, RopeScaling::None).unwrap().frequencies(128);
+        let plain = RotaryConfig::new(500_000.0, RopeScaling::None)
+            .unwrap()
+            .frequencies(128);
         let scaling = RopeScaling::Llama3 {
             factor: 8.0,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_positions: 8192.0,
         };
-        let scaled = RotaryConfig::new(500_000.0, scaling).unwrap().frequencies(128);
+        let scaled = RotaryConfig::new(500_000.0, scaling)
+            .unwrap()
+            .frequencies(128);
         assert_eq!(plain[0], scaled[0]);
         assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-9);
         // The published formula, written with wavelengths.

@@ -27,16 +27,50 @@ pub(super) const MLP_OUTPUT: usize = 3;
 /// The linear layers of every block, in the order q, k, v, o, gate, up, down.
 pub(super) fn linear_specs(config: &LlamaConfig) -> [LinearSpec; 7] {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let linear = |part, (rows, cols), input, bias| LinearSpec { part, rows, cols, input, bias };
+    let (q, kv) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
+    let linear = |part, (rows, cols), input, bias| LinearSpec {
+        part,
+        rows,
+        cols,
+        input,
+        bias,
+    };
     [
-        linear("self_attn.q_proj", (q, hidden), ATTENTION_INPUT, config.qkv_bias),
-        linear("self_attn.k_proj", (kv, hidden), ATTENTION_INPUT, config.qkv_bias),
-        linear("self_attn.v_proj", (kv, hidden), ATTENTION_INPUT, config.qkv_bias),
-        linear("self_attn.o_proj", (hidden, q), ATTENTION_OUTPUT, config.output_bias),
+        linear(
+            "self_attn.q_proj",
+            (q, hidden),
+            ATTENTION_INPUT,
+            config.qkv_bias,
+        ),
+        linear(
+            "self_attn.k_proj",
+            (kv, hidden),
+            ATTENTION_INPUT,
+            config.qkv_bias,
+        ),
+        linear(
+            "self_attn.v_proj",
+            (kv, hidden),
+            ATTENTION_INPUT,
+            config.qkv_bias,
+        ),
+        linear(
+            "self_attn.o_proj",
+            (hidden, q),
+            ATTENTION_OUTPUT,
+            config.output_bias,
+        ),
         linear("mlp.gate_proj", (inner, hidden), MLP_INPUT, config.mlp_bias),
         linear("mlp.up_proj", (inner, hidden), MLP_INPUT, config.mlp_bias),
-        linear("mlp.down_proj", (hidden, inner), MLP_OUTPUT, config.mlp_bias),
+        linear(
+            "mlp.down_proj",
+            (hidden, inner),
+            MLP_OUTPUT,
+            config.mlp_bias,
+        ),
     ]
 }
 
@@ -67,7 +101,10 @@ fn check(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<()> {
     if info.shape != shape {
         return Err(Error::tensor(
             name,
-            format!("has shape {:?}, config.json calls for {shape:?}", info.shape),
+            format!(
+                "has shape {:?}, config.json calls for {shape:?}",
+                info.shape
+            ),
         ));
     }
     Ok(())
@@ -101,10 +138,13 @@ pub(super) fn check_all(config: &LlamaConfig, source: &dyn TensorSource) -> Resu
         }
     }
     // A tied head may stand in the file a second time; old checkpoints carry the rotary frequencies.
-    let tolerated = |name: &str| {
-        name.ends_with(".rotary_emb.inv_freq") || (config.tied && name == HEAD)
-    };
-    match source.names().into_iter().find(|name| !known.contains(name) && !tolerated(name)) {
+    let tolerated =
+        |name: &str| name.ends_with(".rotary_emb.inv_freq") || (config.tied && name == HEAD);
+    match source
+        .names()
+        .into_iter()
+        .find(|name| !known.contains(name) && !tolerated(name))
+    {
         Some(surplus) => Err(Error::tensor(
             surplus,
             format!(

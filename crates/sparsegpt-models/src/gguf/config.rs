@@ -220,7 +220,7 @@ fn rope_scaling(
     let old_factor = metadata.float(&metadata.model_key("rope.scale_linear"))?;
     match (metadata.text(&type_key)?, old_factor) {
         (None | Some("none"), None) => Ok(Value::Null),
-        (None | Some("none"), Some(factor)) if factor == 1.0 => Ok(Value::Null),
+        (None | Some("none"), Some(1.0)) => Ok(Value::Null),
         (Some("linear"), _) => {
             let factor = metadata.required_float(&factor_key)?;
             Ok(json!({ "rope_type": "linear", "type": "linear", "factor": factor }))

@@ -90,17 +90,12 @@ impl GgufModel {
             .map(|info| dequantize(path, ROPE_FACTORS, &info, &map, data_start))
             .transpose()?;
         let tensors = translate(tensor_infos, &sizes)?;
-        let vocab_size = match tensors
-            .get("model.embed_tokens.weight")
-            .map(|t| t.info.shape.dims())
-        {
-            Some(&[rows, _]) => rows,
-            _ => {
-                return Err(Error::tensor(
-                    "token_embd.weight",
-                    "expected a matrix of embeddings",
-                ));
-            }
+        let embeddings = tensors.get("model.embed_tokens.weight");
+        let Some(&[vocab_size, _]) = embeddings.map(|tensor| tensor.info.shape.dims()) else {
+            return Err(Error::tensor(
+                "token_embd.weight",
+                "expected a matrix of embeddings",
+            ));
         };
         let facts = TensorFacts {
             vocab_size,
@@ -197,6 +192,11 @@ fn check_places(path: &Path, content: &Content, file_len: u64) -> Result<()> {
                 format!("expected a multiple of {block} columns for {dtype:?}, found {shape:?}");
             return Err(Error::tensor(name, reason));
         }
+        // candle would make a slice from the pointer of an empty vector.
+        if shape.contains(&0) {
+            let reason = format!("expected values, found the shape {shape:?}");
+            return Err(Error::tensor(name, reason));
+        }
         let end = element_count(shape)
             .and_then(|count| (count / block).checked_mul(dtype.type_size()))
             .and_then(|len| u64::try_from(len).ok())
@@ -215,14 +215,13 @@ fn check_places(path: &Path, content: &Content, file_len: u64) -> Result<()> {
         places.push((content.tensor_data_offset + info.offset, end, name));
     }
     places.sort_unstable();
-    if let Some([(.., before), (.., name)]) = places
-        .array_windows()
-        .find(|[(_, end, _), (start, ..)]| start < end)
-    {
-        return Err(Error::tensor(
-            *name,
-            format!("overlaps {before:?} in the file"),
-        ));
+    for pair in places.windows(2) {
+        if let [(_, end, before), (start, _, name)] = pair
+            && start < end
+        {
+            let reason = format!("overlaps {before:?} in the file");
+            return Err(Error::tensor(*name, reason));
+        }
     }
     Ok(())
 }

@@ -264,23 +264,22 @@ fn parquet_errors_name_the_column_and_the_row() {
 fn a_codec_left_out_of_the_build_is_named() {
     let folder = TempDir::new().unwrap();
     let path = text_parquet(&folder, &["a", "b"]);
-    let intact = fs::read(&path).unwrap();
-    let footer = intact.len() - 8;
-    let metadata_length = u32::from_le_bytes(intact[footer..footer + 4].try_into().unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    let footer = bytes.len() - 8;
+    let metadata_length = u32::from_le_bytes(bytes[footer..footer + 4].try_into().unwrap());
     let metadata_start = footer - metadata_length as usize;
     // Thrift's compact protocol: field 3 (path_in_schema) a list of one string, then field 4
     // (codec) as a zigzag i32.
     let pattern = [b"\x04text".as_slice(), b"\x15\x00"].concat();
-    let mut changed = intact.clone();
     let mut replaced = 0;
     for at in metadata_start..footer - pattern.len() {
-        if changed[at..].starts_with(&pattern) {
-            changed[at + pattern.len() - 1] = 12;
+        if bytes[at..].starts_with(&pattern) {
+            bytes[at + pattern.len() - 1] = 12;
             replaced += 1;
         }
     }
     assert_eq!(replaced, 2, "one codec entry in each row group");
-    fs::write(&path, changed).unwrap();
+    fs::write(&path, bytes).unwrap();
     let message = error_of(read_all(&path, "text"));
     assert!(
         message.contains("zstd") && message.contains("snappy"),

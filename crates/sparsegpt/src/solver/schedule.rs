@@ -97,12 +97,8 @@ mod tests {
             grid_region: None,
             unit: 1,
         };
-        let columns: Vec<_> = cuts
-            .blocks()
-            .into_iter()
-            .map(|block| block.sweeps)
-            .collect();
-        assert!(columns.into_iter().eq([0..128, 128..256, 256..300]));
+        let sweeps = cuts.blocks().into_iter().flat_map(|block| block.sweeps);
+        assert!(sweeps.eq([0..128, 128..256, 256..300]));
     }
 
     proptest! {

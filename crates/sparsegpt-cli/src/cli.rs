@@ -1,0 +1,67 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{demo, eval, generate, inspect, layer, logits, prune};
+
+const AFTER_HELP: &str = "\
+MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf file.
+
+Exit codes:
+  0    done
+  1    the work failed (a write, a device, a forward pass)
+  2    wrong usage: a flag, a setting, flags that do not go together, an output that may not be replaced
+  3    a model or file that was read is missing or broken
+  4    a layer could not be solved (Hessian zero or not positive definite, NaN or infinity)
+  130  interrupted by Ctrl-C";
+
+/// One-shot pruning and quantization of GPT-family models, without retraining.
+#[derive(Debug, Parser)]
+#[command(name = "sparsegpt", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Print one JSON document on stdout and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// No progress bar and no remarks on stderr
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    /// CPU threads; 0 or none: one for each core
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Prune the bundled model several ways, compare perplexities and generated text
+    Demo(demo::DemoArgs),
+    /// Prune and/or quantize a model
+    #[command(after_help = AFTER_HELP)]
+    Prune(Box<prune::PruneArgs>),
+    /// Measure a model's perplexity on a text
+    Eval(eval::EvalArgs),
+    /// Continue a text
+    Generate(generate::GenerateArgs),
+    /// Prune and/or quantize one weight matrix from a safetensors file
+    Layer(Box<layer::LayerArgs>),
+    /// Write a model's logits for given tokens
+    Logits(logits::LogitsArgs),
+    /// Show the zeros and N:M patterns of a model's layers
+    Inspect(inspect::InspectArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,65 @@
+//! `sparsegpt inspect`: zeros and patterns of a checkpoint.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use sparsegpt_models::checkpoint::Checkpoint;
+use sparsegpt_models::inspect::{TensorSparsity, inspect};
+
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::table::{self, Table, left, right};
+
+/// Flags of `inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// A HuggingFace folder or a .gguf file
+    model: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    layers: Vec<TensorSparsity>,
+    weights: u64,
+    zeros: u64,
+}
+
+pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(&args.model).map_err(Failure::reading)?;
+    let layers = inspect(&checkpoint).map_err(Failure::reading)?;
+    let report = Report {
+        weights: layers
+            .iter()
+            .map(|layer| (layer.rows * layer.columns) as u64)
+            .sum(),
+        zeros: layers.iter().map(|layer| layer.zeros).sum(),
+        layers,
+    };
+    let mut layers = Table::new([
+        left("weight"),
+        right("rows x cols"),
+        right("zeros"),
+        right(""),
+        left("patterns (zeros:columns)"),
+    ]);
+    for layer in &report.layers {
+        let patterns: Vec<String> = layer.patterns.iter().map(ToString::to_string).collect();
+        layers.row([
+            layer.name.clone(),
+            format!("{} x {}", layer.rows, layer.columns),
+            layer.zeros.to_string(),
+            table::percent(layer.fraction),
+            patterns.join(" "),
+        ]);
+    }
+    let share = report.zeros as f64 / report.weights.max(1) as f64;
+    console.print(&format!(
+        "{layers}\n{} of {} weights in {} linear layers are zero ({})\n",
+        report.zeros,
+        report.weights,
+        report.layers.len(),
+        table::percent(share)
+    ))?;
+    console.print_json(&report)
+}

@@ -1,0 +1,90 @@
+//! `sparsegpt logits`: a model's logits, for parity checks.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::tensor_file::{StreamedTensor, TensorFile, check_output};
+use crate::{interrupt, model};
+
+/// Flags of `logits`.
+#[derive(Args, Debug)]
+pub(crate) struct LogitsArgs {
+    /// A HuggingFace folder or a .gguf file
+    model: PathBuf,
+
+    /// A safetensors file with `tokens` (int32 or int64, batch x time)
+    #[arg(long, value_name = "FILE")]
+    tokens: PathBuf,
+
+    /// The safetensors file to write, with `logits` (f32, batch x time x vocabulary)
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// Replace the output file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    out: &'a PathBuf,
+    shape: [usize; 3],
+}
+
+pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
+    check_output(&args.out, args.force)?;
+    let tokens = read_tokens(&TensorFile::read(&args.tokens)?)?;
+    let (checkpoint, config) = model::open(&args.model)?;
+    let llama = model::load(&checkpoint, &checkpoint.tensors())?;
+    let shape = [tokens.len(), tokens[0].len(), config.vocab_size];
+    let mut out = StreamedTensor::create(&args.out, "logits", &shape)?;
+    let bar = console.progress(tokens.len() as u64);
+    for sequence in &tokens {
+        interrupt::check()?;
+        let logits = llama.forward(&[sequence])?;
+        let values = logits
+            .flatten_all()
+            .and_then(|logits| logits.to_vec1::<f32>());
+        out.append(&values.map_err(sparsegpt_models::Error::from)?)?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    out.finish()?;
+    let [batch, time, vocabulary] = shape;
+    console.print(&format!(
+        "{}: logits {batch} x {time} x {vocabulary}\n",
+        args.out.display()
+    ))?;
+    console.print_json(&Report {
+        out: &args.out,
+        shape,
+    })
+}
+
+/// At least one sequence of at least one token.
+fn read_tokens(file: &TensorFile) -> Result<Vec<Vec<u32>>, Failure> {
+    const NAME: &str = "tokens";
+    let Some(tensor) = file.tensor(NAME)? else {
+        return Err(file.wrong(NAME, format!("missing; the file has: {}", file.names()?)));
+    };
+    let (batch, time) = match *tensor.shape() {
+        [batch, time] if batch > 0 && time > 0 => (batch, time),
+        ref other => {
+            return Err(file.wrong(
+                NAME,
+                format!("expected batch x time, found shape {other:?}"),
+            ));
+        }
+    };
+    let ids = file
+        .integers(NAME, &tensor)?
+        .into_iter()
+        .map(|id| u32::try_from(id).map_err(|_| file.wrong(NAME, format!("{id} is no token id"))))
+        .collect::<Result<Vec<u32>, _>>()?;
+    debug_assert_eq!(ids.len(), batch * time);
+    Ok(ids.chunks_exact(time).map(<[u32]>::to_vec).collect())
+}

@@ -1,0 +1,9 @@
+//! One file for each command.
+
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod layer;
+pub(crate) mod logits;
+pub(crate) mod prune;

@@ -1,0 +1,168 @@
+//! What was done, for people.
+
+use std::fmt::Write;
+
+use sparsegpt::backend::Precision;
+use sparsegpt::{LayerReport, ModelReport};
+use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
+
+use super::{REPORT_FILE, Report};
+use crate::table::{self, Table, left, right};
+
+pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
+    let run = &report.run;
+    let mut text = by_kind(run).to_string();
+    for layer in run.layers.iter().filter(|layer| layer.factor_attempts > 1) {
+        let precision = layer
+            .precision
+            .map_or_else(String::new, |p| format!(" in {p}"));
+        let _ = writeln!(
+            text,
+            "{}: factored at attempt {}{precision}, with damping {}",
+            layer.layer, layer.factor_attempts, layer.damping
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\n{} layers treated, {} left as they were: {} of {} weights are zero ({})",
+        run.layers.len(),
+        run.skipped.len(),
+        run.zeros(),
+        run.weights(),
+        table::percent(run.zero_fraction()),
+    );
+    if let Some(calibration) = &report.calibration {
+        let _ = writeln!(
+            text,
+            "calibration: {} x {} tokens, {} (fingerprint {})",
+            calibration.sequences,
+            calibration.sequence_length,
+            calibration.source,
+            calibration.fingerprint
+        );
+    }
+    let s = &run.seconds;
+    let _ = writeln!(
+        text,
+        "seconds: {:.2} in all; {:.2} calibrating (of that {:.2} Hessians), {:.2} solving, {:.2} propagating, {:.2} loading and storing",
+        s.total, s.calibrate, s.hessian, s.solve, s.propagate, s.blocks
+    );
+    let _ = writeln!(
+        text,
+        "written and checked: {} ({} tensors, {}; details in {REPORT_FILE})",
+        written.path.display(),
+        written.tensors,
+        table::bytes(written.bytes as f64),
+    );
+    let before = stored_bytes(source);
+    let size = if before == Some(written.bytes) {
+        "the weights take as many bytes as before".to_owned()
+    } else {
+        "the size follows the type of the weights, not their zeros".to_owned()
+    };
+    let rounded = run.layers.iter().any(|layer| layer.quantization.is_some());
+    let codes = if rounded {
+        " Rounded weights are stored as ordinary floats."
+    } else {
+        ""
+    };
+    let _ = writeln!(
+        text,
+        "Zeros are stored like other weights: {size}, and engines that multiply dense matrices run it at the same speed.{codes}"
+    );
+    text
+}
+
+/// A row for each kind of layer: those of the same name but for the block's number. A hard factor is one that
+/// needed more precision or more damping than the first attempt had.
+fn by_kind(run: &ModelReport) -> Table<7> {
+    let mut kinds: Vec<(String, Vec<&LayerReport>)> = Vec::new();
+    for layer in &run.layers {
+        let name = kind(&layer.layer);
+        match kinds.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, layers)) => layers.push(layer),
+            None => kinds.push((name, vec![layer])),
+        }
+    }
+    let raised = |layer: &&&LayerReport| {
+        layer.factor_attempts > 1 || layer.precision.is_some_and(|p| p != Precision::F32)
+    };
+    let mut table = Table::new([
+        left("layers"),
+        right("number"),
+        right("zeros"),
+        right("mean error"),
+        right("largest"),
+        right("hard factors"),
+        right("seconds"),
+    ]);
+    for (name, layers) in &kinds {
+        let weights: u64 = layers
+            .iter()
+            .map(|layer| (layer.rows * layer.cols) as u64)
+            .sum();
+        let zeros: u64 = layers.iter().map(|layer| layer.zeros).sum();
+        let errors: Vec<f64> = layers
+            .iter()
+            .filter_map(|layer| layer.relative_error)
+            .collect();
+        let (mean, largest) = if errors.is_empty() {
+            ("-".to_owned(), "-".to_owned())
+        } else {
+            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+            let largest = errors.iter().copied().fold(0.0, f64::max);
+            (format!("{mean:.2e}"), format!("{largest:.2e}"))
+        };
+        let seconds: f64 = layers.iter().map(|layer| layer.seconds.total).sum();
+        table.row([
+            name.clone(),
+            layers.len().to_string(),
+            table::percent(zeros as f64 / weights.max(1) as f64),
+            mean,
+            largest,
+            layers.iter().filter(raised).count().to_string(),
+            format!("{seconds:.2}"),
+        ]);
+    }
+    table
+}
+
+/// A layer's name with `*` for the block's number.
+fn kind(name: &str) -> String {
+    let parts = name.split('.').map(|part| {
+        if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+            "*"
+        } else {
+            part
+        }
+    });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// Bytes of a source's tensors, where it says their types.
+fn stored_bytes(source: &Checkpoint) -> Option<u64> {
+    let tensors = source.tensors();
+    tensors
+        .names()
+        .iter()
+        .map(|name| {
+            let info = tensors.info(name)?;
+            let elements: usize = info.shape.iter().product();
+            Some((elements * info.dtype.bitsize() / 8) as u64)
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind;
+
+    #[test]
+    fn kinds_leave_the_block_out() {
+        assert_eq!(
+            kind("model.layers.12.mlp.up_proj"),
+            "model.layers.*.mlp.up_proj"
+        );
+        assert_eq!(kind("lm_head"), "lm_head");
+    }
+}

@@ -1,0 +1,81 @@
+//! What a command says and where: results on stdout, notes and progress on stderr.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::failure::{Exit, Failure};
+
+/// The two streams as the flags `--json` and `--quiet` set them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Console {
+    json: bool,
+    quiet: bool,
+}
+
+impl Console {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet }
+    }
+
+    /// A result for people; with `--json` nothing.
+    pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
+        if self.json {
+            Ok(())
+        } else {
+            write_stdout(text)
+        }
+    }
+
+    /// The result for machines; without `--json` nothing.
+    pub(crate) fn print_json(&self, document: &impl Serialize) -> Result<(), Failure> {
+        if !self.json {
+            return Ok(());
+        }
+        let text = serde_json::to_string_pretty(document)
+            .map_err(|error| Failure::new(Exit::Work, error))?;
+        write_stdout(&(text + "\n"))
+    }
+
+    /// A remark on stderr.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A bar with an estimate of the time left, `length` units long. Nothing is drawn where stderr is no
+    /// terminal.
+    pub(crate) fn progress(&self, length: u64) -> ProgressBar {
+        let target = if self.json || self.quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:30} {percent:>3} %, {elapsed} gone, {eta} left  {msg}",
+        ) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(500));
+        bar
+    }
+}
+
+/// A reader that closes the pipe early (`| head`) has seen what it wanted.
+fn write_stdout(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::Work,
+            format!("cannot write to stdout: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}

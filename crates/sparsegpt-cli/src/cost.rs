@@ -1,0 +1,166 @@
+//! What a run takes: floating-point operations for progress and time, bytes for memory. Estimates all.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use ndarray::Array2;
+use sparsegpt::driver::PlannedLayer;
+use sparsegpt::{Batch, LayerPruner};
+use sparsegpt_models::decoder::LlamaConfig;
+
+use crate::failure::Failure;
+
+/// The calibration set's size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CalibrationSize {
+    pub(crate) sequences: usize,
+    /// Tokens in a sequence.
+    pub(crate) length: usize,
+}
+
+/// Operations of one block's steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BlockCost {
+    /// Running one sequence to collect Hessians.
+    pub(crate) calibrate: f64,
+    /// Solving one layer (the mean of the block's).
+    pub(crate) solve: f64,
+    /// Layers to solve.
+    pub(crate) layers: usize,
+    /// Running one sequence through the treated block.
+    pub(crate) propagate: f64,
+}
+
+impl BlockCost {
+    pub(crate) fn total(&self, sequences: usize) -> f64 {
+        sequences as f64 * (self.calibrate + self.propagate) + self.layers as f64 * self.solve
+    }
+}
+
+fn needs_hessian(layer: &PlannedLayer) -> bool {
+    layer
+        .settings
+        .as_ref()
+        .is_some_and(|settings| settings.method.needs_hessian())
+}
+
+/// Columns of each input of a block for which a Hessian is taken.
+fn hessians(layers: &[PlannedLayer]) -> Vec<f64> {
+    let inputs: BTreeMap<usize, usize> = layers
+        .iter()
+        .filter(|layer| needs_hessian(layer))
+        .map(|layer| (layer.layer.input, layer.layer.cols))
+        .collect();
+    inputs.into_values().map(|cols| cols as f64).collect()
+}
+
+/// The cost of each block, with the same steps that the driver takes.
+pub(crate) fn blocks(
+    planned: &[Vec<PlannedLayer>],
+    config: &LlamaConfig,
+    size: CalibrationSize,
+) -> Vec<BlockCost> {
+    let last_calibrated = planned
+        .iter()
+        .rposition(|layers| layers.iter().any(needs_hessian));
+    let tokens = size.length as f64;
+    // Scores and their product with the values, over all pairs of tokens.
+    let attention = 4.0 * tokens * tokens * (config.heads * config.head_dim) as f64;
+    planned
+        .iter()
+        .enumerate()
+        .map(|(block, layers)| {
+            let area = |layer: &PlannedLayer| (layer.layer.rows * layer.layer.cols) as f64;
+            let forward = attention + layers.iter().map(|l| 2.0 * tokens * area(l)).sum::<f64>();
+            let inputs = hessians(layers);
+            let mut cost = BlockCost::default();
+            if !inputs.is_empty() {
+                cost.calibrate =
+                    forward + inputs.iter().map(|cols| tokens * cols * cols).sum::<f64>();
+            }
+            if last_calibrated.is_some_and(|last| block < last) {
+                cost.propagate = forward;
+            }
+            cost.layers = layers
+                .iter()
+                .filter(|layer| layer.settings.is_some())
+                .count();
+            // Factor and inverse of the factor (n³ together), the sweep (one product with half of R), and
+            // two products with the Hessian to measure the error.
+            let factors: f64 = inputs.iter().map(|cols| cols.powi(3)).sum();
+            let sweeps: f64 = layers
+                .iter()
+                .filter(|layer| needs_hessian(layer))
+                .map(|layer| 5.0 * area(layer) * layer.layer.cols as f64)
+                .sum();
+            cost.solve = (factors + sweeps) / cost.layers.max(1) as f64;
+            cost
+        })
+        .collect()
+}
+
+/// Bytes in memory at the peak: the hidden states of the calibration set, and either the embedding or the
+/// most demanding block with its Hessians. Pages of the mapped checkpoint are not counted.
+pub(crate) fn peak_bytes(
+    planned: &[Vec<PlannedLayer>],
+    config: &LlamaConfig,
+    size: CalibrationSize,
+) -> f64 {
+    const F32: f64 = 4.0;
+    let calibrated = planned.iter().flatten().any(needs_hessian);
+    let tokens = size.length as f64;
+    let one_hidden = tokens * config.hidden_size as f64 * F32;
+    let hidden = if calibrated {
+        size.sequences as f64 * one_hidden
+    } else {
+        0.0
+    };
+    let embedding = if calibrated {
+        (config.vocab_size * config.hidden_size) as f64 * F32
+    } else {
+        0.0
+    };
+    let running = if calibrated {
+        let widest = (3 * config.intermediate_size + 6 * config.hidden_size) as f64;
+        tokens * (widest + 2.0 * config.heads as f64 * tokens) * F32
+    } else {
+        0.0
+    };
+    let block = planned
+        .iter()
+        .map(|layers| {
+            let area = |layer: &PlannedLayer| (layer.layer.rows * layer.layer.cols) as f64;
+            let weights: f64 = layers.iter().map(area).sum();
+            let inputs = hessians(layers);
+            let squares: f64 = inputs.iter().map(|cols| cols * cols).sum();
+            let largest_square = inputs.iter().map(|cols| cols * cols).fold(0.0, f64::max);
+            let largest = layers
+                .iter()
+                .filter(|layer| layer.settings.is_some())
+                .map(area)
+                .fold(0.0, f64::max);
+            // A layer is held dense, in work, as a result and as a mask; a group that shares an input is
+            // read at once.
+            let solving = 6.0 * largest + 2.0 * largest_square;
+            (weights + squares) * F32 + (solving * F32).max(running)
+        })
+        .fold(0.0, f64::max);
+    hidden + block.max(embedding + one_hidden)
+}
+
+/// Operations a second of the backend, measured on a small product XᵀX.
+pub(crate) fn measure_speed(pruner: &dyn LayerPruner) -> Result<f64, Failure> {
+    const TOKENS: usize = 512;
+    const COLS: usize = 768;
+    const REPEATS: usize = 3;
+    let activations =
+        Array2::from_shape_fn((TOKENS, COLS), |(t, c)| ((t * 7 + c * 3) % 11) as f32 - 5.0);
+    let mut statistics = pruner.statistics("(speed)", COLS)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..REPEATS {
+        let start = Instant::now();
+        statistics.update(Batch::new(activations.view()))?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok((TOKENS * COLS * COLS) as f64 / best.max(1e-9))
+}

@@ -1,0 +1,266 @@
+//! What to do with a layer.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use sparsegpt::mask::MaskPolicy;
+use sparsegpt::quant::{Granularity, UniformGrid};
+use sparsegpt::{LayerSettings, Method, Pattern};
+
+use super::on;
+use crate::failure::Failure;
+
+/// Everything is optional here, so that "not given" can be told from a default: a recipe file may fill it in.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct LayerFlags {
+    /// Zeros: 50% (of the layer), row:50% (of each row), 2:4 (2 zeros in each 4 columns); without it the
+    /// weights are only quantized
+    #[arg(long)]
+    pub(crate) pattern: Option<Pattern>,
+
+    /// sparsegpt (default), magnitude or wanda
+    #[arg(long)]
+    pub(crate) method: Option<Method>,
+
+    /// Quantize to this many bits, 2 to 8
+    #[arg(long, help_heading = "Quantization")]
+    pub(crate) bits: Option<u32>,
+
+    /// A scale for each group of this many columns; without it one for each row
+    #[arg(long, value_name = "COLUMNS", help_heading = "Quantization")]
+    pub(crate) group_size: Option<usize>,
+
+    /// A grid symmetric about zero
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    pub(crate) symmetric: Option<bool>,
+
+    /// Search for the range of least error
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    pub(crate) mse: Option<bool>,
+
+    /// Find the groups' scales beforehand on the dense weights
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    pub(crate) static_groups: Option<bool>,
+
+    /// One scale for the whole matrix
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    pub(crate) per_tensor: Option<bool>,
+
+    /// Treat columns in the order of descending activation
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Solver")]
+    pub(crate) act_order: Option<bool>,
+
+    /// Damping as a fraction of the Hessian's mean diagonal [default: 0.01]
+    #[arg(
+        long,
+        value_name = "FRACTION",
+        allow_negative_numbers = true,
+        help_heading = "Solver"
+    )]
+    pub(crate) damping: Option<f64>,
+
+    /// Columns updated together before the rest of the layer [default: 128]
+    #[arg(long, value_name = "COLUMNS", help_heading = "Solver")]
+    pub(crate) block_size: Option<usize>,
+
+    /// Columns whose zeros are chosen together [default: 128]
+    #[arg(long, value_name = "COLUMNS", help_heading = "Solver")]
+    pub(crate) mask_block_size: Option<usize>,
+}
+
+impl LayerFlags {
+    pub(crate) fn method(&self) -> Method {
+        self.method.unwrap_or_default()
+    }
+
+    /// Whether grids of groups are found in the order of processing, which then is not that of the columns.
+    pub(crate) fn groups_are_permuted(&self) -> bool {
+        on(self.act_order) && self.group_size.is_some() && !on(self.static_groups)
+    }
+
+    /// Settings with this mask policy.
+    ///
+    /// # Errors
+    /// For flags that do not go together, or out of range.
+    pub(crate) fn settings(&self, mask: Arc<dyn MaskPolicy>) -> Result<LayerSettings, Failure> {
+        self.check_conflicts()?;
+        let mut settings = LayerSettings::with_mask(mask)
+            .with_method(self.method())
+            .with_act_order(on(self.act_order));
+        if let Some(damping) = self.damping {
+            settings = settings.with_damping(damping);
+        }
+        if let Some(columns) = self.block_size {
+            settings = settings.with_block_size(columns);
+        }
+        if let Some(columns) = self.mask_block_size {
+            settings = settings.with_mask_block_size(columns);
+        }
+        if let Some(quantizer) = self.quantizer()? {
+            settings = settings.with_quantizer(quantizer);
+        }
+        Ok(settings)
+    }
+
+    fn quantizer(&self) -> Result<Option<UniformGrid>, Failure> {
+        let Some(bits) = self.bits else {
+            return Ok(None);
+        };
+        let granularity = match self.group_size {
+            Some(size) => Granularity::Group {
+                size,
+                fixed: on(self.static_groups),
+            },
+            None if on(self.per_tensor) => Granularity::PerTensor,
+            None => Granularity::PerRow,
+        };
+        let grid = UniformGrid::new(bits)?
+            .with_granularity(granularity)
+            .with_symmetric(on(self.symmetric))
+            .with_mse(on(self.mse));
+        Ok(Some(grid))
+    }
+
+    fn check_conflicts(&self) -> Result<(), Failure> {
+        let quantizing = [
+            ("--group-size", self.group_size.is_some()),
+            ("--symmetric", on(self.symmetric)),
+            ("--mse", on(self.mse)),
+            ("--static-groups", on(self.static_groups)),
+            ("--per-tensor", on(self.per_tensor)),
+        ];
+        let solving = [
+            ("--act-order", on(self.act_order)),
+            ("--damping", self.damping.is_some()),
+            ("--block-size", self.block_size.is_some()),
+            ("--mask-block-size", self.mask_block_size.is_some()),
+        ];
+        let first = |flags: &[(&'static str, bool)]| {
+            flags
+                .iter()
+                .find(|(_, given)| *given)
+                .map(|(flag, _)| *flag)
+        };
+        if self.bits.is_none()
+            && let Some(flag) = first(&quantizing)
+        {
+            return Err(Failure::usage(format!(
+                "{flag} is about quantization: give --bits too"
+            )));
+        }
+        if self.group_size.is_some() && on(self.per_tensor) {
+            return Err(Failure::usage(
+                "--group-size (a scale for each group) and --per-tensor (one for all) exclude each other",
+            ));
+        }
+        if on(self.static_groups) && self.group_size.is_none() {
+            return Err(Failure::usage(
+                "--static-groups is about groups: give --group-size too",
+            ));
+        }
+        if self.method() != Method::SparseGpt
+            && let Some(flag) = first(&solving)
+        {
+            return Err(Failure::usage(format!(
+                "{flag} has no effect with --method {}: only sparsegpt goes through the columns in blocks; leave it out",
+                self.method()
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn settings(flags: LayerFlags) -> Result<LayerSettings, String> {
+        flags
+            .settings(Arc::new(Pattern::Dense))
+            .map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn flags_reach_the_settings() {
+        let made = settings(LayerFlags {
+            bits: Some(4),
+            group_size: Some(32),
+            symmetric: Some(true),
+            static_groups: Some(true),
+            act_order: Some(true),
+            damping: Some(0.05),
+            block_size: Some(64),
+            mask_block_size: Some(16),
+            ..LayerFlags::default()
+        })
+        .unwrap();
+        assert_eq!(
+            made.quantizer.unwrap().describe(),
+            "4 bit symmetric, static groups of 32"
+        );
+        assert!(made.act_order);
+        assert_eq!(
+            (made.damping, made.block_size, made.mask_block_size),
+            (0.05, 64, 16)
+        );
+    }
+
+    #[test]
+    fn flags_that_do_not_go_together_are_named() {
+        let bits = LayerFlags {
+            bits: Some(4),
+            ..LayerFlags::default()
+        };
+        for (flags, named) in [
+            (
+                LayerFlags {
+                    mse: Some(true),
+                    ..LayerFlags::default()
+                },
+                "--mse",
+            ),
+            (
+                LayerFlags {
+                    group_size: Some(8),
+                    per_tensor: Some(true),
+                    ..bits.clone()
+                },
+                "--per-tensor",
+            ),
+            (
+                LayerFlags {
+                    static_groups: Some(true),
+                    ..bits.clone()
+                },
+                "--group-size",
+            ),
+            (
+                LayerFlags {
+                    method: Some(Method::Wanda),
+                    damping: Some(0.1),
+                    ..LayerFlags::default()
+                },
+                "--damping",
+            ),
+            (
+                LayerFlags {
+                    bits: Some(9),
+                    ..LayerFlags::default()
+                },
+                "quantizer bits",
+            ),
+        ] {
+            let error = settings(flags).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+        let off = LayerFlags {
+            mse: Some(false),
+            ..LayerFlags::default()
+        };
+        assert!(settings(off).is_ok());
+    }
+}

@@ -1,0 +1,14 @@
+//! Flags that several commands or the recipe file share, and what they mean.
+
+mod layer;
+mod plan;
+mod recipe;
+
+pub(crate) use layer::LayerFlags;
+pub(crate) use plan::PlanFlags;
+pub(crate) use recipe::with_recipe;
+
+/// Whether a switch that may be absent is on.
+fn on(switch: Option<bool>) -> bool {
+    switch.unwrap_or(false)
+}

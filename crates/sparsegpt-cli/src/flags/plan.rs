@@ -1,0 +1,273 @@
+//! Which layers of a model are treated, and how.
+
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector};
+
+use super::LayerFlags;
+use crate::failure::Failure;
+
+/// What stands for "leave the layer as it is" in rules and lists.
+const SKIP: &str = "skip";
+
+/// LAYERS in these flags is a part of a layer's name, a name with `*` for any run of characters, `block:3`,
+/// `blocks:0-3`, or `layer:12` (all counted from 0).
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct PlanFlags {
+    /// Leave these layers as they are (a part of the name, a glob with *, block:3, blocks:0-3, or layer:12;
+    /// repeatable)
+    #[arg(long, value_name = "LAYERS", help_heading = "Layers")]
+    pub(crate) skip: Vec<String>,
+
+    /// Treat these layers only (as in --skip; repeatable)
+    #[arg(long, value_name = "LAYERS", help_heading = "Layers")]
+    pub(crate) only: Vec<String>,
+
+    /// Leave the first N blocks as they are
+    #[arg(long, value_name = "N", help_heading = "Layers")]
+    pub(crate) first: Option<usize>,
+
+    /// Leave the last N blocks as they are
+    #[arg(long, value_name = "N", help_heading = "Layers")]
+    pub(crate) last: Option<usize>,
+
+    /// Another pattern for some layers, as in '*down_proj=2:4' or 'block:0=skip' (repeatable; the last
+    /// rule that matches decides)
+    #[arg(long, value_name = "LAYERS=PATTERN", help_heading = "Layers")]
+    pub(crate) rule: Vec<String>,
+
+    /// One pattern for each layer in order, as in 50%,60%,skip, or a file of them (separated by commas,
+    /// blanks or line ends; # starts a comment)
+    #[arg(long, value_name = "LIST|FILE", help_heading = "Layers")]
+    pub(crate) pattern_list: Option<String>,
+}
+
+impl PlanFlags {
+    /// The plan these flags and those for a layer describe.
+    ///
+    /// # Errors
+    /// For flags that do not go together or cannot be understood, and if nothing would be done.
+    pub(crate) fn plan(&self, layer: &LayerFlags) -> Result<ModelPlan, Failure> {
+        if self.pattern_list.is_some() && layer.pattern.is_some() {
+            return Err(Failure::usage(
+                "--pattern (one for all layers) and --pattern-list (one for each) exclude each other; use --rule for exceptions",
+            ));
+        }
+        let everywhere = treatment(layer, layer.pattern)?;
+        let dense = || layer.settings(Arc::new(Pattern::Dense));
+        let mut plan = match &everywhere {
+            Some(settings) => ModelPlan::new(settings.clone()),
+            // Rules or a list say where something is done.
+            None => ModelPlan::new(dense()?).skipping(Selector::Name("*".to_owned())),
+        };
+        let mut treats = everywhere.is_some();
+        if let Some(list) = &self.pattern_list {
+            let treatments: Vec<Option<LayerSettings>> = list_entries(list)?
+                .iter()
+                .map(|entry| treatment(layer, pattern_or_skip(entry)?))
+                .collect::<Result<_, _>>()?;
+            treats |= treatments.iter().any(Option::is_some);
+            let settings = treatments
+                .iter()
+                .map(|treatment| treatment.clone().map_or_else(dense, Ok))
+                .collect::<Result<_, _>>()?;
+            plan = ModelPlan::new(dense()?).with_settings_per_layer(settings);
+            let skipped = treatments.iter().enumerate().filter(|(_, t)| t.is_none());
+            for (index, _) in skipped {
+                plan = plan.skipping(Selector::Index(index));
+            }
+        }
+        for rule in &self.rule {
+            let Some((layers, pattern)) = rule.rsplit_once('=') else {
+                return Err(Failure::usage(format!(
+                    "--rule: expected LAYERS=PATTERN, as in '*down_proj=2:4', found {rule:?}"
+                )));
+            };
+            let layers = selector(layers)?;
+            plan = match treatment(layer, pattern_or_skip(pattern)?)? {
+                Some(settings) => {
+                    treats = true;
+                    plan.with_rule(layers, settings)
+                }
+                None => plan.skipping(layers),
+            };
+        }
+        if !treats {
+            return Err(Failure::usage(
+                "nothing to do: give --pattern (50%, row:50%, 2:4) to prune, --bits (2 to 8) to quantize, or both; or patterns by --rule or --pattern-list",
+            ));
+        }
+        for layers in &self.skip {
+            plan = plan.skipping(selector(layers)?);
+        }
+        for layers in &self.only {
+            plan = plan.only(selector(layers)?);
+        }
+        Ok(plan
+            .with_dense_first_blocks(self.first.unwrap_or(0))
+            .with_dense_last_blocks(self.last.unwrap_or(0)))
+    }
+}
+
+/// What is done to a layer with this pattern (`None`: skip); nothing where it is neither pruned nor
+/// quantized.
+fn treatment(
+    layer: &LayerFlags,
+    pattern: impl Into<Treatment>,
+) -> Result<Option<LayerSettings>, Failure> {
+    match pattern.into() {
+        Treatment::Skip => Ok(None),
+        Treatment::With(Pattern::Dense) if layer.bits.is_none() => Ok(None),
+        Treatment::With(pattern) => layer.settings(Arc::new(pattern)).map(Some),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Treatment {
+    Skip,
+    With(Pattern),
+}
+
+impl From<Option<Pattern>> for Treatment {
+    /// No pattern given: quantization alone.
+    fn from(pattern: Option<Pattern>) -> Self {
+        Self::With(pattern.unwrap_or(Pattern::Dense))
+    }
+}
+
+fn pattern_or_skip(text: &str) -> Result<Treatment, Failure> {
+    if text.trim() == SKIP {
+        return Ok(Treatment::Skip);
+    }
+    Ok(Treatment::With(Pattern::from_str(text)?))
+}
+
+/// The entries of a list given in place or in a file.
+fn list_entries(list: &str) -> Result<Vec<String>, Failure> {
+    let path = Path::new(list);
+    let text = if path.is_file() {
+        fs::read_to_string(path).map_err(|error| {
+            Failure::file(path, format!("cannot read the pattern list: {error}"))
+        })?
+    } else {
+        list.to_owned()
+    };
+    let entries: Vec<String> = text
+        .lines()
+        .map(|line| line.split_once('#').map_or(line, |(before, _)| before))
+        .flat_map(|line| line.split([',', ' ', '\t', '\r']))
+        .filter(|entry| !entry.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if entries.is_empty() {
+        return Err(Failure::usage(format!(
+            "--pattern-list: no pattern in {list:?}"
+        )));
+    }
+    Ok(entries)
+}
+
+fn selector(text: &str) -> Result<Selector, Failure> {
+    let malformed = || {
+        Failure::usage(format!(
+            "layers {text:?}: expected a part of a name, a glob with *, block:3, blocks:0-3 or layer:12"
+        ))
+    };
+    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| malformed());
+    if text.is_empty() {
+        return Err(malformed());
+    }
+    if let Some(index) = text.strip_prefix("layer:") {
+        return Ok(Selector::Index(number(index)?));
+    }
+    if let Some(blocks) = text
+        .strip_prefix("blocks:")
+        .or_else(|| text.strip_prefix("block:"))
+    {
+        let (first, last) = blocks.split_once('-').unwrap_or((blocks, blocks));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(malformed());
+        }
+        return Ok(Selector::Blocks { first, last });
+    }
+    Ok(Selector::Name(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn selectors_are_read() {
+        assert_eq!(
+            selector("down_proj").unwrap(),
+            Selector::Name("down_proj".to_owned())
+        );
+        assert_eq!(selector("layer:12").unwrap(), Selector::Index(12));
+        assert_eq!(
+            selector("block:3").unwrap(),
+            Selector::Blocks { first: 3, last: 3 }
+        );
+        assert_eq!(
+            selector("blocks:0-3").unwrap(),
+            Selector::Blocks { first: 0, last: 3 }
+        );
+        for bad in ["", "layer:x", "blocks:3-1", "block:"] {
+            assert!(selector(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_are_read() {
+        assert_eq!(
+            list_entries("50%,2:4, skip").unwrap(),
+            ["50%", "2:4", "skip"]
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "50% # first\n\n2:4,row:30%\r\n").unwrap();
+        assert_eq!(
+            list_entries(file.path().to_str().unwrap()).unwrap(),
+            ["50%", "2:4", "row:30%"]
+        );
+        assert!(list_entries(" ,").is_err());
+    }
+
+    #[test]
+    fn a_plan_needs_something_to_do() {
+        let nothing = LayerFlags::default();
+        assert!(PlanFlags::default().plan(&nothing).is_err());
+        let skipping = PlanFlags {
+            rule: vec!["mlp=skip".to_owned()],
+            ..PlanFlags::default()
+        };
+        assert!(skipping.plan(&nothing).is_err());
+        let rule = PlanFlags {
+            rule: vec!["mlp=2:4".to_owned()],
+            ..PlanFlags::default()
+        };
+        assert!(rule.plan(&nothing).is_ok());
+        let bits = LayerFlags {
+            bits: Some(4),
+            ..LayerFlags::default()
+        };
+        assert!(PlanFlags::default().plan(&bits).is_ok());
+        let both = LayerFlags {
+            pattern: Some(Pattern::Dense),
+            ..bits
+        };
+        let list = PlanFlags {
+            pattern_list: Some("50%".to_owned()),
+            ..PlanFlags::default()
+        };
+        assert!(list.plan(&both).is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! Ctrl-C: the first asks the work to stop, the second ends the process.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::failure::{Exit, Failure};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+static LEFT_OVER: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Sets up the handler; called once.
+pub(crate) fn install() -> Result<(), Failure> {
+    ctrlc::set_handler(|| {
+        if REQUESTED.swap(true, Ordering::SeqCst) {
+            let left_over = LEFT_OVER
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(folder) = left_over {
+                // The process ends here; a folder that stays is hidden and named as temporary.
+                let _ = std::fs::remove_dir_all(folder);
+            }
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    })
+    .map_err(|error| Failure::new(Exit::Work, error))
+}
+
+/// Whether Ctrl-C was pressed.
+pub(crate) fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}
+
+/// Ends the work if Ctrl-C was pressed.
+pub(crate) fn check() -> Result<(), Failure> {
+    if requested() {
+        Err(Failure::interrupted())
+    } else {
+        Ok(())
+    }
+}
+
+/// Names the temporary folder that a second Ctrl-C, which runs no destructor, has to remove.
+pub(crate) fn left_over(folder: Option<PathBuf>) {
+    *LEFT_OVER.lock().unwrap_or_else(PoisonError::into_inner) = folder;
+}

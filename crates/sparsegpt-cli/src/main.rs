@@ -1,0 +1,52 @@
+//! The `sparsegpt` command: a thin face over the `sparsegpt` and `sparsegpt-models` crates.
+
+mod cli;
+mod commands;
+mod console;
+mod cost;
+mod failure;
+mod flags;
+mod interrupt;
+mod model;
+mod table;
+mod tensor_file;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use console::Console;
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.tell();
+            failure.exit().into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    interrupt::install()?;
+    let console = Console::new(cli.json, cli.quiet);
+    match cli.command {
+        Command::Prune(args) => commands::prune::run(args, cli.threads, &console),
+        command => {
+            let threads = cli.threads.unwrap_or(0);
+            model::use_threads(threads)?;
+            match command {
+                Command::Demo(args) => commands::demo::run(&args, threads, &console),
+                Command::Eval(args) => commands::eval::run(&args, &console),
+                Command::Generate(args) => commands::generate::run(&args, &console),
+                Command::Layer(args) => commands::layer::run(&args, threads, &console),
+                Command::Logits(args) => commands::logits::run(&args, &console),
+                Command::Inspect(args) => commands::inspect::run(&args, &console),
+                Command::Prune(_) => Ok(()),
+            }
+        }
+    }
+}

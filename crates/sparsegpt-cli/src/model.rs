@@ -1,0 +1,65 @@
+//! What the commands share around models.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sparsegpt::backend::Cpu;
+use sparsegpt::{LayerPruner, Solver};
+use sparsegpt_models::TensorSource;
+use sparsegpt_models::checkpoint::Checkpoint;
+use sparsegpt_models::decoder::{Llama, LlamaConfig};
+
+use crate::failure::{Exit, Failure};
+
+/// Longest sequence where the user names none; the paper's.
+const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+/// More is a slip of the keyboard.
+const MOST_THREADS: usize = 1024;
+
+/// Sets up the threads of the forward passes; called once, before any work. 0 means one a core.
+pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
+    if threads > MOST_THREADS {
+        return Err(Failure::usage(format!(
+            "--threads: expected at most {MOST_THREADS}, found {threads}"
+        )));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Failure::new(Exit::Work, format!("cannot start threads: {error}")))
+}
+
+/// The solver on the CPU.
+pub(crate) fn solver(threads: usize) -> Result<Box<dyn LayerPruner>, Failure> {
+    let backend = Cpu::new(threads).map_err(|error| Failure::new(Exit::Work, error))?;
+    Ok(Box::new(Solver::new(backend)))
+}
+
+pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
+    let checkpoint = Checkpoint::open(path).map_err(Failure::reading)?;
+    let config = LlamaConfig::from_json(checkpoint.config()).map_err(Failure::reading)?;
+    Ok((checkpoint, config))
+}
+
+pub(crate) fn load(
+    checkpoint: &Checkpoint,
+    source: &Arc<dyn TensorSource>,
+) -> Result<Llama, Failure> {
+    Llama::load(checkpoint.config(), source).map_err(Failure::reading)
+}
+
+/// The sequence length asked for, or min(2048, the model's longest), and a remark on which.
+pub(crate) fn sequence_length(
+    asked: Option<usize>,
+    config: &LlamaConfig,
+    console: &crate::console::Console,
+) -> usize {
+    asked.unwrap_or_else(|| {
+        let length = DEFAULT_SEQUENCE_LENGTH.min(config.max_positions);
+        console.note(&format!(
+            "sequence length {length} (none given: the lesser of {DEFAULT_SEQUENCE_LENGTH} and the model's {})",
+            config.max_positions
+        ));
+        length
+    })
+}

@@ -1,0 +1,445 @@
+//! `sparsegpt layer`: what goes in, what comes out.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Tensor, fail, load, noise, save, succeed, text};
+
+const ROWS: usize = 12;
+const COLS: usize = 40;
+const TOKENS: usize = 96;
+
+struct Files {
+    _folder: tempfile::TempDir,
+    input: PathBuf,
+    output: PathBuf,
+}
+
+fn files(tensors: &[(&str, Tensor)]) -> Files {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (
+        folder.path().join("in.safetensors"),
+        folder.path().join("out.safetensors"),
+    );
+    save(&input, tensors);
+    Files {
+        _folder: folder,
+        input,
+        output,
+    }
+}
+
+fn weight() -> Tensor {
+    Tensor::f32(&[ROWS, COLS], &noise(ROWS * COLS, 1))
+}
+
+fn inputs() -> Tensor {
+    Tensor::f32(&[TOKENS, COLS], &noise(TOKENS * COLS, 2))
+}
+
+fn solve(files: &Files, flags: &[&str]) -> serde_json::Value {
+    let mut args = vec![
+        "layer",
+        text(&files.input),
+        text(&files.output),
+        "--force",
+        "--json",
+    ];
+    args.extend(flags);
+    succeed(&args).json()
+}
+
+fn zeros(values: &[f32]) -> usize {
+    values.iter().filter(|&&value| value == 0.0).count()
+}
+
+/// Columns of `scale`, 1 where it has a value for each row only.
+fn groups(scale: &Tensor) -> usize {
+    scale.shape.get(1).copied().unwrap_or(1)
+}
+
+/// Checks codes, scale and zero against the weights, bit for bit.
+fn check_codes(output: &Path, max_code: u8, group_of: &dyn Fn(usize) -> usize) {
+    let out = load(output);
+    let (codes, scale, zero) = (&out["codes"], &out["scale"], &out["zero"]);
+    assert_eq!(codes.shape, [ROWS, COLS]);
+    assert_eq!(scale.shape, zero.shape);
+    let groups = groups(scale);
+    let (pruned, scale, zero) = (out["pruned"].to_f32(), scale.to_f32(), zero.to_f32());
+    for row in 0..ROWS {
+        for col in 0..COLS {
+            let at = row * COLS + col;
+            let code = codes.bytes[at];
+            assert!(code <= max_code);
+            let grid = row * groups + group_of(col);
+            let expected = (f32::from(code) - zero[grid]) * scale[grid];
+            assert_eq!(
+                pruned[at].to_bits(),
+                expected.to_bits(),
+                "row {row}, column {col}"
+            );
+            assert!(out["kept"].bytes[at] == 1 || pruned[at] == 0.0);
+        }
+    }
+}
+
+#[test]
+fn patterns_have_exact_counts() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    for (pattern, expected) in [
+        ("50%", 240),
+        ("33%", 158),
+        ("row:30%", 144),
+        ("2:4", 240),
+        ("1:8", 60),
+    ] {
+        let report = solve(&files, &["--pattern", pattern]);
+        let out = load(&files.output);
+        let pruned = out["pruned"].to_f32();
+        assert_eq!(out["pruned"].shape, [ROWS, COLS]);
+        assert_eq!(zeros(&pruned), expected, "{pattern}");
+        assert_eq!(
+            out["kept"].bytes.iter().filter(|&&kept| kept == 0).count(),
+            expected
+        );
+        assert!(!out.contains_key("codes"));
+        assert_eq!(report["pruned"], expected);
+        assert_eq!(
+            (&report["rows"], &report["cols"]),
+            (&ROWS.into(), &COLS.into())
+        );
+        assert_eq!(report["tokens"], TOKENS);
+        assert_eq!(report["damping"], 0.01);
+        assert!(report["relative_error"].as_f64().unwrap() > 0.0);
+        assert!(report["seconds_solve"].as_f64().unwrap() > 0.0);
+        assert!(report["stages"]["factor"].as_f64().unwrap() > 0.0);
+        if let Some((n, m)) = pattern.split_once(':').filter(|(n, _)| *n != "row") {
+            let (n, m): (usize, usize) = (n.parse().unwrap(), m.parse().unwrap());
+            assert!(pruned.chunks(m).all(|group| zeros(group) == n), "{pattern}");
+        }
+    }
+}
+
+#[test]
+fn codes_give_the_weights_back() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let cases: [(&[&str], u8, usize); 10] = [
+        (&["--bits", "4"], 15, COLS),
+        (&["--bits", "8", "--pattern", "50%"], 255, COLS),
+        (&["--bits", "3", "--symmetric", "--pattern", "2:4"], 7, COLS),
+        (
+            &[
+                "--bits",
+                "4",
+                "--group-size",
+                "8",
+                "--mse",
+                "--pattern",
+                "50%",
+            ],
+            15,
+            8,
+        ),
+        (&["--bits", "2", "--group-size", "16"], 3, 16),
+        (
+            &[
+                "--bits",
+                "4",
+                "--group-size",
+                "8",
+                "--static-groups",
+                "--act-order",
+            ],
+            15,
+            8,
+        ),
+        (
+            &["--bits", "4", "--per-tensor", "--pattern", "row:50%"],
+            15,
+            COLS,
+        ),
+        (
+            &[
+                "--bits",
+                "4",
+                "--method",
+                "magnitude",
+                "--pattern",
+                "50%",
+                "--group-size",
+                "8",
+            ],
+            15,
+            8,
+        ),
+        (
+            &["--bits", "5", "--method", "wanda", "--pattern", "2:4"],
+            31,
+            COLS,
+        ),
+        (
+            &[
+                "--bits",
+                "4",
+                "--block-size",
+                "16",
+                "--mask-block-size",
+                "8",
+                "--damping",
+                "0.1",
+                "--pattern",
+                "25%",
+            ],
+            15,
+            COLS,
+        ),
+    ];
+    for (flags, max_code, group) in cases {
+        let report = solve(&files, flags);
+        check_codes(&files.output, max_code, &|col| col / group);
+        let out = load(&files.output);
+        assert_eq!(groups(&out["scale"]), COLS.div_ceil(group), "{flags:?}");
+        assert_eq!(
+            out["scale"].shape.len(),
+            if group == COLS { 1 } else { 2 },
+            "{flags:?}"
+        );
+        assert!(!out.contains_key("group_index"), "{flags:?}");
+        assert_eq!(report["zeros"], zeros(&out["pruned"].to_f32()), "{flags:?}");
+        if flags.contains(&"--per-tensor") {
+            let scale = out["scale"].to_f32();
+            assert!(scale.iter().all(|&value| value == scale[0]));
+        }
+    }
+}
+
+#[test]
+fn permuted_groups_come_with_their_index() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    solve(
+        &files,
+        &[
+            "--bits",
+            "4",
+            "--group-size",
+            "8",
+            "--act-order",
+            "--pattern",
+            "50%",
+        ],
+    );
+    let index = load(&files.output)["group_index"].to_i32();
+    assert_eq!(index.len(), COLS);
+    for group in 0..5 {
+        assert_eq!(index.iter().filter(|&&of| of == group).count(), 8);
+    }
+    assert!(!index.is_sorted());
+    check_codes(&files.output, 15, &|col| index[col] as usize);
+}
+
+#[test]
+fn a_mask_is_kept_or_extended() {
+    // 1 in 4 pruned.
+    let keep: Vec<u8> = (0..ROWS * COLS).map(|at| u8::from(at % 4 != 1)).collect();
+    let mask = Tensor::u8(&[ROWS, COLS], &keep);
+    let files = files(&[("weight", weight()), ("inputs", inputs()), ("mask", mask)]);
+    solve(&files, &[]);
+    assert_eq!(load(&files.output)["kept"].bytes, keep);
+    solve(&files, &["--bits", "4"]);
+    assert_eq!(load(&files.output)["kept"].bytes, keep);
+    solve(&files, &["--pattern", "50%"]);
+    let kept = &load(&files.output)["kept"].bytes;
+    assert_eq!(
+        kept.iter().filter(|&&kept| kept == 0).count(),
+        ROWS * COLS / 2
+    );
+    assert!(kept.iter().zip(&keep).all(|(kept, given)| kept <= given));
+    let args = [
+        "layer",
+        text(&files.input),
+        text(&files.output),
+        "--force",
+        "--pattern",
+        "2:4",
+    ];
+    fail(&args, 2, "unstructured");
+}
+
+#[test]
+fn hessian_and_inputs_say_the_same() {
+    let (w, x) = (weight(), inputs());
+    let values = x.to_f32();
+    let mut hessian = vec![0.0_f64; COLS * COLS];
+    for token in values.chunks(COLS) {
+        for i in 0..COLS {
+            for j in 0..COLS {
+                hessian[i * COLS + j] += 2.0 * f64::from(token[i]) * f64::from(token[j]);
+            }
+        }
+    }
+    let hessian: Vec<f32> = hessian.into_iter().map(|value| value as f32).collect();
+    let hessian = Tensor::f32(&[COLS, COLS], &hessian);
+    let in_three = Tensor {
+        shape: vec![3, TOKENS / 3, COLS],
+        ..x.clone()
+    };
+    let from_inputs = files(&[("weight", w.clone()), ("inputs", x)]);
+    let from_hessian = files(&[("weight", w.clone()), ("hessian", hessian)]);
+    let from_three = files(&[("weight", w), ("inputs", in_three)]);
+    let mut results = Vec::new();
+    for files in [&from_inputs, &from_hessian, &from_three] {
+        let report = solve(files, &["--pattern", "50%"]);
+        results.push((load(&files.output), report));
+    }
+    assert_eq!(results[2].1["sequences"], 3);
+    assert_eq!(results[1].1["tokens"], 0);
+    for (other, _) in &results[1..] {
+        assert_eq!(results[0].0["kept"], other["kept"]);
+        for (a, b) in results[0].0["pruned"]
+            .to_f32()
+            .iter()
+            .zip(other["pruned"].to_f32())
+        {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_read() {
+    let values = noise(ROWS * COLS, 1);
+    let files = files(&[
+        ("weight", Tensor::bf16(&[ROWS, COLS], &values)),
+        (
+            "inputs",
+            Tensor::bf16(&[TOKENS, COLS], &noise(TOKENS * COLS, 2)),
+        ),
+    ]);
+    solve(&files, &["--pattern", "50%"]);
+    assert_eq!(zeros(&load(&files.output)["pruned"].to_f32()), 240);
+}
+
+#[test]
+fn magnitude_needs_weights_alone() {
+    let files = files(&[("weight", weight())]);
+    let report = solve(&files, &["--pattern", "50%", "--method", "magnitude"]);
+    assert_eq!(report["relative_error"], serde_json::Value::Null);
+    let args = [
+        "layer",
+        text(&files.input),
+        text(&files.output),
+        "--force",
+        "--pattern",
+        "50%",
+    ];
+    fail(&args, 3, "inputs");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let fails = |tensors: &[(&str, Tensor)], flags: &[&str], code: i32, named: &str| {
+        let files = files(tensors);
+        let mut args = vec!["layer", text(&files.input), text(&files.output)];
+        args.extend(flags);
+        fail(&args, code, named);
+        assert!(!files.output.exists());
+    };
+    let fifty = ["--pattern", "50%"];
+    let good = [("weight", weight()), ("inputs", inputs())];
+    fails(&good, &[], 2, "nothing to do");
+    fails(&good, &["--pattern", "2:7"], 2, "groups of 7");
+    fails(&good, &["--bits", "1"], 2, "2 to 8");
+    fails(&good[1..], &fifty, 3, "weight");
+    fails(
+        &[("weight", weight()), ("hessian", weight())],
+        &fifty,
+        3,
+        "40 x 40",
+    );
+    fails(
+        &[
+            ("weight", weight()),
+            ("inputs", Tensor::f32(&[4, 3], &[0.0; 12])),
+        ],
+        &fifty,
+        3,
+        "x 40",
+    );
+    fails(
+        &[
+            ("weight", Tensor::u8(&[2, 2], &[1; 4])),
+            ("inputs", inputs()),
+        ],
+        &fifty,
+        3,
+        "U8",
+    );
+    let zeros = Tensor::f32(&[TOKENS, COLS], &[0.0; TOKENS * COLS]);
+    fails(
+        &[("weight", weight()), ("inputs", zeros)],
+        &fifty,
+        4,
+        "Hessian is zero",
+    );
+    let mut values = noise(ROWS * COLS, 1);
+    values[7] = f32::NAN;
+    let nan = Tensor::f32(&[ROWS, COLS], &values);
+    fails(&[("weight", nan), ("inputs", inputs())], &fifty, 4, "NaN");
+    let twos = Tensor::u8(&[ROWS, COLS], &[2; ROWS * COLS]);
+    fails(
+        &[good[0].clone(), good[1].clone(), ("mask", twos)],
+        &fifty,
+        3,
+        "mask",
+    );
+    let small = Tensor::u8(&[1, COLS], &[1; COLS]);
+    fails(
+        &[good[0].clone(), good[1].clone(), ("mask", small)],
+        &fifty,
+        3,
+        "mask",
+    );
+}
+
+#[test]
+fn an_existing_output_needs_force() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    std::fs::write(&files.output, "precious").unwrap();
+    let mut args = vec![
+        "layer",
+        text(&files.input),
+        text(&files.output),
+        "--pattern",
+        "50%",
+    ];
+    fail(&args, 2, "--force");
+    assert_eq!(std::fs::read(&files.output).unwrap(), b"precious");
+    args.push("--force");
+    succeed(&args);
+    assert_eq!(
+        common::entries(files.input.parent().unwrap()),
+        ["in.safetensors", "out.safetensors"]
+    );
+}
+
+#[test]
+fn a_truncated_file_is_an_input_error() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let bytes = std::fs::read(&files.input).unwrap();
+    std::fs::write(&files.input, &bytes[..bytes.len() - 5]).unwrap();
+    fail(
+        &[
+            "layer",
+            text(&files.input),
+            text(&files.output),
+            "--pattern",
+            "50%",
+        ],
+        3,
+        "safetensors",
+    );
+    assert!(!files.output.exists());
+}

@@ -1,0 +1,226 @@
+//! Wrong usage and wrong files: exit codes and messages.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+
+use common::{calibration, entries, fail, model, run, succeed, text};
+
+#[test]
+fn help_tells_the_exit_codes() {
+    let help = succeed(&["--help"]).stdout;
+    for code in ["0 ", "1 ", "2 ", "3 ", "4 ", "130 "] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(code)),
+            "{code}: {help}"
+        );
+    }
+    assert!(
+        succeed(&["--version"])
+            .stdout
+            .contains(env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn flags_that_make_no_sense_are_usage_errors() {
+    let (model, text_file) = (model(), calibration());
+    let (model, text_file) = (text(&model), text(&text_file));
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let out = text(&out);
+    let prune = |more: &[&str], named: &str| {
+        let mut args = vec!["prune", model, "--out", out, "--calibration", text_file];
+        args.extend(more);
+        fail(&args, 2, named);
+    };
+    fail(&["prone"], 2, "prone");
+    assert_eq!(run(&[]).code, Some(2));
+    prune(&[], "--bits");
+    prune(&["--pattern", "50"], "50%");
+    prune(&["--pattern", "5:4"], "5:4");
+    prune(&["--pattern", "2:7"], "groups of 7 columns");
+    prune(&["--bits", "9"], "2 to 8");
+    prune(&["--pattern", "50%", "--mse"], "--bits");
+    prune(
+        &["--bits", "4", "--group-size", "32", "--per-tensor"],
+        "--per-tensor",
+    );
+    prune(&["--bits", "4", "--static-groups"], "--group-size");
+    prune(
+        &["--pattern", "50%", "--method", "wanda", "--damping", "0.1"],
+        "--damping",
+    );
+    prune(&["--pattern", "50%", "--damping", "-1"], "damping");
+    prune(&["--pattern", "50%", "--damping=-1"], "damping");
+    prune(&["--pattern", "50%", "--method", "best"], "best");
+    prune(&["--pattern", "50%", "--block-size", "0"], "block size");
+    prune(
+        &["--pattern", "50%", "--skip", "no_such_layer"],
+        "no_such_layer",
+    );
+    prune(&["--pattern", "50%", "--first", "9"], "dense");
+    prune(&["--pattern", "50%", "--rule", "mlp"], "--rule");
+    prune(
+        &["--pattern", "50%", "--pattern-list", "50%"],
+        "--pattern-list",
+    );
+    prune(&["--pattern-list", "50%,60%"], "one for each layer");
+    prune(&["--pattern", "50%", "--dtype", "int8"], "dtype");
+    prune(&["--pattern", "50%", "--samples", "0"], "samples");
+    prune(&["--pattern", "50%", "--sequence-length", "512"], "256");
+    prune(
+        &["--pattern", "50%", "--calibration-mode", "books"],
+        "books",
+    );
+    prune(&["--pattern", "50%", "--threads", "99999"], "--threads");
+    fail(
+        &["prune", model, "--pattern", "50%", "--out", out],
+        2,
+        "--calibration",
+    );
+    fail(
+        &[
+            "prune",
+            model,
+            "--pattern",
+            "50%",
+            "--calibration",
+            text_file,
+        ],
+        2,
+        "--out",
+    );
+    assert!(
+        entries(folder.path()).is_empty(),
+        "{:?}",
+        entries(folder.path())
+    );
+}
+
+#[test]
+fn broken_files_are_input_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let model_folder = model();
+    let text_file = calibration();
+    let short = folder.path().join("short.txt");
+    fs::write(&short, "too short").unwrap();
+    let out = folder.path().join("out");
+    let prune = |model: &str, calibration: &str, named: &str| {
+        let args = [
+            "prune",
+            model,
+            "--pattern",
+            "50%",
+            "--out",
+            text(&out),
+            "--calibration",
+            calibration,
+        ];
+        fail(&args, 3, named);
+    };
+    prune("no/such/model", text(&text_file), "no/such/model");
+    prune(text(folder.path()), text(&text_file), "config.json");
+    prune(text(&text_file), text(&text_file), "calibration.txt");
+    prune(text(&model_folder), "no/such/text", "no/such/text");
+    prune(text(&model_folder), text(&short), "short.txt");
+
+    let broken = folder.path().join("broken");
+    fs::create_dir(&broken).unwrap();
+    fs::copy(model_folder.join("config.json"), broken.join("config.json")).unwrap();
+    let weights = fs::read(model_folder.join("model.safetensors")).unwrap();
+    fs::write(
+        broken.join("model.safetensors"),
+        &weights[..weights.len() / 2],
+    )
+    .unwrap();
+    prune(text(&broken), text(&text_file), "model.safetensors");
+    for command in [
+        vec!["inspect"],
+        vec!["eval", "--text", text(&text_file)],
+        vec!["generate", "--prompt", "x"],
+    ] {
+        let mut args = command;
+        args.insert(1, text(&broken));
+        fail(&args, 3, "model.safetensors");
+    }
+    assert_eq!(entries(folder.path()), ["broken", "short.txt"]);
+}
+
+#[test]
+fn an_output_that_is_not_empty_needs_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("precious.txt"), "keep me").unwrap();
+    let model = model();
+    let mut args = vec![
+        "prune",
+        text(&model),
+        "--pattern",
+        "50%",
+        "--method",
+        "magnitude",
+        "--out",
+        text(&out),
+    ];
+    fail(&args, 2, "--force");
+    assert_eq!(entries(&out), ["precious.txt"]);
+    args.push("--force");
+    succeed(&args);
+    assert!(out.join("model.safetensors").is_file());
+    assert!(!out.join("precious.txt").exists());
+    assert_eq!(entries(folder.path()), ["out"]);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let (model, calibration) = (model(), calibration());
+    let mut args = vec![
+        "prune",
+        text(&model),
+        "--calibration",
+        text(&calibration),
+        "--pattern",
+        "2:4",
+        "--rule",
+        "*down_proj=50%",
+        "--skip",
+        "block:0",
+        "--bits",
+        "4",
+        "--out",
+        text(&out),
+        "--dry-run",
+    ];
+    let plan = succeed(&args).stdout;
+    for part in [
+        "model.layers.4.mlp.down_proj",
+        "192 x 512",
+        "skipped",
+        "4 bit",
+        "peak memory",
+    ] {
+        assert!(plan.contains(part), "{part}: {plan}");
+    }
+    args.push("--json");
+    let plan = succeed(&args).json();
+    let layers = plan["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 5 * 7);
+    assert_eq!(layers[0]["pattern"], serde_json::Value::Null);
+    assert_eq!(layers[7]["pattern"], "2:4");
+    assert_eq!(layers[13]["pattern"], "50%");
+    assert_eq!(
+        (&plan["sequences"], &plan["sequence_length"]),
+        (&128.into(), &256.into())
+    );
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0);
+    // 128 x 256 hidden states of 192 f32 are 25 MB.
+    let bytes = plan["peak_memory_bytes"].as_f64().unwrap();
+    assert!((25e6..200e6).contains(&bytes), "{bytes}");
+    assert!(entries(folder.path()).is_empty());
+}
