@@ -63,3 +63,18 @@ pub(crate) fn sequence_length(
         length
     })
 }
+
+/// Bytes of a checkpoint's tensors in the types it tells (for .gguf: dequantized).
+pub(crate) fn stored_bytes(checkpoint: &Checkpoint) -> u64 {
+    let tensors = checkpoint.tensors();
+    let infos = tensors
+        .names()
+        .into_iter()
+        .filter_map(|name| tensors.info(&name));
+    infos
+        .map(|info| {
+            let elements: u64 = info.shape.iter().map(|&size| size as u64).product();
+            elements * info.dtype.bitsize() as u64 / 8
+        })
+        .sum()
+}

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Tokens whose logits are held at a time.
 const HEAD_TOKENS: usize = 256;
 
+/// Tokens that run through the model together.
+const BATCH_TOKENS: usize = 2048;
+
 /// How to cut the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PerplexityOptions {
@@ -43,7 +46,7 @@ pub struct Perplexity {
     pub chunk_nll: Vec<f64>,
 }
 
-/// Measures the perplexity of a model on tokens. `progress` is called after each chunk with the chunks done,
+/// Measures the perplexity of a model on tokens. `progress` is called after each batch of chunks with the chunks done,
 /// the chunks in all and the perplexity so far; it returns `false` to stop early, with what is done.
 ///
 /// # Errors
@@ -75,18 +78,20 @@ pub fn perplexity(
         ));
     }
     let mut chunk_nll = Vec::with_capacity(chunks);
-    for chunk in tokens.chunks_exact(length).take(chunks) {
-        let losses = token_nll(model, chunk)?;
-        if losses.iter().any(|loss| !loss.is_finite()) {
-            return Err(Error::tensor(
-                "(logits)",
-                format!(
-                    "hold NaN or infinity in chunk {}; the model's weights are broken",
-                    chunk_nll.len()
-                ),
-            ));
+    let sequences: Vec<&[u32]> = tokens.chunks_exact(length).take(chunks).collect();
+    for batch in sequences.chunks((BATCH_TOKENS / length).max(1)) {
+        for losses in batch_nll(model, batch)? {
+            if losses.iter().any(|loss| !loss.is_finite()) {
+                return Err(Error::tensor(
+                    "(logits)",
+                    format!(
+                        "hold NaN or infinity in chunk {}; the model's weights are broken",
+                        chunk_nll.len()
+                    ),
+                ));
+            }
+            chunk_nll.push(losses.iter().sum::<f64>() / losses.len() as f64);
         }
-        chunk_nll.push(losses.iter().sum::<f64>() / losses.len() as f64);
         let so_far = (chunk_nll.iter().sum::<f64>() / chunk_nll.len() as f64).exp();
         if !progress(chunk_nll.len(), chunks, so_far) {
             break;
@@ -115,24 +120,42 @@ pub fn perplexity(
 /// # Errors
 /// As [`perplexity`].
 pub fn token_nll(model: &Llama, sequence: &[u32]) -> Result<Vec<f64>> {
-    let hidden = model.hidden(&[sequence], None)?.squeeze(0)?;
-    let predictions = sequence.len() - 1;
+    Ok(batch_nll(model, &[sequence])?.concat())
+}
+
+/// [`token_nll`] for sequences of equal length, run together.
+fn batch_nll(model: &Llama, sequences: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
+    let hidden = model.hidden(sequences, None)?;
+    let (batch, time, width) = hidden.dims3()?;
+    let hidden = hidden.reshape((batch * time, width))?;
     let vocabulary = model.config().vocab_size;
-    let mut losses = Vec::with_capacity(predictions);
+    // The token each position predicts; the last one of a sequence predicts nothing.
+    let targets: Vec<Option<u32>> = sequences
+        .iter()
+        .flat_map(|sequence| {
+            sequence
+                .iter()
+                .skip(1)
+                .map(|&token| Some(token))
+                .chain([None])
+        })
+        .collect();
+    let mut losses: Vec<Option<f64>> = Vec::with_capacity(targets.len());
     // The head in slices: the logits of a whole chunk may be larger than the model.
-    for start in (0..predictions).step_by(HEAD_TOKENS) {
-        let count = HEAD_TOKENS.min(predictions - start);
-        let logits = model.head(&hidden.narrow(0, start, count)?)?;
+    for (slice, targets) in targets.chunks(HEAD_TOKENS).enumerate() {
+        let logits = model.head(&hidden.narrow(0, slice * HEAD_TOKENS, targets.len())?)?;
         let (logits, layout) = logits.storage_and_layout();
-        let targets = &sequence[start + 1..=start + count];
-        let slice: Vec<f64> = values(&logits, layout)?
+        let of_slice: Vec<Option<f64>> = values(&logits, layout)?
             .par_chunks(vocabulary)
             .zip(targets)
-            .map(|(logits, &target)| nll(logits, target as usize))
+            .map(|(logits, target)| target.map(|target| nll(logits, target as usize)))
             .collect();
-        losses.extend(slice);
+        losses.extend(of_slice);
     }
-    Ok(losses)
+    Ok(losses
+        .chunks(time)
+        .map(|losses| losses.iter().flatten().copied().collect())
+        .collect())
 }
 
 /// −log softmax(logits)\[target\].

@@ -26,19 +26,33 @@ const HESSIAN: &str = "hessian";
 const INPUTS: &str = "inputs";
 const MASK: &str = "mask";
 
-/// Reads `weight` (rows x cols: output x input features) and `hessian` (cols x cols, undamped) or
-/// `inputs` (tokens x cols, or sequences x tokens x cols), and optionally `mask` (u8, rows x cols, 1 = keep:
-/// as it is without --pattern, extended to an unstructured one with it). Floats are f32, f16 or bf16.
-///
-/// Writes `pruned` (f32) and `kept` (u8, 1 = kept); with --bits also `codes` (u8, rows x cols), `scale` and
-/// `zero` (f32, rows x groups, or rows), so that pruned = (codes - zero) * scale; and `group_index` (i32,
-/// cols) where --act-order permutes the groups.
+const AFTER_HELP: &str = "\
+IN.safetensors holds
+  weight   rows x cols (output x input features), f32, f16 or bf16
+  hessian  cols x cols, f32, f16 or bf16, undamped, lower triangle read; or instead
+  inputs   tokens x cols (one sequence) or sequences x tokens x cols, f32, f16 or bf16
+  mask     optional: u8, rows x cols, 1 = keep; kept as it is without --pattern, extended to an
+           unstructured pattern (50%) with it
+--method magnitude needs neither hessian nor inputs.
+
+OUT.safetensors holds
+  pruned       f32, rows x cols
+  kept         u8, rows x cols, 1 = not pruned
+and with --bits, so that pruned = (codes - zero) * scale exactly in f32:
+  codes        u8, rows x cols
+  scale, zero  f32, rows x groups; rows, where each row is one group
+  group_index  i32, cols: the group of each column, where --act-order permutes the groups";
+
+/// Flags of `layer`.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct LayerArgs {
     /// The safetensors file to read
+    #[arg(value_name = "IN.safetensors")]
     input: PathBuf,
 
     /// The safetensors file to write
+    #[arg(value_name = "OUT.safetensors")]
     output: PathBuf,
 
     /// Replace the output file if it exists
@@ -230,7 +244,7 @@ where
     Activations<'a>: From<ndarray::ArrayView2<'a, T>>,
 {
     for sequence in 0..inputs.len_of(Axis(0)) {
-        let tokens = inputs.clone().index_axis_move(Axis(0), sequence);
+        let tokens = inputs.index_axis_move(Axis(0), sequence);
         statistics.update(Activations::from(tokens).into())?;
     }
     Ok(())

@@ -33,23 +33,23 @@ pub(crate) struct LayerFlags {
     pub(crate) group_size: Option<usize>,
 
     /// A grid symmetric about zero
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Quantization")]
     pub(crate) symmetric: Option<bool>,
 
     /// Search for the range of least error
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Quantization")]
     pub(crate) mse: Option<bool>,
 
     /// Find the groups' scales beforehand on the dense weights
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Quantization")]
     pub(crate) static_groups: Option<bool>,
 
     /// One scale for the whole matrix
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Quantization")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Quantization")]
     pub(crate) per_tensor: Option<bool>,
 
     /// Treat columns in the order of descending activation
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Solver")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
     pub(crate) act_order: Option<bool>,
 
     /// Damping as a fraction of the Hessian's mean diagonal [default: 0.01]
@@ -234,7 +234,7 @@ mod tests {
             (
                 LayerFlags {
                     static_groups: Some(true),
-                    ..bits.clone()
+                    ..bits
                 },
                 "--group-size",
             ),

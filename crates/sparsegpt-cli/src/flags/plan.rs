@@ -21,7 +21,8 @@ const SKIP: &str = "skip";
 #[serde(rename_all = "kebab-case", default)]
 pub(crate) struct PlanFlags {
     /// Leave these layers as they are (a part of the name, a glob with *, block:3, blocks:0-3, or layer:12;
-    /// repeatable)
+    /// repeatable;
+    /// decides over --rule)
     #[arg(long, value_name = "LAYERS", help_heading = "Layers")]
     pub(crate) skip: Vec<String>,
 

@@ -14,12 +14,15 @@ use serde_json::Value;
 pub(crate) fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/jargon")
 }
+
 pub(crate) fn calibration() -> PathBuf {
     model().join("calibration.txt")
 }
+
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sparsegpt"));
     command.args(args).stdin(Stdio::null());
@@ -39,6 +42,7 @@ impl Run {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
+
 pub(crate) fn run(args: &[&str]) -> Run {
     let output = command(args).output().unwrap();
     Run {
@@ -100,6 +104,7 @@ impl Tensor {
             bytes,
         }
     }
+
     pub(crate) fn bf16(shape: &[usize], values: &[f32]) -> Self {
         let bytes = values
             .iter()
@@ -111,6 +116,7 @@ impl Tensor {
             bytes,
         }
     }
+
     pub(crate) fn u8(shape: &[usize], values: &[u8]) -> Self {
         Self {
             dtype: Dtype::U8,
@@ -118,6 +124,7 @@ impl Tensor {
             bytes: values.to_vec(),
         }
     }
+
     pub(crate) fn i32(shape: &[usize], values: &[i32]) -> Self {
         let bytes = values
             .iter()
@@ -129,6 +136,7 @@ impl Tensor {
             bytes,
         }
     }
+
     pub(crate) fn to_f32(&self) -> Vec<f32> {
         assert_eq!(self.dtype, Dtype::F32);
         self.bytes
@@ -138,6 +146,7 @@ impl Tensor {
             .map(|&bytes| f32::from_le_bytes(bytes))
             .collect()
     }
+
     pub(crate) fn to_i32(&self) -> Vec<i32> {
         assert_eq!(self.dtype, Dtype::I32);
         self.bytes
@@ -148,6 +157,7 @@ impl Tensor {
             .collect()
     }
 }
+
 pub(crate) fn save(path: &Path, tensors: &[(&str, Tensor)]) {
     let views = tensors.iter().map(|(name, tensor)| {
         (
@@ -157,6 +167,7 @@ pub(crate) fn save(path: &Path, tensors: &[(&str, Tensor)]) {
     });
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
+
 pub(crate) fn load(path: &Path) -> HashMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap();
     SafeTensors::deserialize(&bytes)

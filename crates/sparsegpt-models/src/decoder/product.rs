@@ -7,6 +7,9 @@ use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::{Error, Result};
 
+/// Multiplications from which on a product runs on all threads.
+const PARALLEL_FROM: usize = 1 << 22;
+
 /// The values of a contiguous f32 tensor on the CPU.
 pub(crate) fn values<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
     let (Storage::Cpu(storage), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
@@ -34,6 +37,12 @@ pub(super) fn times_transposed(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let w = MatRef::from_row_major_slice(values(&w, w_layout)?, rows, cols);
     let mut product = vec![0.0_f32; tokens * rows];
     let y = MatMut::from_row_major_slice_mut(&mut product, tokens, rows);
-    matmul(y, Accum::Replace, x, w.transpose(), 1.0, Par::rayon(0));
+    // A product this small is done before a second thread has woken up.
+    let par = if tokens * rows * cols < PARALLEL_FROM {
+        Par::Seq
+    } else {
+        Par::rayon(0)
+    };
+    matmul(y, Accum::Replace, x, w.transpose(), 1.0, par);
     Ok(Tensor::from_vec(product, (tokens, rows), &Device::Cpu)?)
 }

@@ -123,7 +123,9 @@ impl<B: Backend> Factored<B> {
             None => hessian.matrix_to_factor(&diagonal.values),
         };
         let mut last = (0, asked_damping);
+        let mut factors_in_f64 = true;
         for (attempts, (damping, precision)) in (1..).zip(ladder(asked_damping)) {
+            let precision = if factors_in_f64 { precision } else { Precision::F32 };
             let damped = diagonal.damped(damping, order.as_deref());
             match backend.inverse_factor(matrix, &damped, precision) {
                 Ok(()) => {
@@ -156,7 +158,10 @@ impl<B: Backend> Factored<B> {
                 }
                 Err(error) => match error.kind() {
                     BackendErrorKind::NotPositiveDefinite { column } => last = (column, damping),
-                    BackendErrorKind::Unsupported if precision == Precision::F64 => {}
+                    // Such a device has more damping left to try.
+                    BackendErrorKind::Unsupported if precision == Precision::F64 => {
+                        factors_in_f64 = false;
+                    }
                     _ => return Err(failed(Stage::Factor, error)),
                 },
             }
@@ -169,7 +174,8 @@ impl<B: Backend> Factored<B> {
     }
 }
 
-/// What is tried in turn: f32, f64, then f64 with ten times the damping up to the mean diagonal itself.
+/// What is tried in turn: f32, f64, then f64 with ten times the damping up to the mean diagonal itself. A
+/// device without f64 climbs the same dampings in f32.
 fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     let raised = std::iter::successors(Some((damping * 10.0).max(1e-4)), |&d| Some(d * 10.0))
         .take_while(|&d| d < 10.0)

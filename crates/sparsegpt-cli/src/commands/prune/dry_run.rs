@@ -3,11 +3,13 @@
 use serde::Serialize;
 use sparsegpt::LayerPruner;
 use sparsegpt::driver::PlannedLayer;
+use sparsegpt_models::checkpoint::Checkpoint;
 use sparsegpt_models::decoder::LlamaConfig;
 
 use crate::console::Console;
 use crate::cost::{self, CalibrationSize};
 use crate::failure::Failure;
+use crate::model;
 use crate::table::{self, Table, left, right};
 
 #[derive(Debug, Serialize)]
@@ -16,8 +18,11 @@ struct Plan {
     blocks: usize,
     sequences: usize,
     sequence_length: usize,
-    /// Of the process, mapped checkpoint pages left out; an estimate.
+    /// Of the process, pages of mapped files left out; an estimate.
     peak_memory_bytes: f64,
+    /// The weights as stored: mapped, so that their pages may be resident as long as nobody else wants
+    /// the memory.
+    mapped_bytes: u64,
     /// An estimate from `flops` and `flops_per_second`.
     seconds: f64,
     flops: f64,
@@ -37,6 +42,7 @@ struct Layer {
 }
 
 pub(super) fn run(
+    checkpoint: &Checkpoint,
     planned: &[Vec<PlannedLayer>],
     config: &LlamaConfig,
     size: CalibrationSize,
@@ -54,6 +60,7 @@ pub(super) fn run(
         sequences: size.sequences,
         sequence_length: size.length,
         peak_memory_bytes: cost::peak_bytes(planned, config, size),
+        mapped_bytes: model::stored_bytes(checkpoint),
         seconds: flops / flops_per_second,
         flops,
         flops_per_second,
@@ -110,12 +117,13 @@ fn text(plan: &Plan) -> String {
     };
     format!(
         "{layers}\n{treated} of {} layers in {} blocks, {calibration}\n\
-         peak memory about {}, without the pages of the mapped checkpoint\n\
+         peak memory about {}, and up to {} of mapped files that the system takes back when it needs to\n\
          about {} ({:.1} TFLOP at a measured {:.1} GFLOP/s)\n\
          dry run: no weights were read, nothing was written\n",
         plan.layers.len(),
         plan.blocks,
         table::bytes(plan.peak_memory_bytes),
+        table::bytes(plan.mapped_bytes as f64),
         table::seconds(plan.seconds),
         plan.flops / 1e12,
         plan.flops_per_second / 1e9,

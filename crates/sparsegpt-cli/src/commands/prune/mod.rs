@@ -163,7 +163,7 @@ pub(crate) fn run(
     let pruner = model::solver(threads)?;
     if args.dry_run {
         let size = planned_size(&flags, &config, console)?;
-        return dry_run::run(&planned, &config, size, &*pruner, console);
+        return dry_run::run(&checkpoint, &planned, &config, size, &*pruner, console);
     }
     let Some(out) = &args.out else {
         return Err(Failure::usage("--out DIR is missing"));

@@ -7,6 +7,7 @@ use sparsegpt::{LayerReport, ModelReport};
 use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
 
 use super::{REPORT_FILE, Report};
+use crate::model;
 use crate::table::{self, Table, left, right};
 
 pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
@@ -54,8 +55,8 @@ pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoi
         written.tensors,
         table::bytes(written.bytes as f64),
     );
-    let before = stored_bytes(source);
-    let size = if before == Some(written.bytes) {
+    let before = model::stored_bytes(source);
+    let size = if before == written.bytes {
         "the weights take as many bytes as before".to_owned()
     } else {
         "the size follows the type of the weights, not their zeros".to_owned()
@@ -137,20 +138,6 @@ fn kind(name: &str) -> String {
         }
     });
     parts.collect::<Vec<_>>().join(".")
-}
-
-/// Bytes of a source's tensors, where it says their types.
-fn stored_bytes(source: &Checkpoint) -> Option<u64> {
-    let tensors = source.tensors();
-    tensors
-        .names()
-        .iter()
-        .map(|name| {
-            let info = tensors.info(name)?;
-            let elements: usize = info.shape.iter().product();
-            Some((elements * info.dtype.bitsize() / 8) as u64)
-        })
-        .sum()
 }
 
 #[cfg(test)]
