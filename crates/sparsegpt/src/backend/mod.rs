@@ -11,7 +11,7 @@
 //!   [`Backend::update_rows`] and [`Backend::gemm`] return nothing a device would have to wait for;
 //!   losses add up in a device matrix.
 //! * **Policies arrive as plain data**: a fixed mask, an N:M rule, a count, a grid. Never a callback.
-//! * **Errors have a kind** ([`BackendError::kind`](crate::error::BackendError::kind)). A missing driver, library or device is
+//! * **Errors have a kind** ([`BackendError::kind`]). A missing driver, library or device is
 //!   `DeviceUnavailable`, never a panic.
 //! * **Same bits** on repeated calls with the same backend, device and thread count.
 //!

@@ -69,9 +69,18 @@ pub struct LayerTask<'a> {
 /// assert_eq!(layer.report.pruned, 16);
 /// # Ok::<(), sparsegpt::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Solver<B: Backend> {
     backend: Arc<B>,
+}
+
+impl<B: Backend> Clone for Solver<B> {
+    /// A second handle on the same backend.
+    fn clone(&self) -> Self {
+        Self {
+            backend: self.backend.clone(),
+        }
+    }
 }
 
 impl<B: Backend> Solver<B> {

@@ -125,7 +125,11 @@ impl<B: Backend> Factored<B> {
         let mut last = (0, asked_damping);
         let mut factors_in_f64 = true;
         for (attempts, (damping, precision)) in (1..).zip(ladder(asked_damping)) {
-            let precision = if factors_in_f64 { precision } else { Precision::F32 };
+            let precision = if factors_in_f64 {
+                precision
+            } else {
+                Precision::F32
+            };
             let damped = diagonal.damped(damping, order.as_deref());
             match backend.inverse_factor(matrix, &damped, precision) {
                 Ok(()) => {
