@@ -195,6 +195,10 @@ pub(crate) fn check_output(path: &Path, force: bool) -> Result<(), Failure> {
     if path.is_dir() {
         return refuse("is a folder, expected the name of a file");
     }
+    let taken = path.symlink_metadata().ok();
+    if taken.is_some_and(|taken| !taken.is_file()) {
+        return refuse("is a link or a device, expected a file; name the file itself");
+    }
     if path.exists() && !force {
         return refuse("exists; choose another name, or allow replacing it (--force)");
     }

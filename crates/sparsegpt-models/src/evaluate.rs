@@ -46,7 +46,7 @@ pub struct Perplexity {
     pub chunk_nll: Vec<f64>,
 }
 
-/// Measures the perplexity of a model on tokens. `progress` is called after each batch of chunks with the chunks done,
+/// Measures the perplexity of a model on tokens. `progress` is called for each chunk with the chunks done,
 /// the chunks in all and the perplexity so far; it returns `false` to stop early, with what is done.
 ///
 /// # Errors
@@ -74,12 +74,15 @@ pub fn perplexity(
         return Err(Error::setting(
             "text",
             format!("at least one chunk of {length} tokens (and a limit of at least 1)"),
-            format!("{} tokens, limit {:?}", tokens.len(), options.limit),
+            match options.limit {
+                Some(limit) => format!("{} tokens and a limit of {limit}", tokens.len()),
+                None => format!("{} tokens", tokens.len()),
+            },
         ));
     }
     let mut chunk_nll = Vec::with_capacity(chunks);
     let sequences: Vec<&[u32]> = tokens.chunks_exact(length).take(chunks).collect();
-    for batch in sequences.chunks((BATCH_TOKENS / length).max(1)) {
+    'chunks: for batch in sequences.chunks((BATCH_TOKENS / length).max(1)) {
         for losses in batch_nll(model, batch)? {
             if losses.iter().any(|loss| !loss.is_finite()) {
                 return Err(Error::tensor(
@@ -91,10 +94,10 @@ pub fn perplexity(
                 ));
             }
             chunk_nll.push(losses.iter().sum::<f64>() / losses.len() as f64);
-        }
-        let so_far = (chunk_nll.iter().sum::<f64>() / chunk_nll.len() as f64).exp();
-        if !progress(chunk_nll.len(), chunks, so_far) {
-            break;
+            let so_far = (chunk_nll.iter().sum::<f64>() / chunk_nll.len() as f64).exp();
+            if !progress(chunk_nll.len(), chunks, so_far) {
+                break 'chunks;
+            }
         }
     }
     let count = chunk_nll.len() as f64;

@@ -180,7 +180,7 @@ pub enum Error {
     },
     /// A matrix holds NaN or infinity.
     #[error(
-        "layer {layer:?}: {what} holds {value} at row {row}, column {col}; expected finite numbers"
+        "layer {layer:?}: {value} in {what} at row {row}, column {col}; expected finite numbers"
     )]
     NonFinite {
         /// The layer.

@@ -194,7 +194,7 @@ fn statistics(
                 format!("expected {cols} x {cols}, as `weight` has {cols} columns, found {rows} x {found}"),
             ));
         }
-        return Ok(pruner.statistics_from(hessian.view())?);
+        return Ok(pruner.statistics_from(layer, hessian.view())?);
     }
     let Some(tensor) = file.tensor(INPUTS)? else {
         return Err(file.wrong(

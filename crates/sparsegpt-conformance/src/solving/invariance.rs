@@ -168,7 +168,7 @@ fn erased<B: Backend>(subject: &Subject<B>) -> Verdict {
     let pruner: &dyn LayerPruner = &subject.solver;
     for settings in settings()? {
         let expected = layer.solve(&subject.solver, &settings)?.weights;
-        let mut statistics = pruner.statistics_from(layer.hessian.view())?;
+        let mut statistics = pruner.statistics_from("", layer.hessian.view())?;
         let task = LayerTask {
             name: "erased",
             weights: layer.weights.view(),

@@ -139,23 +139,38 @@ impl CheckpointSource for SafetensorsFolder {
     }
 
     fn write_companions(&self, folder: &Path) -> Result<()> {
-        let entries =
-            fs::read_dir(&self.path).map_err(|source| Error::io("list", &self.path, source))?;
-        for entry in entries {
-            let entry = entry.map_err(|source| Error::io("list", &self.path, source))?;
-            let from = entry.path();
-            let name = entry.file_name();
-            let is_weight = name
-                .to_str()
-                .is_some_and(|name| WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending)));
-            // `is_file` follows the links that download caches are made of.
-            if from.is_file() && !is_weight {
-                copy_contents(&from, &folder.join(&name))
-                    .map_err(|source| Error::io("copy", &from, source))?;
-            }
-        }
-        Ok(())
+        copy_companions(&self.path, folder, 0)
     }
+}
+
+/// Folders within folders beyond this depth are refused: a link back up would never end.
+const MAX_DEPTH: usize = 16;
+
+/// Copies all files but weights, and folders with what is in them.
+fn copy_companions(from: &Path, to: &Path, depth: usize) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(Error::format(
+            from,
+            format!("folders nested more than {MAX_DEPTH} deep"),
+        ));
+    }
+    let entries = fs::read_dir(from).map_err(|source| Error::io("list", from, source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| Error::io("list", from, source))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let text = name.to_string_lossy();
+        let is_weight = WEIGHT_ENDINGS.iter().any(|ending| text.ends_with(ending));
+        // `is_file` follows the links that download caches are made of.
+        if path.is_file() && !is_weight {
+            copy_contents(&path, &to.join(&name))
+                .map_err(|source| Error::io("copy", &path, source))?;
+        } else if path.is_dir() && !text.starts_with('.') {
+            let inner = to.join(&name);
+            fs::create_dir(&inner).map_err(|source| Error::io("create", &inner, source))?;
+            copy_companions(&path, &inner, depth + 1)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a file without its permissions: a copy of a read-only file is to be changed and flushed.

@@ -417,6 +417,8 @@ fn shards_and_companions_are_carried_along() {
     ];
     let (root, folder) = write(&model);
     fs::create_dir(folder.join("original")).unwrap();
+    fs::write(folder.join("original/params.json"), b"{}").unwrap();
+    fs::write(folder.join("original/consolidated.00.bin"), [1]).unwrap();
     let mut read_only = fs::metadata(folder.join(CONFIG_FILE))
         .unwrap()
         .permissions();
@@ -435,15 +437,17 @@ fn shards_and_companions_are_carried_along() {
     assert_eq!(
         entries(&out),
         [
+            "INDEX_FILE",
             "README.md",
             "config.json",
             "generation_config.json",
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
-            INDEX_FILE,
+            "original",
             "tokenizer.json",
         ]
     );
+    assert_eq!(entries(&out.join("original")), ["params.json"]);
     assert!(
         !fs::metadata(out.join(CONFIG_FILE))
             .unwrap()

@@ -318,6 +318,10 @@ fn sync_folder(folder: &Path) -> Result<()> {
         let path = entry
             .map_err(|source| Error::io("list", folder, source))?
             .path();
+        if path.is_dir() {
+            sync_folder(&path)?;
+            continue;
+        }
         // Opened for writing, as Windows asks for it.
         File::options()
             .write(true)

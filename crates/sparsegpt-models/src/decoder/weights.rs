@@ -88,6 +88,16 @@ pub(super) const NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernor
 pub(super) fn read(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Tensor> {
     check(source, name, shape)?;
     let values = source.read_f32(name)?;
+    if let Some((at, value)) = values
+        .iter()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite())
+    {
+        return Err(Error::tensor(
+            name,
+            format!("holds {value} at position {at}; expected finite weights"),
+        ));
+    }
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 

@@ -1,5 +1,7 @@
 //! Which layers of a model are treated, and how.
 
+use std::fmt;
+
 use super::adapter::{BlockLayer, ModelAdapter};
 use crate::error::{Error, Result};
 use crate::solver::LayerSettings;
@@ -19,6 +21,17 @@ pub enum Selector {
     },
     /// The layer with this number, counted from 0 over all layers of the model in order.
     Index(usize),
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(pattern) => write!(f, "the name {pattern:?}"),
+            Self::Blocks { first, last } if first == last => write!(f, "block {first}"),
+            Self::Blocks { first, last } => write!(f, "blocks {first} to {last}"),
+            Self::Index(index) => write!(f, "layer number {index}"),
+        }
+    }
 }
 
 impl Selector {
@@ -213,7 +226,7 @@ impl ModelPlan {
         if let Some((selector, _)) = selectors.zip(&used).find(|(_, used)| !**used) {
             return Err(Error::NothingToPrune {
                 reason: format!(
-                    "{selector:?} matches none of the model's {index} layers; check the name or number"
+                    "{selector} matches none of the model's {index} layers; check the name or number"
                 ),
             });
         }

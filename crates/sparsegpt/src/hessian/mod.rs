@@ -41,6 +41,8 @@ pub struct Hessian<B: Backend> {
     cols: usize,
     tokens: u64,
     sequences: u64,
+    /// A matrix whose number of sequences nobody has told: it has no weight in a mean.
+    uncounted: bool,
 }
 
 impl<B: Backend> Hessian<B> {
@@ -65,10 +67,11 @@ impl<B: Backend> Hessian<B> {
             cols,
             tokens: 0,
             sequences: 0,
+            uncounted: false,
         })
     }
 
-    /// Takes a ready matrix; counts are unknown and stay 0.
+    /// Takes a ready matrix; its counts are unknown until [`with_counts`](Self::with_counts) tells them.
     pub(crate) fn from_array(
         backend: Arc<B>,
         layer: &str,
@@ -109,7 +112,36 @@ impl<B: Backend> Hessian<B> {
             cols,
             tokens: 0,
             sequences: 0,
+            uncounted: true,
         })
+    }
+
+    /// Says how many sequences and tokens are behind a Hessian that was handed in as a matrix, so that more
+    /// data can be added to it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for 0 sequences.
+    pub fn with_counts(mut self, sequences: u64, tokens: u64) -> Result<Self> {
+        if sequences == 0 {
+            return Err(Error::setting(
+                "sequences behind a Hessian",
+                "at least 1",
+                0,
+            ));
+        }
+        (self.sequences, self.tokens, self.uncounted) = (sequences, tokens, false);
+        Ok(self)
+    }
+
+    fn check_counted(&self) -> Result<()> {
+        if self.uncounted {
+            return Err(Error::incompatible(
+                &self.layer,
+                "a Hessian given as a matrix has no sequence count, so nothing can be added to it",
+                "tell its counts with Hessian::with_counts, or accumulate it from activations",
+            ));
+        }
+        Ok(())
     }
 
     /// Adds activations: `hessian.update(x.view())` for one sequence, or a [`Batch`].
@@ -118,6 +150,7 @@ impl<B: Backend> Hessian<B> {
     /// If the activations have another number of columns, hold NaN or infinity (in a token that counts),
     /// or the batch's sequence count or token mask does not fit.
     pub fn update<'a>(&mut self, batch: impl Into<Batch<'a>>) -> Result<()> {
+        self.check_counted()?;
         let Batch {
             activations,
             sequences,
@@ -167,7 +200,13 @@ impl<B: Backend> Hessian<B> {
         self.uncover().map_err(|e| self.failed(Stage::Hessian, e))?;
         // The running mean, 2/N Σ XᵀX with N the number of sequences, one contiguous run of tokens at a
         // time: only the first one scales what is there.
-        let sum = self.sequences + sequences;
+        let Some(sum) = self.sequences.checked_add(sequences) else {
+            return Err(Error::setting(
+                "sequences in a batch",
+                "a smaller number",
+                sequences,
+            ));
+        };
         let mut beta = (self.sequences as f64 / sum as f64) as f32;
         let alpha = (2.0 / sum as f64) as f32;
         for (start, end) in if runs.is_empty() { vec![(0, 0)] } else { runs } {
@@ -197,7 +236,9 @@ impl<B: Backend> Hessian<B> {
                 found_cols: other.cols,
             });
         }
-        let sum = self.sequences + other.sequences;
+        self.check_counted()?;
+        other.check_counted()?;
+        let sum = self.sequences.saturating_add(other.sequences);
         if other.sequences == 0 {
             return Ok(());
         }

@@ -52,7 +52,7 @@ impl Chooser {
             pruned_before: self.pruned,
         };
         let policy = job.settings.mask.clone();
-        let answer = job.per_row_where_needed(policy.choose(&block)?);
+        let answer = job.checked(policy.choose(&block)?, columns.len())?;
         let protected = job.protected_block(&original);
         // A weight is forced where its input is dead or the policy says so; the caller's protection wins.
         let mut forced = job.forced_block(&original);

@@ -99,7 +99,7 @@ impl<'a, B: Backend> Job<'a, B> {
         };
         let columns = self.unprotected_columns_from(0);
         let available = self.unprotected_rows() * columns;
-        let short = match self.per_row_where_needed(self.settings.mask.choose(&whole)?) {
+        let short = match self.checked(self.settings.mask.choose(&whole)?, self.cols)? {
             BlockMask::Lowest { total, .. } => total > available as u64,
             BlockMask::LowestPerRow { total, .. } => total > columns,
             BlockMask::NofM { zeros, group } => self
@@ -114,8 +114,14 @@ impl<'a, B: Backend> Job<'a, B> {
                 format!(
                     "pattern {} needs more zeros than the {} protected columns and {} protected rows leave",
                     self.settings.mask.describe(),
-                    self.settings.protected_columns.len(),
-                    self.settings.protected_rows.len()
+                    self.protected_columns
+                        .iter()
+                        .filter(|&&protected| protected)
+                        .count(),
+                    self.protected_rows
+                        .iter()
+                        .filter(|&&protected| protected)
+                        .count()
                 ),
                 "protect less or ask for fewer zeros",
             ));
@@ -123,9 +129,27 @@ impl<'a, B: Backend> Job<'a, B> {
         Ok(())
     }
 
+    /// A policy's answer for `width` columns, held to what the rest of the solver relies on.
+    pub(super) fn checked(&self, answer: BlockMask, width: usize) -> Result<BlockMask> {
+        if let BlockMask::NofM { zeros, group } = answer {
+            crate::mask::Pattern::n_of_m(zeros, group)?;
+            if !width.is_multiple_of(group) {
+                return Err(Error::incompatible(
+                    self.layer,
+                    format!(
+                        "mask policy {:?} asks for {zeros}:{group} in {width} columns",
+                        self.settings.mask.describe()
+                    ),
+                    "implement MaskPolicy::group and refuse layers whose columns it does not divide",
+                ));
+            }
+        }
+        Ok(self.per_row_where_needed(answer))
+    }
+
     /// Wanda compares within each row (Sun et al. 2023, section 3): a sparsity of the layer becomes one of
     /// each row.
-    pub(super) fn per_row_where_needed(&self, answer: BlockMask) -> BlockMask {
+    fn per_row_where_needed(&self, answer: BlockMask) -> BlockMask {
         match answer {
             BlockMask::Lowest { target, total } if self.settings.method == Method::Wanda => {
                 BlockMask::LowestPerRow {

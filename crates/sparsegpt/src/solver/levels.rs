@@ -134,14 +134,19 @@ impl<B: Backend> Levels<B> {
                 .scale
                 .iter()
                 .all(|&scale| scale.is_finite() && scale > 0.0)
-            && grid.zero.iter().all(|&zero| zero.is_finite());
+            && grid.zero.iter().all(|&zero| match self.kind {
+                GridLevels::Affine { max_code } => {
+                    zero.fract() == 0.0 && (0.0..=max_code as f32).contains(&zero)
+                }
+                GridLevels::Codebook { .. } => zero.is_finite(),
+            });
         if fits {
             Ok(grid)
         } else {
             Err(Error::incompatible(
                 job.layer,
                 format!(
-                    "quantizer {:?} returned a grid that is not {} positive scales and finite zero points",
+                    "quantizer {:?} returned a grid that is not {} positive scales and as many zero points, integers among the codes",
                     self.quantizer.describe(),
                     job.rows
                 ),

@@ -119,7 +119,19 @@ impl<B: Backend> Solver<B> {
     /// # Errors
     /// If the matrix is not square or holds NaN or infinity.
     pub fn hessian_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Hessian<B>> {
-        Hessian::from_array(self.backend.clone(), "", hessian)
+        self.hessian_from_for("", hessian)
+    }
+
+    /// The same with a layer's name for errors.
+    ///
+    /// # Errors
+    /// As [`hessian_from`](Self::hessian_from).
+    pub fn hessian_from_for(
+        &self,
+        layer: &str,
+        hessian: ArrayView2<'_, f32>,
+    ) -> Result<Hessian<B>> {
+        Hessian::from_array(self.backend.clone(), layer, hessian)
     }
 
     /// Treats one layer: `weights` is rows x cols (output x input features), `hessian` that of its input.
@@ -310,7 +322,7 @@ fn sparsegpt<B: Backend>(
     let settings = job.settings;
     let order = settings
         .act_order
-        .then(|| diagonal.descending(settings.mask.group()));
+        .then(|| diagonal.descending(settings.mask.group().max(1)));
     let reusable = factored
         .as_ref()
         .is_some_and(|known| known.asked_damping == settings.damping && known.order == order);
@@ -349,7 +361,7 @@ fn sparsegpt<B: Backend>(
     drop(original_start);
 
     // Which decisions are made where; N:M is chosen inside the sweep where nothing stands in the way.
-    let group = settings.mask.group();
+    let group = settings.mask.group().max(1);
     let dynamic = levels.as_ref().and_then(|levels| levels.dynamic);
     let in_flight = group > 1
         && group <= settings.block_size.min(WIDEST_SWEEP)
@@ -678,7 +690,11 @@ pub trait LayerPruner: Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`Solver::hessian_from`].
-    fn statistics_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Box<dyn Statistics>>;
+    fn statistics_from(
+        &self,
+        layer: &str,
+        hessian: ArrayView2<'_, f32>,
+    ) -> Result<Box<dyn Statistics>>;
 
     /// Treats the layers that read one input; see [`Solver::prune_shared`]. `done` gets each layer as soon as it is
     /// finished, with its index in `tasks`. Without statistics only methods that need none can run.
@@ -703,8 +719,12 @@ impl<B: Backend> LayerPruner for Solver<B> {
         Ok(Box::new(self.hessian_for(layer, cols)?))
     }
 
-    fn statistics_from(&self, hessian: ArrayView2<'_, f32>) -> Result<Box<dyn Statistics>> {
-        Ok(Box::new(self.hessian_from(hessian)?))
+    fn statistics_from(
+        &self,
+        layer: &str,
+        hessian: ArrayView2<'_, f32>,
+    ) -> Result<Box<dyn Statistics>> {
+        Ok(Box::new(self.hessian_from_for(layer, hessian)?))
     }
 
     fn prune_layers(

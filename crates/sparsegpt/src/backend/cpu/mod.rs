@@ -97,12 +97,14 @@ impl Backend for Cpu {
     type Error = HostError;
 
     fn info(&self) -> BackendInfo {
+        // pulp prints the level with all its features behind it: `V3(V3 { … })`.
+        let level = format!("{:?}", self.arch);
+        let level = level.split('(').next().unwrap_or_default();
         BackendInfo::new(
             "cpu",
             format!(
-                "{} ({:?}), {} threads",
+                "{} {level}, {} threads",
                 std::env::consts::ARCH,
-                self.arch,
                 self.threads()
             ),
             &Operation::ALL,
@@ -118,7 +120,7 @@ impl Backend for Cpu {
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
-        Ok(CpuMatrix(Array2::zeros((rows, cols))))
+        Ok(CpuMatrix(super::host::zeros(rows, cols)?))
     }
 
     fn shape(&self, matrix: &CpuMatrix) -> (usize, usize) {

@@ -47,7 +47,7 @@ impl Backend for Host {
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
-        Ok(Array2::zeros((rows, cols)))
+        zeros(rows, cols)
     }
 
     fn shape(&self, matrix: &Array2<f32>) -> (usize, usize) {
@@ -110,5 +110,18 @@ impl Backend for Host {
 
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
         super::fallback::gemm(self, args)
+    }
+}
+
+/// A matrix of zeros, or an error where its size overflows.
+pub(super) fn zeros(rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
+    let largest = isize::MAX as usize / size_of::<f32>();
+    match rows.checked_mul(cols) {
+        Some(values) if values <= largest => Ok(Array2::zeros((rows, cols))),
+        values => Err(HostError::OutOfMemory {
+            bytes: values
+                .and_then(|values| values.checked_mul(size_of::<f32>()))
+                .unwrap_or(usize::MAX),
+        }),
     }
 }
