@@ -437,12 +437,12 @@ fn shards_and_companions_are_carried_along() {
     assert_eq!(
         entries(&out),
         [
-            "INDEX_FILE",
             "README.md",
             "config.json",
             "generation_config.json",
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
+            INDEX_FILE,
             "original",
             "tokenizer.json",
         ]
