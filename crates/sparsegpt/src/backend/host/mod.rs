@@ -16,7 +16,7 @@ pub use select::select;
 pub(crate) use sweep::nearest;
 pub use sweep::{Sweep, SweepGrid, SweepPrune, round_to_grid, update_rows};
 
-use super::{Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows};
+use super::{Backend, BackendInfo, Operation, Precision};
 use crate::error::HostError;
 use crate::hessian::Activations;
 
@@ -94,23 +94,7 @@ impl Backend for Host {
         inverse_factor(h.view_mut(), diagonal, precision)
     }
 
-    // The default bodies already run the functions of this module; they only copy more.
-
-    fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {
-        super::fallback::fit_grid(self, args)
-    }
-
-    fn select(&self, args: Select<'_, Self>) -> Result<Array2<bool>, HostError> {
-        super::fallback::select(self, args)
-    }
-
-    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Array2<bool>>, HostError> {
-        super::fallback::update_rows(self, args)
-    }
-
-    fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
-        super::fallback::gemm(self, args)
-    }
+    // The other operations keep their default bodies, which run the functions of this module.
 }
 
 /// A matrix of zeros, or an error where its size overflows.
