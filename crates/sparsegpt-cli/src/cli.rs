@@ -13,7 +13,7 @@ Exit codes:
   2    wrong usage: a flag, a setting, flags that do not go together, an output that may not be replaced
   3    a model or file that was read is missing or broken
   4    a layer could not be solved (Hessian zero or not positive definite, NaN or infinity)
-  130  interrupted by Ctrl-C";
+  130  interrupted by Ctrl-C or a request to terminate";
 
 /// One-shot pruning and quantization of GPT-family models, without retraining.
 #[derive(Debug, Parser)]

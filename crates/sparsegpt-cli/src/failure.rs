@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     Input = 3,
     /// A layer could not be solved.
     Unsolved = 4,
-    /// Ctrl-C.
+    /// Ctrl-C or a request to terminate.
     Interrupted = 130,
 }
 

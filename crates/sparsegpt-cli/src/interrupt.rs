@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the work to stop, the second ends the process.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks the work to stop, the second ends the process.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,12 +27,12 @@ pub(crate) fn install() -> Result<(), Failure> {
     .map_err(|error| Failure::new(Exit::Work, error))
 }
 
-/// Whether Ctrl-C was pressed.
+/// Whether the process was asked to stop.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// Ends the work if Ctrl-C was pressed.
+/// Ends the work if the process was asked to stop.
 pub(crate) fn check() -> Result<(), Failure> {
     if requested() {
         Err(Failure::interrupted())
@@ -41,7 +41,7 @@ pub(crate) fn check() -> Result<(), Failure> {
     }
 }
 
-/// Names the temporary folder that a second Ctrl-C, which runs no destructor, has to remove.
+/// Names the temporary folder that a second request, which runs no destructor, has to remove.
 pub(crate) fn left_over(folder: Option<PathBuf>) {
     *LEFT_OVER.lock().unwrap_or_else(PoisonError::into_inner) = folder;
 }

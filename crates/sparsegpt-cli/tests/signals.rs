@@ -68,17 +68,16 @@ fn wait(mut child: Child) -> std::process::ExitStatus {
 }
 
 #[test]
-fn an_interrupt_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let child = started(&folder.path().join("out"));
-    sleep(Duration::from_millis(500));
-    signal(&child, "-INT");
-    assert_eq!(wait(child).code(), Some(130));
-    assert!(
-        entries(folder.path()).is_empty(),
-        "{:?}",
-        entries(folder.path())
-    );
+fn an_interrupt_or_a_termination_leaves_nothing() {
+    for name in ["-INT", "-TERM", "-HUP"] {
+        let folder = tempfile::tempdir().unwrap();
+        let child = started(&folder.path().join("out"));
+        sleep(Duration::from_millis(500));
+        signal(&child, name);
+        assert_eq!(wait(child).code(), Some(130), "{name}");
+        let left = entries(folder.path());
+        assert!(left.is_empty(), "{name}: {left:?}");
+    }
 }
 
 #[test]
