@@ -83,6 +83,19 @@ pub(crate) fn least_energy(
     Some(sum)
 }
 
+/// The inverse of an upper triangular matrix.
+pub(crate) fn inverse_of_upper(u: &Array2<f64>) -> Array2<f64> {
+    let n = u.nrows();
+    let mut inverse = Array2::zeros((n, n));
+    for j in 0..n {
+        for i in (0..=j).rev() {
+            let sum: f64 = (i + 1..=j).map(|k| u[[i, k]] * inverse[[k, j]]).sum();
+            inverse[[i, j]] = (f64::from(u8::from(i == j)) - sum) / u[[i, i]];
+        }
+    }
+    inverse
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

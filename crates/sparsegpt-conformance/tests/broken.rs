@@ -1,6 +1,8 @@
 //! Backends with one mistake each: the suite must catch every one of them.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
+
 use sparsegpt::Activations;
 use sparsegpt::backend::{
     Backend, BackendInfo, FitGrid, Gemm, GridRef, Host, Operation, Precision, PruneRef, Select,
@@ -46,10 +48,13 @@ enum Fault {
     CombineIgnoresAlpha,
     DiagonalIsShifted,
     NotDeterministic,
+    FactorIgnoresBlocks,
+    OpenBlockForgetsTheDenseWeights,
+    CloseBlockTakesAllColumns,
 }
 
 /// Each with the cases that must catch it.
-const FAULTS: [(Fault, &str); 32] = [
+const FAULTS: [(Fault, &str); 35] = [
     (
         Fault::UploadsTheTransposeOfStridedViews,
         "operations/memory/",
@@ -100,6 +105,12 @@ const FAULTS: [(Fault, &str); 32] = [
     (Fault::CombineIgnoresAlpha, "operations/combine/"),
     (Fault::DiagonalIsShifted, "operations/memory/"),
     (Fault::NotDeterministic, "operations/gemm/"),
+    (Fault::FactorIgnoresBlocks, "operations/inverse_factor/"),
+    (
+        Fault::OpenBlockForgetsTheDenseWeights,
+        "operations/open_block/",
+    ),
+    (Fault::CloseBlockTakesAllColumns, "operations/close_block/"),
 ];
 
 /// The host backend with a fault.
@@ -205,6 +216,7 @@ impl Backend for Broken {
         &self,
         h: &mut Array2<f32>,
         diagonal: &[f32],
+        blocks: &[usize],
         precision: Precision,
     ) -> Result<(), HostError> {
         let before = h.clone();
@@ -217,7 +229,13 @@ impl Backend for Broken {
         } else {
             precision
         };
-        let ended = Host.inverse_factor(h, &diagonal, precision);
+        let whole = [diagonal.len()];
+        let blocks = if self.is(Fault::FactorIgnoresBlocks) {
+            &whole
+        } else {
+            blocks
+        };
+        let ended = Host.inverse_factor(h, &diagonal, blocks, precision);
         let spoils = match self.fault {
             Fault::FactorSpoilsTheLowerTriangle => true,
             Fault::FactorLeavesTheTriangleOnlyOnSuccess => ended.is_err(),
@@ -236,6 +254,36 @@ impl Backend for Broken {
             }
             ended => ended,
         }
+    }
+
+    fn open_block(
+        &self,
+        weights: &mut Array2<f32>,
+        rest: &Array2<f32>,
+        factor: &Array2<f32>,
+        columns: Range<usize>,
+    ) -> Result<(), HostError> {
+        let zeros = Array2::zeros(rest.dim());
+        let rest = if self.is(Fault::OpenBlockForgetsTheDenseWeights) {
+            &zeros
+        } else {
+            rest
+        };
+        Host.open_block(weights, rest, factor, columns)
+    }
+
+    fn close_block(
+        &self,
+        rest: &mut Array2<f32>,
+        weights: &Array2<f32>,
+        columns: Range<usize>,
+    ) -> Result<(), HostError> {
+        let columns = if self.is(Fault::CloseBlockTakesAllColumns) {
+            0..rest.ncols()
+        } else {
+            columns
+        };
+        Host.close_block(rest, weights, columns)
     }
 
     fn diagonal(&self, matrix: &Array2<f32>) -> Result<Vec<f32>, HostError> {
@@ -551,8 +599,10 @@ fn faults_show_in_whole_layers_too() {
         ),
         (Fault::NotDeterministic, "solver/invariance/same_bits_twice"),
         (Fault::SelectOneTooMany, "golden/corpus/"),
-        (Fault::GemmIgnoresAlpha, "golden/corpus/"),
         (Fault::GridForgetsTheGroup, "golden/corpus/"),
+        (Fault::FactorIgnoresBlocks, "golden/corpus/"),
+        (Fault::OpenBlockForgetsTheDenseWeights, "golden/corpus/"),
+        (Fault::CloseBlockTakesAllColumns, "golden/corpus/"),
     ] {
         assert!(is_caught(fault, cases), "{fault:?} passes {cases}");
     }

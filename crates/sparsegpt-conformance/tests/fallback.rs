@@ -145,11 +145,12 @@ impl Backend for Least {
         Ok(())
     }
 
-    /// More exact than f32 asks for: U column by column from the last one, then R = U⁻¹.
+    /// More exact than f32 asks for: U column by column from the last one, then the inverses of its blocks.
     fn inverse_factor(
         &self,
         h: &mut Columns,
         diagonal: &[f32],
+        blocks: &[usize],
         precision: Precision,
     ) -> Result<(), LeastError> {
         if precision == Precision::F64 && !self.factors_in_f64 {
@@ -173,7 +174,12 @@ impl Backend for Least {
         }
         for j in 0..n {
             let mut r = vec![0.0; n];
-            for i in (0..=j).rev() {
+            let first = blocks.iter().copied().filter(|&end| end <= j).max();
+            let first = first.unwrap_or(0);
+            for i in 0..first {
+                h.columns[j][i] = u[i][j] as f32;
+            }
+            for i in (first..=j).rev() {
                 let sum: f64 = (i + 1..=j).map(|k| u[i][k] * r[k]).sum();
                 r[i] = (f64::from(u8::from(i == j)) - sum) / u[i][i];
                 h.columns[j][i] = r[i] as f32;

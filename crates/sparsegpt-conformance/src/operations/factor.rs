@@ -2,7 +2,7 @@
 
 use sparsegpt::backend::{Backend, Precision};
 use sparsegpt::error::{BackendError, BackendErrorKind};
-use sparsegpt::ndarray::Array2;
+use sparsegpt::ndarray::{Array2, s};
 
 use crate::check::{Cases, Failure, Verdict, close, ensure, same_bits};
 use crate::random::Random;
@@ -20,6 +20,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
             );
         };
         add("is_the_inverse", is_the_inverse);
+        add("in_blocks", in_blocks);
         add("leaves_the_lower_triangle", leaves_the_lower_triangle);
         add("names_the_failing_column", names_the_failing_column);
         add("refuses_what_is_not_finite", refuses_what_is_not_finite);
@@ -60,8 +61,19 @@ fn factor<B: Backend>(
     diagonal: &[f32],
     precision: Precision,
 ) -> Verdict<(Array2<f32>, Result<(), BackendErrorKind>)> {
+    factor_in_blocks(backend, matrix, diagonal, &[diagonal.len()], precision)
+}
+
+/// The same with the ends of the diagonal blocks.
+fn factor_in_blocks<B: Backend>(
+    backend: &B,
+    matrix: &Array2<f32>,
+    diagonal: &[f32],
+    blocks: &[usize],
+    precision: Precision,
+) -> Verdict<(Array2<f32>, Result<(), BackendErrorKind>)> {
     let mut device = backend.upload(matrix.view())?;
-    let ended = match backend.inverse_factor(&mut device, diagonal, precision) {
+    let ended = match backend.inverse_factor(&mut device, diagonal, blocks, precision) {
         Ok(()) => Ok(()),
         Err(error) => match error.kind() {
             BackendErrorKind::Unsupported if precision == Precision::F64 => {
@@ -133,6 +145,76 @@ fn is_the_inverse<B: Backend>(backend: &B, precision: Precision) -> Verdict {
             tolerance.bound(magnitude),
             tolerance.reason
         );
+    }
+    Ok(())
+}
+
+/// Ends of blocks of the same width, or of widths that alternate between it and 1.
+fn block_ends(cols: usize, width: usize, uneven: bool) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut end = 0;
+    while end < cols {
+        let next = if uneven && ends.len() % 2 == 0 {
+            1
+        } else {
+            width
+        };
+        end = (end + next).min(cols);
+        ends.push(end);
+    }
+    ends
+}
+
+/// UUᵀ is H, with U above the diagonal blocks and U_BB the inverse of what stands in them.
+fn in_blocks<B: Backend>(backend: &B, precision: Precision) -> Verdict {
+    let tolerance = match precision {
+        Precision::F32 => &FACTOR_F32,
+        _ => &FACTOR_F64,
+    };
+    let mut random = Random::new(25);
+    for cols in [1, 2, 5, 33, 100, 129, 200, 300] {
+        let (matrix, diagonal) = definite(&mut random, cols);
+        let h = truth::symmetric(matrix.view(), &diagonal);
+        for (width, uneven) in [
+            (1, false),
+            (3, true),
+            (32, false),
+            (100, true),
+            (128, false),
+        ] {
+            let ends = block_ends(cols, width, uneven);
+            let (found, ended) = factor_in_blocks(backend, &matrix, &diagonal, &ends, precision)?;
+            let what = format!("{cols} columns in blocks that end at {ends:?}");
+            ensure!(ended.is_ok(), "{what}: {ended:?}");
+            ensure_lower_untouched(&found, &matrix)?;
+            let mut u = Array2::from_shape_fn((cols, cols), |(i, j)| {
+                if i <= j {
+                    f64::from(found[[i, j]])
+                } else {
+                    0.0
+                }
+            });
+            let mut growth = 1.0_f64;
+            let mut first = 0;
+            for &end in &ends {
+                let r = u.slice(s![first..end, first..end]).to_owned();
+                let block = truth::inverse_of_upper(&r);
+                let products = r.mapv(f64::abs).dot(&block.mapv(f64::abs));
+                growth = products.iter().fold(growth, |a, &b| a.max(b));
+                u.slice_mut(s![first..end, first..end]).assign(&block);
+                first = end;
+            }
+            let residual = u.dot(&u.t()) - &h;
+            let sizes = u.mapv(f64::abs);
+            let magnitude = sizes.dot(&sizes.t()).iter().fold(0.0_f64, |a, &b| a.max(b)) * growth;
+            let largest = residual.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+            ensure!(
+                largest <= tolerance.bound(magnitude),
+                "{what}, {precision}: UUᵀ − H has an entry of {largest:.3e}, allowed is {:.3e} ({})",
+                tolerance.bound(magnitude),
+                tolerance.reason
+            );
+        }
     }
     Ok(())
 }
@@ -265,9 +347,9 @@ fn can_be_tried_again<B: Backend>(backend: &B, precision: Precision) -> Verdict 
         let mut spoilt = diagonal.clone();
         spoilt[cols / 2] = -1.0;
         for _ in 0..2 {
-            let failed = backend.inverse_factor(&mut device, &spoilt, precision);
+            let failed = backend.inverse_factor(&mut device, &spoilt, &[cols], precision);
             ensure!(failed.is_err(), "a negative diagonal entry must be refused");
-            backend.inverse_factor(&mut device, &diagonal, precision)?;
+            backend.inverse_factor(&mut device, &diagonal, &[cols], precision)?;
             let again = backend.download(&device)?;
             for ((i, j), value) in again.indexed_iter() {
                 ensure!(

@@ -1,5 +1,6 @@
 //! Every operation of a backend, against the host implementation and against f64.
 
+mod blocks;
 mod factor;
 mod gram;
 mod grid;
@@ -20,4 +21,5 @@ pub(crate) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     grid::add_cases(cases);
     sweep::add_cases(cases);
     products::add_cases(cases);
+    blocks::add_cases(cases);
 }

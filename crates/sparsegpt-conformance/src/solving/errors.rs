@@ -368,9 +368,10 @@ mod foreign {
             &self,
             h: &mut Self::Matrix,
             diagonal: &[f32],
+            blocks: &[usize],
             precision: Precision,
         ) -> Result<(), HostError> {
-            Host.inverse_factor(h, diagonal, precision)
+            Host.inverse_factor(h, diagonal, blocks, precision)
         }
     }
 }

@@ -53,7 +53,7 @@ fn ensure_f64<B: Backend>(subject: &Subject<B>) -> Verdict {
     let mut one = subject.backend().upload(Array2::ones((1, 1)).view())?;
     match subject
         .backend()
-        .inverse_factor(&mut one, &[1.0], Precision::F64)
+        .inverse_factor(&mut one, &[1.0], &[1], Precision::F64)
     {
         Err(error) if error.kind() == BackendErrorKind::Unsupported => Err(Failure::Skipped(
             "the device factors in f32 only".to_owned(),

@@ -1,5 +1,7 @@
 //! Default bodies of the trait: download, run the host implementation, upload.
 
+use std::ops::Range;
+
 use ndarray::s;
 
 use super::host;
@@ -128,6 +130,37 @@ pub(super) fn update_rows<B: Backend>(
     *args.losses = backend.upload(losses.view())?;
     mask.map(|mask| backend.upload_mask(mask.view()))
         .transpose()
+}
+
+pub(super) fn open_block<B: Backend>(
+    backend: &B,
+    weights: &mut B::Matrix,
+    rest: &B::Matrix,
+    factor: &B::Matrix,
+    columns: Range<usize>,
+) -> Result<(), B::Error> {
+    let (mut current, rest) = (backend.download(weights)?, backend.download(rest)?);
+    let factor = backend.download(factor)?;
+    host::open_block(
+        current.slice_mut(s![.., columns.clone()]),
+        rest.slice(s![.., columns.clone()]),
+        factor.slice(s![columns.clone(), columns]),
+    );
+    *weights = backend.upload(current.view())?;
+    Ok(())
+}
+
+pub(super) fn close_block<B: Backend>(
+    backend: &B,
+    rest: &mut B::Matrix,
+    weights: &B::Matrix,
+    columns: Range<usize>,
+) -> Result<(), B::Error> {
+    let (mut left, weights) = (backend.download(rest)?, backend.download(weights)?);
+    let mut block = left.slice_mut(s![.., columns.clone()]);
+    block -= &weights.slice(s![.., columns]);
+    *rest = backend.upload(left.view())?;
+    Ok(())
 }
 
 pub(super) fn gemm<B: Backend>(backend: &B, args: Gemm<'_, B>) -> Result<(), B::Error> {

@@ -8,7 +8,8 @@
 //!   columns once. A backend may assume them and may panic where they are violated: that is a bug of the
 //!   caller, not of the user.
 //! * **No scalar comes back inside the block loop.** [`Backend::select`], [`Backend::fit_grid`],
-//!   [`Backend::update_rows`] and [`Backend::gemm`] return nothing a device would have to wait for;
+//!   [`Backend::update_rows`], [`Backend::gemm`], [`Backend::open_block`] and
+//!   [`Backend::close_block`] return nothing a device would have to wait for;
 //!   losses add up in a device matrix.
 //! * **Policies arrive as plain data**: a fixed mask, an N:M rule, a count, a grid. Never a callback.
 //! * **Errors have a kind** ([`BackendError::kind`]). A missing driver, library or device is
@@ -29,6 +30,7 @@ pub mod host;
 mod operations;
 
 use std::fmt;
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2};
 
@@ -81,11 +83,15 @@ pub enum Operation {
     UpdateRows,
     /// [`Backend::gemm`]
     Gemm,
+    /// [`Backend::open_block`]
+    OpenBlock,
+    /// [`Backend::close_block`]
+    CloseBlock,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Combine,
         Self::PermuteHessian,
         Self::RowEnergies,
@@ -93,6 +99,8 @@ impl Operation {
         Self::FitGrid,
         Self::UpdateRows,
         Self::Gemm,
+        Self::OpenBlock,
+        Self::CloseBlock,
     ];
 }
 
@@ -207,13 +215,18 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
         beta: f32,
     ) -> Result<(), Self::Error>;
 
-    /// From H to the upper triangular R with RᵀR = H⁻¹, where H has the strict lower triangle of `h` and
-    /// the given `diagonal` (length cols, dead columns patched and damping added by the solver).
+    /// Factors H = UUᵀ with U upper triangular (a Cholesky factorization from the last column to the first),
+    /// where H has the strict lower triangle of `h` and the given `diagonal` (length cols, dead columns
+    /// patched and damping added by the solver).
     ///
-    /// R goes into the upper triangle of `h`, diagonal included (the solver knows H's own). **The strict lower triangle must be left
-    /// as it was**, on success and on failure: the solver comes back with another precision or diagonal,
-    /// and measures errors with it. H⁻¹ is never formed: with H = UUᵀ (a Cholesky factorization from the
-    /// last column to the first), R = U⁻¹.
+    /// `blocks` are the ends of consecutive column blocks, ascending, the last one cols. What goes into the
+    /// upper triangle of `h`, diagonal included (the solver knows H's own): above the diagonal blocks, U;
+    /// in each diagonal block, the block's inverse R_BB = U_BB⁻¹, upper triangular. It is the block of
+    /// R = U⁻¹, with RᵀR = H⁻¹, the paper's factor; one block of all columns gives R whole. Neither H⁻¹ nor
+    /// the rest of R is ever formed.
+    ///
+    /// **The strict lower triangle must be left as it was**, on success and on failure: the solver comes
+    /// back with another precision or diagonal, and measures errors with it.
     ///
     /// # Errors
     /// `NotPositiveDefinite` with the column of `h` whose pivot was not positive or not finite;
@@ -222,6 +235,7 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
         &self,
         h: &mut Self::Matrix,
         diagonal: &[f32],
+        blocks: &[usize],
         precision: Precision,
     ) -> Result<(), Self::Error>;
 
@@ -312,6 +326,37 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// `OutOfMemory`, `DeviceLost`.
     fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Self::Mask>, Self::Error> {
         fallback::update_rows(self, args)
+    }
+
+    /// Brings the columns of a block up to date before they are swept:
+    /// W\[:, B\] ← D\[:, B\] + W\[:, B\]·R_BB, where `weights` W holds the updates gathered so far
+    /// (Σ over the columns k before the block of e_k U_kB), `rest` D the dense weights, and the diagonal
+    /// block of `factor` the upper triangular R_BB.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn open_block(
+        &self,
+        weights: &mut Self::Matrix,
+        rest: &Self::Matrix,
+        factor: &Self::Matrix,
+        columns: Range<usize>,
+    ) -> Result<(), Self::Error> {
+        fallback::open_block(self, weights, rest, factor, columns)
+    }
+
+    /// After the sweeps of a block, what its columns have lost: D\[:, B\] −= W\[:, B\], the e_k that later
+    /// blocks make good.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn close_block(
+        &self,
+        rest: &mut Self::Matrix,
+        weights: &Self::Matrix,
+        columns: Range<usize>,
+    ) -> Result<(), Self::Error> {
+        fallback::close_block(self, rest, weights, columns)
     }
 
     /// A product of column ranges; see [`Gemm`].

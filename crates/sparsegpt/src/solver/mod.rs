@@ -9,16 +9,17 @@ mod levels;
 mod prepare;
 mod schedule;
 mod settings;
+mod sparsegpt;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2, s};
 
 pub use settings::{LayerSettings, Method};
 
-use crate::backend::{Backend, BackendInfo, Gemm, Operation, PruneRef, UpdateRows};
+use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::{Hessian, Statistics};
 use crate::quant::QuantizedLayer;
@@ -27,7 +28,7 @@ use chooser::{Chooser, Chosen};
 use job::Job;
 use levels::Levels;
 use prepare::{Diagonal, Factored};
-use schedule::{Cuts, WIDEST_SWEEP};
+use sparsegpt::sparsegpt;
 
 /// A layer after treatment.
 #[derive(Clone, Debug)]
@@ -311,231 +312,6 @@ struct Solved {
     attempts: u32,
 }
 
-/// The paper's Algorithm 1, with Eq. 7 where a quantizer is given.
-fn sparsegpt<B: Backend>(
-    job: &mut Job<'_, B>,
-    dense: ArrayView2<'_, f32>,
-    hessian: &mut Hessian<B>,
-    factored: &mut Option<Factored<B>>,
-) -> Result<Solved> {
-    let diagonal = Diagonal::of(hessian, job.layer)?;
-    let settings = job.settings;
-    let order = settings
-        .act_order
-        .then(|| diagonal.descending(settings.mask.group().max(1)));
-    let reusable = factored
-        .as_ref()
-        .is_some_and(|known| known.asked_damping == settings.damping && known.order == order);
-    if !reusable {
-        // Drop the old one first: its matrix may be as large as the Hessian.
-        *factored = None;
-        *factored = Some(job.timed(Stage::Factor, |job| {
-            if order.is_some() {
-                job.uses(Operation::PermuteHessian);
-            }
-            Factored::new(
-                job.backend,
-                hessian,
-                &diagonal,
-                settings.damping,
-                order,
-                job.layer,
-            )
-        })?);
-    }
-    let Some(factor) = factored.as_ref() else {
-        return Err(Error::NothingToPrune {
-            reason: "no factor was made".to_owned(),
-        });
-    };
-    job.order.clone_from(&factor.order);
-    job.dead.clone_from(&diagonal.dead);
-    let r = factor.own.as_ref().unwrap_or_else(|| hessian.matrix());
-
-    let start = in_processing_order(job, dense);
-    let mut weights = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
-    let original_start = in_original_order(job, &start);
-    let mut levels = job.timed(Stage::Grid, |job| {
-        Levels::new(job, original_start.view(), &weights)
-    })?;
-    drop(original_start);
-
-    // Which decisions are made where; N:M is chosen inside the sweep where nothing stands in the way.
-    let group = settings.mask.group().max(1);
-    let dynamic = levels.as_ref().and_then(|levels| levels.dynamic);
-    let in_flight = group > 1
-        && group <= settings.block_size.min(WIDEST_SWEEP)
-        && settings.protected_columns.is_empty()
-        && settings.protected_rows.is_empty()
-        && dynamic.is_none_or(|size| size % group == 0);
-    let mask_region = match () {
-        () if in_flight || !settings.mask.prunes() => None,
-        () if group > 1 => Some(group),
-        () => Some(settings.mask_block_size),
-    };
-    let unit = if in_flight { group } else { 1 };
-    let cuts = Cuts {
-        cols: job.cols,
-        block: settings.block_size,
-        mask_region,
-        grid_region: dynamic,
-        unit,
-    };
-    let blocks = cuts.blocks();
-    let widest = blocks
-        .iter()
-        .map(|block| block.columns.len())
-        .max()
-        .unwrap_or(0);
-    let mut errors = job.zeros(job.rows, widest)?;
-    let mut losses = job.zeros(job.rows, 1)?;
-
-    let mut chooser = Chooser::new(job);
-    let mut region: Option<(std::ops::Range<usize>, Chosen<B>)> = None;
-    let mut masks: Vec<(std::ops::Range<usize>, B::Mask)> = Vec::new();
-    job.uses(Operation::UpdateRows);
-    job.uses(Operation::Gemm);
-    for block in &blocks {
-        let (first, end) = (block.columns.start, block.columns.end);
-        for sweep in &block.sweeps {
-            let (a, b) = (sweep.start, sweep.end);
-            // Decide what is decided here.
-            let starts_region = mask_region.map_or(in_flight, |size| a % size == 0);
-            if starts_region && settings.mask.prunes() {
-                let columns = match mask_region {
-                    Some(size) => a..(a + size).min(job.cols),
-                    None => a..b,
-                };
-                let chosen = job.timed(Stage::Select, |job| {
-                    chooser.choose(job, &weights, &factor.scales, columns.clone(), in_flight)
-                })?;
-                if let Some((columns, Chosen::Mask(mask))) = region.replace((columns, chosen)) {
-                    masks.push((columns, mask));
-                }
-            }
-            if let Some(levels) = &mut levels {
-                job.timed(Stage::Grid, |job| levels.enter(job, &weights, a))?;
-            }
-            // Sweep.
-            let prune = match &region {
-                Some((columns, Chosen::Mask(mask))) => PruneRef::Fixed {
-                    mask,
-                    offset: a - columns.start,
-                },
-                Some((_, Chosen::InFlight { zeros, group })) => PruneRef::NofM {
-                    zeros: *zeros,
-                    group: *group,
-                },
-                _ => PruneRef::Keep,
-            };
-            let chosen_on_the_way = job.timed(Stage::UpdateRows, |job| {
-                let args = UpdateRows::new(
-                    &mut weights,
-                    r,
-                    (&mut errors, a - first),
-                    &mut losses,
-                    sweep.clone(),
-                )
-                .pruning(prune)
-                .rounding(levels.as_ref().map(|levels| levels.grid(sweep.clone())));
-                job.backend
-                    .update_rows(args)
-                    .map_err(|e| job.failed(Stage::UpdateRows, e))
-            })?;
-            if let Some(mask) = chosen_on_the_way {
-                masks.push((sweep.clone(), mask));
-            }
-            // Bring the rest of the block up to date ...
-            if b < end {
-                trailing(
-                    job,
-                    &mut weights,
-                    &errors,
-                    r,
-                    (a - first..b - first, a..b, b..end),
-                )?;
-            }
-        }
-        // ... and the columns behind it.
-        if end < job.cols {
-            trailing(
-                job,
-                &mut weights,
-                &errors,
-                r,
-                (0..end - first, first..end, end..job.cols),
-            )?;
-        }
-    }
-    if let Some((columns, Chosen::Mask(mask))) = region {
-        masks.push((columns, mask));
-    }
-
-    let result = job.timed(Stage::Transfer, |job| job.download(&weights))?;
-    drop(weights);
-    let squares = job.download(&losses)?;
-    let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();
-    let error = job.timed(Stage::Measure, |job| {
-        measure(
-            job,
-            &start,
-            &result,
-            r,
-            &diagonal.ordered(job.order.as_deref()),
-        )
-    })?;
-    let mut mask = Array2::from_elem((job.rows, job.cols), true);
-    for (columns, pruned) in masks {
-        let pruned = job
-            .backend
-            .download_mask(&pruned)
-            .map_err(|e| job.failed(Stage::Transfer, e))?;
-        for (at, pruned) in columns.zip(pruned.columns()) {
-            let mut column = mask.column_mut(job.original(at));
-            column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
-        }
-    }
-    let weights = in_original_order(job, &result);
-    let quantized = levels
-        .map(|levels| levels.finish(job, weights.view()))
-        .transpose()?;
-    Ok(Solved {
-        weights,
-        mask,
-        quantized,
-        solver_loss: Some(solver_loss),
-        error,
-        damping: factor.damping,
-        precision: Some(factor.precision),
-        attempts: factor.attempts,
-    })
-}
-
-/// W\[:, target\] −= E\[:, errors\] · R\[rows, target\].
-fn trailing<B: Backend>(
-    job: &mut Job<'_, B>,
-    weights: &mut B::Matrix,
-    errors: &B::Matrix,
-    r: &B::Matrix,
-    (error_columns, rows, target): (
-        std::ops::Range<usize>,
-        std::ops::Range<usize>,
-        std::ops::Range<usize>,
-    ),
-) -> Result<()> {
-    job.timed(Stage::Trailing, |job| {
-        let product = Gemm::new(
-            (weights, target.clone()),
-            -1.0,
-            (errors, error_columns),
-            (r, rows, target),
-        );
-        job.backend
-            .gemm(product)
-            .map_err(|e| job.failed(Stage::Trailing, e))
-    })
-}
-
 /// Magnitude and Wanda: a mask, no compensation, and where a quantizer is given, rounding to nearest.
 fn without_update<B: Backend>(
     job: &mut Job<'_, B>,
@@ -581,7 +357,8 @@ fn without_update<B: Backend>(
     })?;
     let error = match statistics {
         Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
-            measure(job, &start, &weights, hessian.matrix(), &diagonal.values)
+            let difference = job.upload((&start - &weights).view())?;
+            measure(job, &start, &difference, hessian.matrix(), &diagonal.values)
         })?,
         None => None,
     };
@@ -635,9 +412,12 @@ fn in_processing_order<B: Backend>(job: &Job<'_, B>, dense: ArrayView2<'_, f32>)
     ordered
 }
 
-fn in_original_order<B: Backend>(job: &Job<'_, B>, ordered: &Array2<f32>) -> Array2<f32> {
+fn in_original_order<'a, B: Backend>(
+    job: &Job<'_, B>,
+    ordered: ArrayView2<'a, f32>,
+) -> CowArray<'a, f32, Ix2> {
     match &job.order {
-        None => ordered.clone(),
+        None => ordered.into(),
         Some(order) => {
             let mut original = Array2::zeros(ordered.dim());
             for (at, &column) in order.iter().enumerate() {
@@ -645,7 +425,7 @@ fn in_original_order<B: Backend>(job: &Job<'_, B>, ordered: &Array2<f32>) -> Arr
                     .slice_mut(s![.., column])
                     .assign(&ordered.column(at));
             }
-            original
+            original.into()
         }
     }
 }
@@ -654,7 +434,7 @@ fn in_original_order<B: Backend>(job: &Job<'_, B>, ordered: &Array2<f32>) -> Arr
 fn measure<B: Backend>(
     job: &mut Job<'_, B>,
     dense: &Array2<f32>,
-    result: &Array2<f32>,
+    difference: &B::Matrix,
     h: &B::Matrix,
     diagonal: &[f32],
 ) -> Result<Option<(f64, f64)>> {
@@ -662,17 +442,18 @@ fn measure<B: Backend>(
         return Ok(None);
     }
     job.uses(Operation::RowEnergies);
-    let energy = |weights: ArrayView2<'_, f32>| -> Result<f64> {
-        let device = job.upload(weights)?;
+    let energy = |weights: &B::Matrix| -> Result<f64> {
         let rows = job
             .backend
-            .row_energies(&device, h, diagonal)
+            .row_energies(weights, h, diagonal)
             .map_err(|e| job.failed(Stage::Measure, e))?;
         // Rounding may push a tiny energy below zero.
         Ok(rows.iter().sum::<f64>().max(0.0))
     };
-    let difference = dense - result;
-    Ok(Some((energy(difference.view())?, energy(dense.view())?)))
+    Ok(Some((
+        energy(difference)?,
+        energy(&job.upload(dense.view())?)?,
+    )))
 }
 
 /// A solver whose backend is not in the type.

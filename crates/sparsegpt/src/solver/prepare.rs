@@ -95,17 +95,25 @@ impl Diagonal {
     }
 }
 
-/// A factored Hessian. R stands in the upper triangle of `own`, or of the Hessian's own matrix.
+/// What a factor depends on besides the Hessian.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FactorSettings {
+    pub(super) damping: f64,
+    /// Original column of each processed column; `None` for the natural order.
+    pub(super) order: Option<Vec<usize>>,
+    /// Ends of the column blocks.
+    pub(super) blocks: Vec<usize>,
+}
+
+/// A factored Hessian. The factor stands in the upper triangle of `own`, or of the Hessian's own matrix.
 #[derive(Debug)]
 pub(super) struct Factored<B: Backend> {
     /// The permuted matrix, where the order is not the natural one.
     pub(super) own: Option<B::Matrix>,
     /// The diagonal of R, 1 x cols.
     pub(super) scales: B::Matrix,
-    /// Original column of each processed column; `None` for the natural order.
-    pub(super) order: Option<Vec<usize>>,
-    /// Damping that was asked for: what this factor can be reused for.
-    pub(super) asked_damping: f64,
+    /// What this factor can be reused for.
+    asked: FactorSettings,
     /// Damping that was used.
     pub(super) damping: f64,
     pub(super) precision: Precision,
@@ -113,18 +121,22 @@ pub(super) struct Factored<B: Backend> {
 }
 
 impl<B: Backend> Factored<B> {
+    /// Whether this is the factor that was asked for.
+    pub(super) fn suits(&self, asked: &FactorSettings) -> bool {
+        self.asked == *asked
+    }
+
     pub(super) fn new(
         backend: &B,
         hessian: &mut Hessian<B>,
         diagonal: &Diagonal,
-        asked_damping: f64,
-        order: Option<Vec<usize>>,
+        asked: FactorSettings,
         layer: &str,
     ) -> Result<Self> {
         let name = backend.info().name;
         let failed = |stage, error| Error::backend(layer, &name, stage, error);
+        let order = asked.order.as_deref();
         let mut own = order
-            .as_ref()
             .map(|order| backend.permute_hessian(hessian.matrix(), order))
             .transpose()
             .map_err(|e| failed(Stage::Factor, e))?;
@@ -132,16 +144,16 @@ impl<B: Backend> Factored<B> {
             Some(permuted) => permuted,
             None => hessian.matrix_to_factor(&diagonal.values),
         };
-        let mut last = (0, asked_damping);
+        let mut last = (0, asked.damping);
         let mut factors_in_f64 = true;
-        for (attempts, (damping, precision)) in (1..).zip(ladder(asked_damping)) {
+        for (attempts, (damping, precision)) in (1..).zip(ladder(asked.damping)) {
             let precision = if factors_in_f64 {
                 precision
             } else {
                 Precision::F32
             };
-            let damped = diagonal.damped(damping, order.as_deref());
-            match backend.inverse_factor(matrix, &damped, precision) {
+            let damped = diagonal.damped(damping, order);
+            match backend.inverse_factor(matrix, &damped, &asked.blocks, precision) {
                 Ok(()) => {
                     let scales = backend
                         .diagonal(matrix)
@@ -163,8 +175,7 @@ impl<B: Backend> Factored<B> {
                     return Ok(Self {
                         own,
                         scales,
-                        order,
-                        asked_damping,
+                        asked,
                         damping,
                         precision,
                         attempts,

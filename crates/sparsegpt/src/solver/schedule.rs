@@ -1,9 +1,11 @@
 //! Where the sweeps begin and end.
 //!
-//! Columns are processed in blocks; after each block the columns behind it are brought up to date (the
-//! paper's lazy batch updates). A block is cut into sweeps at every column where something is decided on
+//! Columns are processed in blocks; a block is brought up to date when it is reached (the paper's lazy
+//! batch updates, looking back). It is cut into sweeps at every column where something is decided on
 //! current weights: the mask of a mask block, the grid of a group. What is decided there must lie inside
-//! the block, since the columns behind it are not current; where it does not, the block ends early.
+//! the block, since the columns behind it are not current: a region that begins later in a block than its
+//! first column and would end behind it begins the next block, and one that begins with the block makes it
+//! as long as itself.
 
 use std::ops::Range;
 
@@ -47,18 +49,24 @@ impl Cuts {
         let mut blocks = Vec::new();
         let mut start = 0;
         while start < cols {
-            let mut end = start.saturating_add(block).min(cols);
-            // A region that begins inside this block and ends behind it begins the next one;
-            // shortening for one region may cut another.
-            loop {
-                let shortest = regions()
-                    .map(|region| ((end - 1) / region * region, region))
-                    .filter(|&(last, region)| last > start && (last + region).min(cols) > end)
-                    .map(|(last, _)| last)
-                    .min();
-                match shortest {
-                    Some(shorter) => end = shorter,
-                    None => break,
+            let begins_here = regions().filter(|region| start % region == 0).max();
+            let mut shortest = start.saturating_add(begins_here.unwrap_or(1)).min(cols);
+            let mut end = start.saturating_add(block).min(cols).max(shortest);
+            // Shortening or lengthening for one region may cut another.
+            let crossing = |end: usize| {
+                regions()
+                    .map(|region| {
+                        let first = (end - 1) / region * region;
+                        (first, (first + region).min(cols))
+                    })
+                    .find(|&(first, behind)| first > start && behind > end)
+            };
+            while let Some((first, behind)) = crossing(end) {
+                if first >= shortest {
+                    end = first;
+                } else {
+                    shortest = behind;
+                    end = behind;
                 }
             }
             let mut sweeps = Vec::new();
@@ -122,13 +130,16 @@ mod tests {
                         // No sweep runs across the start of a region ...
                         prop_assert!((sweep.end - 1) / region == sweep.start / region);
                         // ... and a region that starts inside a block ends inside it.
-                        if sweep.start % region == 0 && sweep.start > block.columns.start {
+                        if sweep.start % region == 0 {
                             prop_assert!((sweep.start + region).min(cols) <= block.columns.end);
                         }
                     }
                 }
                 prop_assert_eq!(block.columns.end, at);
-                prop_assert!(block.columns.len() <= cuts.block);
+                let even = |region: Option<usize>| region.is_none_or(|region| cuts.block % region == 0);
+                if even(mask_region) && even(grid_region) {
+                    prop_assert!(block.columns.len() <= cuts.block);
+                }
             }
             prop_assert_eq!(at, cols);
         }

@@ -1,9 +1,11 @@
 //! Products on faer.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::prelude::ReborrowMut;
-use faer::{Accum, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, Zip};
 use rayon::prelude::*;
 
@@ -13,6 +15,9 @@ use crate::hessian::Activations;
 
 /// Tokens widened at a time: enough for a product to run at full speed, little beside any batch.
 const TILE_TOKENS: usize = 256;
+
+/// Rows of a block brought up to date at a time: with 128 columns, what an L2 cache holds.
+const TILE_ROWS: usize = 128;
 
 pub(super) fn gram_update(
     h: &mut Array2<f32>,
@@ -104,6 +109,62 @@ pub(super) fn row_energies(
                 .sum();
         });
     energies
+}
+
+/// W ← D + W·R_BB on the columns of a block, a tile of rows at a time.
+pub(super) fn open_block(
+    weights: &mut Array2<f32>,
+    rest: &Array2<f32>,
+    factor: &Array2<f32>,
+    columns: Range<usize>,
+) {
+    let cols = weights.ncols();
+    let (first, width) = (columns.start, columns.len());
+    let r = faer_ref(factor).submatrix(first, first, width, width);
+    let (Some(weights), Some(rest)) = (weights.as_slice_mut(), rest.as_slice()) else {
+        return;
+    };
+    weights
+        .par_chunks_mut(TILE_ROWS * cols)
+        .zip(rest.par_chunks(TILE_ROWS * cols))
+        .for_each_init(
+            || Mat::<f32>::zeros(TILE_ROWS, width),
+            |gathered, (weights, rest)| {
+                let rows = weights.len() / cols;
+                let weights = MatMut::from_row_major_slice_mut(weights, rows, cols);
+                let mut weights = weights.subcols_mut(first, width);
+                let rest = MatRef::from_row_major_slice(rest, rows, cols).subcols(first, width);
+                let mut gathered = gathered.as_mut().subrows_mut(0, rows);
+                gathered.copy_from(weights.as_ref());
+                weights.copy_from(rest);
+                triangular_matmul(
+                    weights,
+                    BlockStructure::Rectangular,
+                    Accum::Add,
+                    gathered.as_ref(),
+                    BlockStructure::Rectangular,
+                    r,
+                    BlockStructure::TriangularUpper,
+                    1.0,
+                    Par::Seq,
+                );
+            },
+        );
+}
+
+/// D −= W on the columns of a block.
+pub(super) fn close_block(rest: &mut Array2<f32>, weights: &Array2<f32>, columns: Range<usize>) {
+    let cols = weights.ncols();
+    if let (Some(rest), Some(weights)) = (rest.as_slice_mut(), weights.as_slice()) {
+        rest.par_chunks_mut(cols)
+            .zip(weights.par_chunks(cols))
+            .for_each(|(rest, weights)| {
+                let kept = &weights[columns.clone()];
+                for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
+                    *rest -= kept;
+                }
+            });
+    }
 }
 
 pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {

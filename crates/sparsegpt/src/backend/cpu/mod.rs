@@ -11,6 +11,7 @@ mod select;
 mod sweep;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
 use faer::{MatMut, MatRef, Par};
@@ -162,24 +163,10 @@ impl Backend for Cpu {
         &self,
         h: &mut CpuMatrix,
         diagonal: &[f32],
+        blocks: &[usize],
         precision: Precision,
     ) -> Result<(), HostError> {
-        self.run(|par| match precision {
-            Precision::F32 => factor::inverse_factor::<f32>(
-                &mut h.0,
-                diagonal,
-                |value| value,
-                |&value| value,
-                par,
-            ),
-            Precision::F64 => factor::inverse_factor::<f64>(
-                &mut h.0,
-                diagonal,
-                f64::from,
-                |&value| value as f32,
-                par,
-            ),
-        })
+        self.run(|par| factor::inverse_factor(&mut h.0, diagonal, blocks, precision, par))
     }
 
     fn diagonal(&self, matrix: &CpuMatrix) -> Result<Vec<f32>, HostError> {
@@ -272,6 +259,27 @@ impl Backend for Cpu {
 
     fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<CpuMask>, HostError> {
         Ok(self.run(|_| sweep::update_rows(self.arch, args)))
+    }
+
+    fn open_block(
+        &self,
+        weights: &mut CpuMatrix,
+        rest: &CpuMatrix,
+        factor: &CpuMatrix,
+        columns: Range<usize>,
+    ) -> Result<(), HostError> {
+        self.run(|_| linear::open_block(&mut weights.0, &rest.0, &factor.0, columns));
+        Ok(())
+    }
+
+    fn close_block(
+        &self,
+        rest: &mut CpuMatrix,
+        weights: &CpuMatrix,
+        columns: Range<usize>,
+    ) -> Result<(), HostError> {
+        self.run(|_| linear::close_block(&mut rest.0, &weights.0, columns));
+        Ok(())
     }
 
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {

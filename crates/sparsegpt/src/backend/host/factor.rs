@@ -44,35 +44,47 @@ macro_rules! real {
 real!(f32, |value| value);
 real!(f64, |value| value as f32);
 
-/// R (upper triangular, positive diagonal) with RᵀR = H⁻¹, into the upper triangle of `h`. H is given by
-/// the strict lower triangle of `h`, which stays as it is, and `diagonal`.
+/// H = UUᵀ with U upper triangular and positive on the diagonal, into the upper triangle of `h`: U above the
+/// diagonal blocks, R_BB = U_BB⁻¹ in them. `blocks` are the ends of the blocks. H is given by the strict
+/// lower triangle of `h`, which stays as it is, and `diagonal`.
 ///
-/// H = UUᵀ with U upper triangular is a Cholesky factorization that starts at the last column; then
-/// H⁻¹ = U⁻ᵀU⁻¹, so R = U⁻¹. Row j of R is row j of the inverse Hessian of the columns j.. , divided by
-/// the square root of its diagonal entry: what the paper's section 3.4 takes from chol(H⁻¹).
+/// This Cholesky factorization starts at the last column. H⁻¹ = U⁻ᵀU⁻¹, so R = U⁻¹ has RᵀR = H⁻¹. Row j of
+/// R is row j of the inverse Hessian of the columns j.. , divided by the square root of its diagonal
+/// entry: what the paper's section 3.4 takes from chol(H⁻¹). The diagonal blocks of R are the inverses
+/// of those of U.
 ///
 /// # Errors
 /// [`HostError::NotPositiveDefinite`] with the first column (from the last) whose pivot is not a positive
 /// finite number.
 ///
 /// # Panics
-/// If `h` is not square or `diagonal` has another length.
+/// If `h` is not square, `diagonal` has another length, or `blocks` do not end with the last column.
 pub fn inverse_factor(
     h: ArrayViewMut2<'_, f32>,
     diagonal: &[f32],
+    blocks: &[usize],
     precision: Precision,
 ) -> Result<(), HostError> {
     assert!(
         h.is_square() && h.nrows() == diagonal.len(),
         "h must be cols x cols"
     );
+    assert_eq!(
+        blocks.last(),
+        Some(&diagonal.len()),
+        "blocks must cover the columns"
+    );
     match precision {
-        Precision::F32 => factor_in::<f32>(h, diagonal),
-        Precision::F64 => factor_in::<f64>(h, diagonal),
+        Precision::F32 => factor_in::<f32>(h, diagonal, blocks),
+        Precision::F64 => factor_in::<f64>(h, diagonal, blocks),
     }
 }
 
-fn factor_in<T: Real>(mut h: ArrayViewMut2<'_, f32>, diagonal: &[f32]) -> Result<(), HostError> {
+fn factor_in<T: Real>(
+    mut h: ArrayViewMut2<'_, f32>,
+    diagonal: &[f32],
+    blocks: &[usize],
+) -> Result<(), HostError> {
     let n = diagonal.len();
     let mut u = Array2::from_elem((n, n), T::ZERO);
     for j in (0..n).rev() {
@@ -96,10 +108,19 @@ fn factor_in<T: Real>(mut h: ArrayViewMut2<'_, f32>, diagonal: &[f32]) -> Result
             }
         }
     }
-    // R = U⁻¹, column by column from the diagonal upwards: U R = I.
+    // U R = I in each diagonal block, column by column from the diagonal upwards.
     let mut r = vec![T::ZERO; n];
+    let mut block = 0;
+    let mut first = 0;
     for j in 0..n {
-        for i in (0..=j).rev() {
+        if j == blocks[block] {
+            first = j;
+            block += 1;
+        }
+        for i in 0..first {
+            h[[i, j]] = u[[i, j]].to_f32();
+        }
+        for i in (first..=j).rev() {
             let mut sum = if i == j { T::from_f32(1.0) } else { T::ZERO };
             for k in i + 1..=j {
                 sum = sum - u[[i, k]] * r[k];
@@ -124,7 +145,7 @@ mod tests {
         let full = arr2(&[[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]]);
         for precision in [Precision::F32, Precision::F64] {
             let mut r = h.clone();
-            inverse_factor(r.view_mut(), &[4.0, 3.0, 2.0], precision).unwrap();
+            inverse_factor(r.view_mut(), &[4.0, 3.0, 2.0], &[3], precision).unwrap();
             for (i, j) in [(1, 0), (2, 0), (2, 1)] {
                 assert_eq!(r[[i, j]], h[[i, j]], "the strict lower triangle must stay");
                 r[[i, j]] = 0.0;
@@ -138,9 +159,10 @@ mod tests {
     #[test]
     fn a_failing_pivot_names_its_column() {
         let mut h = arr2(&[[1.0, 0.0], [2.0, 1.0]]);
-        let error = inverse_factor(h.view_mut(), &[1.0, 1.0], Precision::F64).unwrap_err();
+        let error = inverse_factor(h.view_mut(), &[1.0, 1.0], &[2], Precision::F64).unwrap_err();
         assert_eq!(error, HostError::NotPositiveDefinite { column: 0 });
-        let error = inverse_factor(h.view_mut(), &[1.0, f32::NAN], Precision::F32).unwrap_err();
+        let error =
+            inverse_factor(h.view_mut(), &[1.0, f32::NAN], &[1, 2], Precision::F32).unwrap_err();
         assert_eq!(error, HostError::NotPositiveDefinite { column: 1 });
     }
 }

@@ -80,6 +80,30 @@ pub fn row_energies(w: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>, diagonal: &[
         .collect()
 }
 
+/// W ← D + W·R with R upper triangular: columns of a block brought up to date, where `weights` W holds the
+/// updates gathered from the columns before it.
+///
+/// With H = UUᵀ and e_k the loss of column k, the current weights of a block B are
+/// D_B + (Σ_k e_k U_kB)·U_BB⁻¹ (QuIP's LDLQ form, Chee et al. 2023, for blocks).
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn open_block(
+    mut weights: ArrayViewMut2<'_, f32>,
+    rest: ArrayView2<'_, f32>,
+    factor: ArrayView2<'_, f32>,
+) {
+    let width = weights.ncols();
+    assert_eq!(factor.dim(), (width, width), "factor must be width x width");
+    for (mut row, dense) in weights.rows_mut().into_iter().zip(rest.rows()) {
+        // From the last column, which alone reads itself.
+        for j in (0..width).rev() {
+            let update: f32 = (0..=j).map(|k| row[k] * factor[[k, j]]).sum();
+            row[j] = dense[j] + update;
+        }
+    }
+}
+
 /// C += alpha · A · B.
 ///
 /// # Panics

@@ -11,7 +11,7 @@ mod sweep;
 use ndarray::{Array2, ArrayView2};
 
 pub use factor::inverse_factor;
-pub use linear::{combine, gemm, gram_update, permute_hessian, row_energies};
+pub use linear::{combine, gemm, gram_update, open_block, permute_hessian, row_energies};
 pub use select::select;
 pub(crate) use sweep::nearest;
 pub use sweep::{Sweep, SweepGrid, SweepPrune, round_to_grid, update_rows};
@@ -89,9 +89,10 @@ impl Backend for Host {
         &self,
         h: &mut Array2<f32>,
         diagonal: &[f32],
+        blocks: &[usize],
         precision: Precision,
     ) -> Result<(), HostError> {
-        inverse_factor(h.view_mut(), diagonal, precision)
+        inverse_factor(h.view_mut(), diagonal, blocks, precision)
     }
 
     // The other operations keep their default bodies, which run the functions of this module.
