@@ -136,7 +136,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(block.columns.end, at);
-                let even = |region: Option<usize>| region.is_none_or(|region| cuts.block % region == 0);
+                let even = |region: Option<usize>| region.is_none_or(|region| cuts.block.is_multiple_of(region));
                 if even(mask_region) && even(grid_region) {
                     prop_assert!(block.columns.len() <= cuts.block);
                 }

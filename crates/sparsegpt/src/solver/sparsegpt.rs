@@ -241,7 +241,7 @@ impl<B: Backend> State<B> {
     ) -> Result<()> {
         let starts_region = plan
             .mask_region
-            .map_or(plan.in_flight, |size| sweep.start % size == 0);
+            .map_or(plan.in_flight, |size| sweep.start.is_multiple_of(size));
         if starts_region && job.settings.mask.prunes() {
             let columns = match plan.mask_region {
                 Some(size) => sweep.start..(sweep.start + size).min(job.cols),
