@@ -65,6 +65,16 @@ impl Failure {
         Self::new(exit, error)
     }
 
+    /// The same, for errors that name a part of the model and not its folder.
+    pub(crate) fn reading_model(model: &Path, error: ModelsError) -> Self {
+        match &error {
+            ModelsError::Tensor { .. }
+            | ModelsError::Config { .. }
+            | ModelsError::Tokenizer { .. } => Self::file(model, error),
+            _ => Self::reading(error),
+        }
+    }
+
     /// An error of writing a model: whatever it is about, the input was read before.
     pub(crate) fn writing(error: ModelsError) -> Self {
         let exit = match &error {
@@ -100,6 +110,7 @@ fn exit_of_models_error(error: &ModelsError) -> Exit {
         ModelsError::Format { .. }
         | ModelsError::Tensor { .. }
         | ModelsError::Config { .. }
+        | ModelsError::Data { .. }
         | ModelsError::Tokenizer { .. } => Exit::Input,
         ModelsError::Setting { .. } | ModelsError::OutputRefused { .. } => Exit::Usage,
         ModelsError::Prune(error) => exit_of_solver_error(error),

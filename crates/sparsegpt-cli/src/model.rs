@@ -8,6 +8,7 @@ use sparsegpt::{LayerPruner, Solver};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::Checkpoint;
 use sparsegpt_models::decoder::{Llama, LlamaConfig};
+use sparsegpt_models::tokenizer::Tokenizer;
 
 use crate::failure::{Exit, Failure};
 
@@ -36,8 +37,9 @@ pub(crate) fn solver(threads: usize) -> Result<Box<dyn LayerPruner>, Failure> {
 }
 
 pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
-    let checkpoint = Checkpoint::open(path).map_err(Failure::reading)?;
-    let config = LlamaConfig::from_json(checkpoint.config()).map_err(Failure::reading)?;
+    let of_model = |error| Failure::reading_model(path, error);
+    let checkpoint = Checkpoint::open(path).map_err(of_model)?;
+    let config = LlamaConfig::from_json(checkpoint.config()).map_err(of_model)?;
     Ok((checkpoint, config))
 }
 
@@ -45,7 +47,14 @@ pub(crate) fn load(
     checkpoint: &Checkpoint,
     source: &Arc<dyn TensorSource>,
 ) -> Result<Llama, Failure> {
-    Llama::load(checkpoint.config(), source).map_err(Failure::reading)
+    Llama::load(checkpoint.config(), source)
+        .map_err(|error| Failure::reading_model(checkpoint.path(), error))
+}
+
+pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
+    checkpoint
+        .tokenizer()
+        .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
 /// The sequence length asked for, or min(2048, the model's longest), and a remark on which.

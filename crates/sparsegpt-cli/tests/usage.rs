@@ -146,7 +146,34 @@ fn broken_files_are_input_errors() {
         args.insert(1, text(&broken));
         fail(&args, 3, "model.safetensors");
     }
-    assert_eq!(entries(folder.path()), ["broken", "short.txt"]);
+    fail(
+        &["eval", text(&model_folder), "--text", text(&short)],
+        3,
+        "at least one chunk",
+    );
+
+    // What is wrong inside a model is told with the model's folder.
+    let config = fs::read_to_string(model_folder.join("config.json")).unwrap();
+    fs::write(
+        broken.join("config.json"),
+        config.replace("hidden_size", "hiding_size"),
+    )
+    .unwrap();
+    prune(text(&broken), text(&text_file), text(&broken));
+
+    let foreign = folder.path().join("foreign.safetensors");
+    let ids: Vec<u8> = [70_000_i32; 64]
+        .into_iter()
+        .flat_map(i32::to_le_bytes)
+        .collect();
+    let tensor =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![2, 32], &ids).unwrap();
+    safetensors::serialize_to_file([("tokens", tensor)], None, &foreign).unwrap();
+    prune(text(&model_folder), text(&foreign), "vocabulary");
+    assert_eq!(
+        entries(folder.path()),
+        ["broken", "foreign.safetensors", "short.txt"]
+    );
 }
 
 #[test]

@@ -45,6 +45,16 @@ pub enum Error {
         /// Expected and found.
         reason: String,
     },
+    /// A text, or token ids, that do not suit the model or the call.
+    #[error("{what}: expected {expected}, found {found}")]
+    Data {
+        /// Which data.
+        what: String,
+        /// What is needed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
     /// A setting of a call is out of range.
     #[error("{name}: expected {expected}, found {found}")]
     Setting {
@@ -121,6 +131,18 @@ impl Error {
     pub(crate) fn tokenizer(reason: impl std::fmt::Display) -> Self {
         Self::Tokenizer {
             reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn data(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl std::fmt::Display,
+    ) -> Self {
+        Self::Data {
+            what: what.into(),
+            expected: expected.into(),
+            found: found.to_string(),
         }
     }
 

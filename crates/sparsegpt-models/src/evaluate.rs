@@ -70,14 +70,14 @@ pub fn perplexity(
     let chunks = options
         .limit
         .map_or(available, |limit| limit.min(available));
+    if options.limit == Some(0) {
+        return Err(Error::setting("limit", "at least 1 chunk", 0));
+    }
     if chunks == 0 {
-        return Err(Error::setting(
+        return Err(Error::data(
             "text",
-            format!("at least one chunk of {length} tokens (and a limit of at least 1)"),
-            match options.limit {
-                Some(limit) => format!("{} tokens and a limit of {limit}", tokens.len()),
-                None => format!("{} tokens", tokens.len()),
-            },
+            format!("at least one chunk of {length} tokens (or ask for shorter sequences)"),
+            format!("{} tokens", tokens.len()),
         ));
     }
     let mut chunk_nll = Vec::with_capacity(chunks);

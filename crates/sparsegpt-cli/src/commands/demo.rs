@@ -162,7 +162,7 @@ fn compare<'a>(
     console: &Console,
 ) -> Result<(Report<'a>, String), Failure> {
     let (checkpoint, _) = model::open(folder)?;
-    let tokenizer = checkpoint.tokenizer()?;
+    let tokenizer = model::tokenizer(&checkpoint)?;
     let options = CalibrationOptions {
         samples: Some(SAMPLES),
         sequence_length: Some(SEQUENCE_LENGTH),

@@ -50,7 +50,7 @@ struct Report<'a> {
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
     let (checkpoint, config) = model::open(&args.model)?;
     let sequence_length = model::sequence_length(args.sequence_length, &config, console);
-    let tokenizer = checkpoint.tokenizer().map_err(Failure::reading)?;
+    let tokenizer = model::tokenizer(&checkpoint)?;
     let key = args
         .text_key
         .as_deref()

@@ -53,7 +53,7 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
     let (checkpoint, _) = model::open(&args.model)?;
-    let tokenizer = checkpoint.tokenizer().map_err(Failure::reading)?;
+    let tokenizer = model::tokenizer(&checkpoint)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     if args.temperature == 0.0 && (args.top_k.is_some() || args.top_p.is_some()) {
         console.note("--top-k and --top-p change nothing at temperature 0; give --temperature too");

@@ -26,8 +26,9 @@ struct Report {
 }
 
 pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::open(&args.model).map_err(Failure::reading)?;
-    let layers = inspect(&checkpoint).map_err(Failure::reading)?;
+    let of_model = |error| Failure::reading_model(&args.model, error);
+    let checkpoint = Checkpoint::open(&args.model).map_err(of_model)?;
+    let layers = inspect(&checkpoint).map_err(of_model)?;
     let report = Report {
         weights: layers
             .iter()

@@ -151,12 +151,11 @@ impl Calibration {
             .find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size));
         match outside {
             None => Ok(()),
-            Some(id) => Err(Error::setting(
-                "calibration tokens",
+            Some(id) => Err(Error::data(
+                &self.source,
                 format!(
-                    "ids below {vocab_size}, the model's vocabulary, in {}; tokenize with the \
-                     model's own tokenizer",
-                    self.source
+                    "token ids below {vocab_size}, the model's vocabulary (tokenize with the \
+                     model's own tokenizer)"
                 ),
                 id,
             )),

@@ -229,7 +229,7 @@ pub(crate) fn run(
 fn resolve(checkpoint: &Checkpoint, plan: &ModelPlan) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
     let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
-        .map_err(Failure::reading)?;
+        .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
     Ok(plan.resolve(&adapter)?)
 }
 
@@ -271,7 +271,7 @@ fn calibrate(
     let calibration = if ready {
         draw(file, &|_| Ok(Vec::new()), &options)
     } else {
-        let tokenizer = checkpoint.tokenizer().map_err(Failure::reading)?;
+        let tokenizer = model::tokenizer(checkpoint)?;
         draw(file, &|text| tokenizer.encode(text), &options)
     }
     .map_err(Failure::reading)?;
@@ -335,7 +335,7 @@ fn prune(
     console: &Console,
 ) -> Result<ModelReport, Failure> {
     let mut adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), writer)
-        .map_err(Failure::reading)?;
+        .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
     let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
     let size = CalibrationSize {
         sequences: sequences.len(),
