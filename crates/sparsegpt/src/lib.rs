@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod driver;
 pub mod error;
+mod finite;
 pub mod hessian;
 pub mod mask;
 pub mod quant;

@@ -183,6 +183,23 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// `OutOfMemory`, `DeviceLost`.
     fn download(&self, matrix: &Self::Matrix) -> Result<Array2<f32>, Self::Error>;
 
+    /// [`upload`](Self::upload) of a matrix that the caller no longer needs: memory of the host may be taken
+    /// over as it is.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn upload_owned(&self, host: Array2<f32>) -> Result<Self::Matrix, Self::Error> {
+        self.upload(host.view())
+    }
+
+    /// [`download`](Self::download) of a matrix that is no longer needed on the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn download_owned(&self, matrix: Self::Matrix) -> Result<Array2<f32>, Self::Error> {
+        self.download(&matrix)
+    }
+
     /// A second matrix with the same contents.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Calibration activations as the caller holds them.
 
+use crate::finite::first_non_finite;
 use half::{bf16, f16};
 use ndarray::{ArrayView2, s};
 
@@ -111,19 +112,12 @@ impl<'a> Activations<'a> {
 
     /// The first non-finite activation, as (token, column, value).
     pub(crate) fn first_non_finite(&self) -> Option<(usize, usize, f32)> {
-        // One cheap pass decides; the position is looked for only when there is one.
-        let finite = match self {
-            Self::F32(view) => view.iter().fold(0.0_f32, |sum, &value| sum + value * 0.0) == 0.0,
-            Self::Bf16(view) => view.iter().all(|value| value.is_finite()),
-            Self::F16(view) => view.iter().all(|value| value.is_finite()),
+        let found = match self {
+            Self::F32(view) => first_non_finite(*view),
+            Self::Bf16(view) => first_non_finite(*view),
+            Self::F16(view) => first_non_finite(*view),
         };
-        if finite {
-            return None;
-        }
-        (0..self.tokens())
-            .flat_map(|token| (0..self.cols()).map(move |col| (token, col)))
-            .map(|(token, col)| (token, col, self.get(token, col)))
-            .find(|(_, _, value)| !value.is_finite())
+        found.map(|(token, col)| (token, col, self.get(token, col)))
     }
 }
 

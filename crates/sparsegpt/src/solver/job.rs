@@ -8,6 +8,7 @@ use ndarray::{Array2, ArrayView2};
 use super::settings::{LayerSettings, Method};
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
+use crate::finite::first_non_finite;
 use crate::mask::BlockMask;
 use crate::report::StageSeconds;
 
@@ -48,13 +49,11 @@ impl<'a, B: Backend> Job<'a, B> {
                 found_cols: cols,
             });
         }
-        if let Some(((row, col), &value)) =
-            weights.indexed_iter().find(|(_, value)| !value.is_finite())
-        {
+        if let Some((row, col)) = first_non_finite(weights) {
             return Err(Error::NonFinite {
                 layer: layer.to_owned(),
                 what: "the weights",
-                value,
+                value: weights[[row, col]],
                 row,
                 col,
             });
@@ -249,6 +248,18 @@ impl<'a, B: Backend> Job<'a, B> {
     pub(super) fn upload(&self, host: ArrayView2<'_, f32>) -> Result<B::Matrix> {
         self.backend
             .upload(host)
+            .map_err(|e| self.failed(Stage::Transfer, e))
+    }
+
+    pub(super) fn upload_owned(&self, host: Array2<f32>) -> Result<B::Matrix> {
+        self.backend
+            .upload_owned(host)
+            .map_err(|e| self.failed(Stage::Transfer, e))
+    }
+
+    pub(super) fn download_owned(&self, matrix: B::Matrix) -> Result<Array2<f32>> {
+        self.backend
+            .download_owned(matrix)
             .map_err(|e| self.failed(Stage::Transfer, e))
     }
 

@@ -21,6 +21,7 @@ pub use settings::{LayerSettings, Method};
 
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
+use crate::finite::first_non_finite;
 use crate::hessian::{Hessian, Statistics};
 use crate::quant::QuantizedLayer;
 use crate::report::LayerReport;
@@ -240,25 +241,17 @@ impl<B: Backend> Solver<B> {
                 ));
             }
         };
-        if let Some(((row, col), &value)) = solved
-            .weights
-            .indexed_iter()
-            .find(|(_, value)| !value.is_finite())
-        {
+        if let Some((row, col)) = first_non_finite(solved.weights.view()) {
             return Err(Error::NonFinite {
                 layer: name.to_owned(),
                 what: "the result (an overflow; are the weights or activations far from 1?)",
-                value,
+                value: solved.weights[[row, col]],
                 row,
                 col,
             });
         }
-        let zeros = solved
-            .weights
-            .iter()
-            .filter(|&&weight| weight == 0.0)
-            .count() as u64;
-        let pruned = solved.mask.iter().filter(|&&kept| !kept).count() as u64;
+        let zeros = count(&solved.weights, |weight| weight == 0.0);
+        let pruned = count(&solved.mask, |kept| !kept);
         let mut seconds = job.seconds.clone();
         seconds.total = start.elapsed().as_secs_f64();
         let report = LayerReport {
@@ -295,6 +288,14 @@ impl<B: Backend> Solver<B> {
             report,
         })
     }
+}
+
+fn count<T: Copy>(values: &Array2<T>, counts: impl Fn(T) -> bool) -> u64 {
+    let in_row = |row: ndarray::ArrayView1<'_, T>| -> u64 {
+        let ones = row.iter().map(|&value| u32::from(counts(value)));
+        u64::from(ones.sum::<u32>())
+    };
+    values.rows().into_iter().map(in_row).sum()
 }
 
 /// What a method hands back, in the original column order.
@@ -346,19 +347,25 @@ fn without_update<B: Backend>(
                 .mapv(|pruned| !pruned);
         }
     }
-    let mut weights = start.clone();
+    let mut weights = start.to_owned();
     weights.zip_mut_with(&mask, |weight, &kept| {
         if !kept {
             *weight = 0.0;
         }
     });
     let quantized = job.timed(Stage::Grid, |job| {
-        round_to_nearest(job, &start, &device, &mut weights)
+        round_to_nearest(job, start.view(), &device, &mut weights)
     })?;
     let error = match statistics {
         Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
-            let difference = job.upload((&start - &weights).view())?;
-            measure(job, &start, &difference, hessian.matrix(), &diagonal.values)
+            let difference = job.upload_owned(&start - &weights)?;
+            measure(
+                job,
+                start.view(),
+                &difference,
+                hessian.matrix(),
+                &diagonal.values,
+            )
         })?,
         None => None,
     };
@@ -377,11 +384,11 @@ fn without_update<B: Backend>(
 /// Rounds `weights` to the grids of the dense weights; pruned ones are zero and stay so.
 fn round_to_nearest<B: Backend>(
     job: &mut Job<'_, B>,
-    dense: &Array2<f32>,
+    dense: ArrayView2<'_, f32>,
     device: &B::Matrix,
     weights: &mut Array2<f32>,
 ) -> Result<Option<QuantizedLayer>> {
-    let Some(mut levels) = Levels::new(job, dense.view(), device)? else {
+    let Some(mut levels) = Levels::new(job, dense, device)? else {
         return Ok(None);
     };
     if let Some(size) = levels.dynamic {
@@ -396,10 +403,13 @@ fn round_to_nearest<B: Backend>(
 }
 
 /// Dense weights in the order of processing; unprotected weights of dead columns are zero.
-fn in_processing_order<B: Backend>(job: &Job<'_, B>, dense: ArrayView2<'_, f32>) -> Array2<f32> {
-    let mut ordered = match &job.order {
-        Some(order) => dense.select(Axis(1), order),
-        None => dense.as_standard_layout().into_owned(),
+fn in_processing_order<'a, B: Backend>(
+    job: &Job<'_, B>,
+    dense: ArrayView2<'a, f32>,
+) -> CowArray<'a, f32, Ix2> {
+    let mut ordered: CowArray<'a, f32, Ix2> = match &job.order {
+        Some(order) => dense.select(Axis(1), order).into(),
+        None => dense.into(),
     };
     for at in 0..job.cols {
         let column = job.original(at);
@@ -414,10 +424,10 @@ fn in_processing_order<B: Backend>(job: &Job<'_, B>, dense: ArrayView2<'_, f32>)
 
 fn in_original_order<'a, B: Backend>(
     job: &Job<'_, B>,
-    ordered: ArrayView2<'a, f32>,
+    ordered: CowArray<'a, f32, Ix2>,
 ) -> CowArray<'a, f32, Ix2> {
     match &job.order {
-        None => ordered.into(),
+        None => ordered,
         Some(order) => {
             let mut original = Array2::zeros(ordered.dim());
             for (at, &column) in order.iter().enumerate() {
@@ -433,7 +443,7 @@ fn in_original_order<'a, B: Backend>(
 /// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off.
 fn measure<B: Backend>(
     job: &mut Job<'_, B>,
-    dense: &Array2<f32>,
+    dense: ArrayView2<'_, f32>,
     difference: &B::Matrix,
     h: &B::Matrix,
     diagonal: &[f32],
@@ -450,10 +460,7 @@ fn measure<B: Backend>(
         // Rounding may push a tiny energy below zero.
         Ok(rows.iter().sum::<f64>().max(0.0))
     };
-    Ok(Some((
-        energy(difference)?,
-        energy(&job.upload(dense.view())?)?,
-    )))
+    Ok(Some((energy(difference)?, energy(&job.upload(dense)?)?)))
 }
 
 /// A solver whose backend is not in the type.

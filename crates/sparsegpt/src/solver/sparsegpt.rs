@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 
 use super::chooser::{Chooser, Chosen};
 use super::job::Job;
@@ -36,7 +36,11 @@ pub(super) fn sparsegpt<B: Backend>(
     let start = in_processing_order(job, dense);
     let rest = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
     let levels = job.timed(Stage::Grid, |job| {
-        Levels::new(job, in_original_order(job, start.view()).view(), &rest)
+        Levels::new(
+            job,
+            in_original_order(job, start.view().into()).view(),
+            &rest,
+        )
     })?;
     let plan = Plan::new(job, levels.as_ref().and_then(|levels| levels.dynamic));
 
@@ -63,7 +67,7 @@ pub(super) fn sparsegpt<B: Backend>(
     let factor = factored.own.as_ref().unwrap_or_else(|| hessian.matrix());
 
     let mut state = State {
-        weights: job.zeros(job.rows, job.cols)?,
+        weights: job.timed(Stage::Transfer, |job| job.zeros(job.rows, job.cols))?,
         rest,
         errors: job.zeros(job.rows, plan.widest_block())?,
         losses: job.zeros(job.rows, 1)?,
@@ -97,20 +101,20 @@ pub(super) fn sparsegpt<B: Backend>(
         }
     }
 
-    let result = job.timed(Stage::Transfer, |job| job.download(&state.weights))?;
     let squares = job.download(&state.losses)?;
     let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();
     let error = job.timed(Stage::Measure, |job| {
         measure(
             job,
-            &start,
+            start.view(),
             &state.rest,
             factor,
             &diagonal.ordered(job.order.as_deref()),
         )
     })?;
-    let mask = state.kept(job)?;
-    let weights = in_original_order(job, result.view()).into_owned();
+    let mask = job.timed(Stage::Transfer, |job| state.kept(job))?;
+    let weights = job.timed(Stage::Transfer, |job| job.download_owned(state.weights))?;
+    let weights = in_original_order(job, weights.into()).into_owned();
     let quantized = state
         .levels
         .map(|levels| levels.finish(job, weights.view()))
@@ -330,6 +334,11 @@ impl<B: Backend> State<B> {
                 .backend
                 .download_mask(&pruned)
                 .map_err(|e| job.failed(Stage::Transfer, e))?;
+            if job.order.is_none() {
+                let mut block = kept.slice_mut(s![.., columns]);
+                block.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
+                continue;
+            }
             for (at, pruned) in columns.zip(pruned.columns()) {
                 let mut column = kept.column_mut(job.original(at));
                 column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);

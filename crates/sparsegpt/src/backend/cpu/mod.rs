@@ -7,6 +7,7 @@
 
 mod factor;
 mod linear;
+mod memory;
 mod select;
 mod sweep;
 
@@ -17,6 +18,10 @@ use std::sync::Arc;
 use faer::{MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
+
+pub use memory::CpuMatrix;
+
+use memory::Buffers;
 
 use super::{Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows};
 use crate::error::HostError;
@@ -34,11 +39,8 @@ use crate::hessian::Activations;
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     arch: pulp::Arch,
+    buffers: Buffers,
 }
-
-/// A matrix of the [`Cpu`] backend.
-#[derive(Debug)]
-pub struct CpuMatrix(Array2<f32>);
 
 /// A mask of the [`Cpu`] backend.
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Cpu {
         Ok(Self {
             pool: Arc::new(pool),
             arch: pulp::Arch::new(),
+            buffers: Buffers::default(),
         })
     }
 
@@ -121,7 +124,7 @@ impl Backend for Cpu {
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
-        Ok(CpuMatrix(super::host::zeros(rows, cols)?))
+        self.run(|_| self.buffers.zeros(rows, cols))
     }
 
     fn shape(&self, matrix: &CpuMatrix) -> (usize, usize) {
@@ -129,15 +132,27 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, host: ArrayView2<'_, f32>) -> Result<CpuMatrix, HostError> {
-        Ok(CpuMatrix(host.as_standard_layout().into_owned()))
+        self.run(|_| self.buffers.copy(host))
     }
 
     fn download(&self, matrix: &CpuMatrix) -> Result<Array2<f32>, HostError> {
         Ok(matrix.0.clone())
     }
 
+    fn upload_owned(&self, host: Array2<f32>) -> Result<CpuMatrix, HostError> {
+        if host.is_standard_layout() {
+            Ok(self.buffers.adopt(host))
+        } else {
+            self.upload(host.view())
+        }
+    }
+
+    fn download_owned(&self, matrix: CpuMatrix) -> Result<Array2<f32>, HostError> {
+        Ok(matrix.into_array())
+    }
+
     fn copy(&self, matrix: &CpuMatrix) -> Result<CpuMatrix, HostError> {
-        Ok(CpuMatrix(matrix.0.clone()))
+        self.run(|_| self.buffers.copy(matrix.0.view()))
     }
 
     fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<CpuMask, HostError> {
@@ -195,7 +210,8 @@ impl Backend for Cpu {
     }
 
     fn permute_hessian(&self, h: &CpuMatrix, order: &[usize]) -> Result<CpuMatrix, HostError> {
-        Ok(CpuMatrix(super::host::permute_hessian(h.0.view(), order)))
+        let permuted = super::host::permute_hessian(h.0.view(), order);
+        Ok(self.buffers.adopt(permuted))
     }
 
     fn row_energies(

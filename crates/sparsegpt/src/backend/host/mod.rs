@@ -100,9 +100,15 @@ impl Backend for Host {
 
 /// A matrix of zeros, or an error where its size overflows.
 pub(super) fn zeros(rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
+    count_of(rows, cols)?;
+    Ok(Array2::zeros((rows, cols)))
+}
+
+/// Values in a matrix, where their bytes can be counted.
+pub(super) fn count_of(rows: usize, cols: usize) -> Result<usize, HostError> {
     let largest = isize::MAX as usize / size_of::<f32>();
     match rows.checked_mul(cols) {
-        Some(values) if values <= largest => Ok(Array2::zeros((rows, cols))),
+        Some(values) if values <= largest => Ok(values),
         values => Err(HostError::OutOfMemory {
             bytes: values
                 .and_then(|values| values.checked_mul(size_of::<f32>()))
