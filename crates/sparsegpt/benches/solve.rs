@@ -6,7 +6,7 @@
 //! multiplications and additions, over the rate of the backend's own matrix product in the same run.
 //! Measuring the reconstruction error is left out: it is an option and no part of the solve.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::HashMap;
 use std::time::Instant;
