@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, Zip, s};
 
 use crate::backend::GridKind;
 use crate::backend::host;
@@ -69,6 +69,10 @@ pub struct QuantizedLayer {
     pub levels: GridLevels,
 }
 
+/// Added to a value below 2²² it leaves no bits for a fraction, so adding and subtracting it rounds to the
+/// nearest whole number, ties to even, without an instruction that old processors lack.
+pub(crate) const ROUNDER: f32 = 1.5 * (1 << 23) as f32;
+
 impl QuantizedLayer {
     /// Reads the codes off weights that lie on the grid.
     pub(crate) fn encode(
@@ -78,17 +82,34 @@ impl QuantizedLayer {
         zero: Array2<f32>,
         group_of_column: Vec<usize>,
     ) -> Self {
-        let codes = Array2::from_shape_fn(weights.dim(), |(row, col)| {
-            let group = group_of_column[col];
-            let in_scale = weights[[row, col]] / scale[[row, group]];
-            match &levels {
-                GridLevels::Affine { max_code } => {
-                    (in_scale.round_ties_even() + zero[[row, group]]).clamp(0.0, *max_code as f32)
-                        as u8
+        let mut codes = Array2::zeros(weights.dim());
+        for (row, (weights, mut codes)) in
+            weights.rows().into_iter().zip(codes.rows_mut()).enumerate()
+        {
+            let mut start = 0;
+            // Runs of columns with one grid, so that the loop over them is free of lookups.
+            for run in group_of_column.chunk_by(|a, b| a == b) {
+                let columns = start..start + run.len();
+                start = columns.end;
+                let (scale, zero) = (scale[[row, run[0]]], zero[[row, run[0]]]);
+                let weights = weights.slice(s![columns.clone()]);
+                let codes = Zip::from(codes.slice_mut(s![columns])).and(weights);
+                match &levels {
+                    GridLevels::Affine { max_code } => {
+                        let (low, high) = (-zero, *max_code as f32 - zero);
+                        codes.for_each(|code, &weight| {
+                            let steps = (weight / scale).clamp(low, high);
+                            *code = (steps + ROUNDER - ROUNDER + zero) as u8;
+                        });
+                    }
+                    GridLevels::Codebook { levels } => {
+                        codes.for_each(|code, &weight| {
+                            *code = host::nearest(levels, weight / scale) as u8;
+                        });
+                    }
                 }
-                GridLevels::Codebook { levels } => host::nearest(levels, in_scale) as u8,
             }
-        });
+        }
         Self {
             codes,
             scale,

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 
 use ndarray::ArrayView2;
 
+pub(crate) use grid::ROUNDER;
 pub use grid::{Grid, GridLevels, QuantizedLayer};
 pub use uniform::{UniformFit, UniformGrid};
 

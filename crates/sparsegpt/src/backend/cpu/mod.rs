@@ -7,6 +7,7 @@
 
 mod factor;
 mod linear;
+mod lowest;
 mod memory;
 mod select;
 mod sweep;
@@ -239,7 +240,7 @@ impl Backend for Cpu {
             protected.map(|mask| mask.0.view()),
         );
         Ok(CpuMask(self.run(|_| {
-            select::select(weights, scales, rule, forced, protected)
+            select::select(self.arch, weights, scales, rule, forced, protected)
         })))
     }
 

@@ -3,10 +3,12 @@
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
+use super::lowest::{Candidates, lowest as lowest_of_block};
 use crate::backend::{SelectRule, host};
 
 /// As [`host::select`]; see there for the meaning.
 pub(super) fn select(
+    arch: pulp::Arch,
     weights: ArrayView2<'_, f32>,
     scales: ArrayView1<'_, f32>,
     rule: SelectRule<'_>,
@@ -30,6 +32,17 @@ pub(super) fn select(
     };
     if u32::try_from(rows * width).is_err() {
         return host::select(weights, scales, rule, forced, protected);
+    }
+    if let SelectRule::Lowest { count } = rule {
+        let candidates = Candidates {
+            weights,
+            scales,
+            forced,
+            protected,
+        };
+        if let Some(mask) = lowest_of_block(arch, candidates, count) {
+            return mask;
+        }
     }
     let mut mask = Array2::from_elem((rows, width), false);
     match rule {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::{Cpu, CpuMask};
 use crate::backend::{GridKind, GridRef, PruneRef, UpdateRows, host};
+use crate::quant::ROUNDER;
 
 /// Vectors of rows in a tile.
 const VECTORS: usize = 2;
@@ -484,9 +485,6 @@ impl<'a> Levels<'a> {
 
     #[inline(always)]
     fn round<S: Simd>(&mut self, simd: S, column: usize, values: &mut [S::f32s; VECTORS]) {
-        /// Adding it to a value below 2²² leaves no bits for a fraction; ties go to even.
-        const ROUNDER: f32 = 1.5 * (1 << 23) as f32;
-
         let group = self.grid.groups[column];
         if self.group != Some(group) {
             self.enter(group);

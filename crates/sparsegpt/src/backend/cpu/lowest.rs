@@ -1,0 +1,178 @@
+//! The lowest saliencies of a block, in one pass over its weights.
+//!
+//! A sample brackets the threshold. Then each weight is below the bracket (pruned), above it (kept), or one of
+//! the few inside, among which the exact cutoff is found by quickselect.
+
+use ndarray::{Array2, ArrayView1, ArrayView2};
+use rayon::prelude::*;
+
+/// Weights in the sample.
+const SAMPLE: usize = 1 << 14;
+/// Half of the bracket, in standard deviations of a sampled rank.
+const DEVIATIONS: f64 = 4.0;
+/// Rows handled by one thread at a time.
+const TASK_ROWS: usize = 64;
+
+/// What is chosen from, each rows x width.
+#[derive(Clone, Copy)]
+pub(super) struct Candidates<'a> {
+    pub(super) weights: ArrayView2<'a, f32>,
+    pub(super) scales: ArrayView1<'a, f32>,
+    pub(super) forced: Option<ArrayView2<'a, bool>>,
+    pub(super) protected: Option<ArrayView2<'a, bool>>,
+}
+
+impl Candidates<'_> {
+    /// Forced weights come before all, protected ones after all.
+    #[inline(always)]
+    fn rank(&self, row: usize, col: usize) -> f32 {
+        let marked =
+            |mask: &Option<ArrayView2<'_, bool>>| mask.is_some_and(|mask| mask[[row, col]]);
+        if marked(&self.protected) {
+            f32::INFINITY
+        } else if marked(&self.forced) {
+            -1.0
+        } else {
+            (self.weights[[row, col]] / self.scales[col]).abs()
+        }
+    }
+
+    /// The ranks of one row.
+    #[inline(always)]
+    fn ranks(&self, row: usize, ranks: &mut [f32]) {
+        match (self.weights.row(row).to_slice(), self.scales.to_slice()) {
+            (Some(weights), Some(scales)) if self.forced.is_none() && self.protected.is_none() => {
+                for ((rank, &weight), &scale) in ranks.iter_mut().zip(weights).zip(scales) {
+                    *rank = (weight / scale).abs();
+                }
+            }
+            _ => {
+                for (col, rank) in ranks.iter_mut().enumerate() {
+                    *rank = self.rank(row, col);
+                }
+            }
+        }
+    }
+}
+
+/// The mask of the `count` lowest, ties by column, then by row. `None` where no bracket holds the cutoff: in
+/// small blocks, in those with more forced weights than the count, and where luck decides so.
+pub(super) fn lowest(
+    arch: pulp::Arch,
+    candidates: Candidates<'_>,
+    count: usize,
+) -> Option<Array2<bool>> {
+    let (rows, width) = candidates.weights.dim();
+    let (low, high) = bracket(&candidates, count)?;
+    let mut mask = Array2::from_elem((rows, width), false);
+    let parts: Vec<Part> = mask
+        .as_slice_mut()?
+        .par_chunks_mut(TASK_ROWS * width)
+        .enumerate()
+        .map(|(task, mask)| {
+            arch.dispatch(Split {
+                candidates,
+                first_row: task * TASK_ROWS,
+                bracket: (low, high),
+                mask,
+            })
+        })
+        .collect();
+    let below: usize = parts.iter().map(|part| part.below).sum();
+    let mut inside: Vec<u64> = parts.into_iter().flat_map(|part| part.inside).collect();
+    let wanted = count.checked_sub(below)?;
+    if wanted > inside.len() {
+        return None;
+    }
+    if wanted > 0 && wanted < inside.len() {
+        inside.select_nth_unstable(wanted - 1);
+    }
+    for &key in &inside[..wanted] {
+        let position = (key & u64::from(u32::MAX)) as usize;
+        mask[[position % rows, position / rows]] = true;
+    }
+    Some(mask)
+}
+
+/// Two ranks between which the cutoff lies, almost surely; the sample is the same on every call.
+fn bracket(candidates: &Candidates<'_>, count: usize) -> Option<(f32, f32)> {
+    let (rows, width) = candidates.weights.dim();
+    let total = rows * width;
+    let sampled = SAMPLE.min(total / 8);
+    if sampled < 512 {
+        return None;
+    }
+    // Steps of about total/φ visit all of the block evenly, without the rhythm of its rows.
+    let step = (total as f64 * 0.618_033_988_749_895) as usize | 1;
+    let mut position = 0;
+    let mut sample: Vec<f32> = (0..sampled)
+        .map(|_| {
+            position = (position + step) % total;
+            candidates.rank(position / width, position % width)
+        })
+        .collect();
+    let share = count as f64 / total as f64;
+    let middle = share * sampled as f64;
+    let spread = DEVIATIONS * (share * (1.0 - share) * sampled as f64).sqrt() + 2.0;
+    let mut ranked = |rank: usize| {
+        let (_, &mut value, _) = sample.select_nth_unstable_by(rank, f32::total_cmp);
+        value
+    };
+    let high = match (middle + spread) as usize {
+        rank if rank < sampled => ranked(rank),
+        _ => f32::MAX,
+    };
+    let low = if middle > spread {
+        ranked((middle - spread) as usize)
+    } else {
+        0.0
+    };
+    (low >= 0.0 && high < f32::INFINITY).then_some((low, high))
+}
+
+/// What a part of the rows has below the bracket, and inside as keys of (rank, column, row).
+struct Part {
+    below: usize,
+    inside: Vec<u64>,
+}
+
+struct Split<'a, 'b> {
+    candidates: Candidates<'a>,
+    first_row: usize,
+    bracket: (f32, f32),
+    mask: &'b mut [bool],
+}
+
+impl pulp::NullaryFnOnce for Split<'_, '_> {
+    type Output = Part;
+
+    #[inline(always)]
+    fn call(self) -> Part {
+        let (rows, width) = self.candidates.weights.dim();
+        let (low, high) = self.bracket;
+        let mut ranks = vec![0.0; width];
+        let mut below = 0;
+        let mut inside = Vec::new();
+        for (row, mask) in self.mask.chunks_exact_mut(width).enumerate() {
+            let row = self.first_row + row;
+            self.candidates.ranks(row, &mut ranks);
+            let (mut in_row, mut inside_row) = (0_u32, 0_u32);
+            for (mask, &rank) in mask.iter_mut().zip(&ranks) {
+                *mask = rank < low;
+                in_row += u32::from(rank < low);
+                inside_row += u32::from(rank >= low && rank <= high);
+            }
+            below += in_row as usize;
+            if inside_row == 0 {
+                continue;
+            }
+            for (col, &rank) in ranks.iter().enumerate() {
+                if rank >= low && rank <= high {
+                    let position = (col * rows + row) as u64;
+                    inside.push(u64::from(rank.to_bits()) << 32 | position);
+                }
+            }
+        }
+        Part { below, inside }
+    }
+}
