@@ -60,10 +60,9 @@ fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) {
         if quantize {
             settings = settings.with_quantizer(UniformGrid::new(4).unwrap());
         }
-        let mut rates = Vec::new();
         let mut runs = Vec::new();
+        let rate_before = gemm_rate(solver.backend(), cols.min(4096));
         for _ in 0..=flags.runs {
-            rates.push(gemm_rate(solver.backend(), cols.min(4096)));
             let layer = solver.prune(weights.view(), &mut hessian, &settings);
             runs.push(layer.unwrap().report.seconds);
         }
@@ -71,7 +70,7 @@ fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) {
         let stage = |of: fn(&StageSeconds) -> f64| median(runs.iter().map(of).collect());
         let total = stage(|s| s.total);
         let (r, c) = (rows as f64, cols as f64);
-        let rate = median(rates);
+        let rate = rate_before.max(gemm_rate(solver.backend(), cols.min(4096)));
         let floor = (r * c * c + c * c * c / 3.0) / rate;
         println!(
             "| {rows} x {cols} | {pattern} | {total:.4} | {first:.4} | {:.4} | {:.4} | {:.4} | {:.4} | {:.4} | \

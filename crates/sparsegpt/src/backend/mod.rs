@@ -162,6 +162,12 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// Whatever went wrong in the meantime.
     fn synchronize(&self) -> Result<(), Self::Error>;
 
+    /// Runs the host's part of a layer's treatment. A backend with threads of its own runs `work` on one of
+    /// them, so that the many operations inside need not wake them one by one.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        work()
+    }
+
     /// A matrix of zeros.
     ///
     /// # Errors

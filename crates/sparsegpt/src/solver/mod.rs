@@ -204,6 +204,16 @@ impl<B: Backend> Solver<B> {
         hessian: Option<&mut Hessian<B>>,
         factored: &mut Option<Factored<B>>,
     ) -> Result<PrunedLayer> {
+        self.backend
+            .enter(|| self.prune_inside(task, hessian, factored))
+    }
+
+    fn prune_inside(
+        &self,
+        task: &LayerTask<'_>,
+        hessian: Option<&mut Hessian<B>>,
+        factored: &mut Option<Factored<B>>,
+    ) -> Result<PrunedLayer> {
         let start = Instant::now();
         let LayerTask {
             name,

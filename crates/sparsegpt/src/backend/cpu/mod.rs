@@ -124,6 +124,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
         self.run(|_| self.buffers.zeros(rows, cols))
     }
