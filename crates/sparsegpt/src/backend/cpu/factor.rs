@@ -16,6 +16,7 @@ use faer::prelude::{IntoConst, ReborrowMut};
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, Par, Spec};
 use ndarray::Array2;
+use rayon::prelude::*;
 
 use super::faer_mut;
 use crate::backend::Precision;
@@ -23,6 +24,8 @@ use crate::error::HostError;
 
 /// Columns from which a diagonal block is worth several threads.
 const PARALLEL_BLOCK: usize = 512;
+/// Rows of a panel solved at a time.
+const TILE_ROWS: usize = 128;
 /// Side of the squares that are moved from the lower to the upper triangle at a time.
 const TILE: usize = 32;
 
@@ -153,18 +156,22 @@ fn solve<T: RealField>(
     par: Par,
 ) -> Result<(), HostError> {
     if ends.len() == 1 {
-        let right = x.as_ref().to_owned();
-        triangular_matmul(
-            x,
-            BlockStructure::Rectangular,
-            Accum::Replace,
-            right.as_ref(),
-            BlockStructure::Rectangular,
-            u.transpose(),
-            BlockStructure::TriangularLower,
-            T::one_impl(),
-            par,
-        );
+        let by_inverse = |mut rows: MatMut<'_, T>| {
+            // A row-major copy, as the rows are.
+            let right = rows.as_ref().transpose().to_owned();
+            triangular_matmul(
+                rows.rb_mut(),
+                BlockStructure::Rectangular,
+                Accum::Replace,
+                right.transpose(),
+                BlockStructure::Rectangular,
+                u.transpose(),
+                BlockStructure::TriangularLower,
+                T::one_impl(),
+                Par::Seq,
+            );
+        };
+        x.par_row_chunks_mut(TILE_ROWS).for_each(by_inverse);
         return Ok(());
     }
     let (blocks, column) = halve(first, ends);
