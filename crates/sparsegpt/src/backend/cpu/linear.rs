@@ -5,7 +5,7 @@ use std::ops::Range;
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::prelude::ReborrowMut;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{Array2, Zip};
 use rayon::prelude::*;
 
@@ -128,20 +128,24 @@ pub(super) fn open_block(
         .par_chunks_mut(TILE_ROWS * cols)
         .zip(rest.par_chunks(TILE_ROWS * cols))
         .for_each_init(
-            || Mat::<f32>::zeros(TILE_ROWS, width),
+            || vec![0.0; TILE_ROWS * width],
             |gathered, (weights, rest)| {
                 let rows = weights.len() / cols;
+                let gathered = &mut gathered[..rows * width];
+                for ((weights, rest), gathered) in weights
+                    .chunks_exact_mut(cols)
+                    .zip(rest.chunks_exact(cols))
+                    .zip(gathered.chunks_exact_mut(width))
+                {
+                    gathered.copy_from_slice(&weights[columns.clone()]);
+                    weights[columns.clone()].copy_from_slice(&rest[columns.clone()]);
+                }
                 let weights = MatMut::from_row_major_slice_mut(weights, rows, cols);
-                let mut weights = weights.subcols_mut(first, width);
-                let rest = MatRef::from_row_major_slice(rest, rows, cols).subcols(first, width);
-                let mut gathered = gathered.as_mut().subrows_mut(0, rows);
-                gathered.copy_from(weights.as_ref());
-                weights.copy_from(rest);
                 triangular_matmul(
-                    weights,
+                    weights.subcols_mut(first, width),
                     BlockStructure::Rectangular,
                     Accum::Add,
-                    gathered.as_ref(),
+                    MatRef::from_row_major_slice(gathered, rows, width),
                     BlockStructure::Rectangular,
                     r,
                     BlockStructure::TriangularUpper,
@@ -156,12 +160,14 @@ pub(super) fn open_block(
 pub(super) fn close_block(rest: &mut Array2<f32>, weights: &Array2<f32>, columns: Range<usize>) {
     let cols = weights.ncols();
     if let (Some(rest), Some(weights)) = (rest.as_slice_mut(), weights.as_slice()) {
-        rest.par_chunks_mut(cols)
-            .zip(weights.par_chunks(cols))
+        rest.par_chunks_mut(TILE_ROWS * cols)
+            .zip(weights.par_chunks(TILE_ROWS * cols))
             .for_each(|(rest, weights)| {
-                let kept = &weights[columns.clone()];
-                for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
-                    *rest -= kept;
+                for (rest, weights) in rest.chunks_exact_mut(cols).zip(weights.chunks_exact(cols)) {
+                    let kept = &weights[columns.clone()];
+                    for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
+                        *rest -= kept;
+                    }
                 }
             });
     }

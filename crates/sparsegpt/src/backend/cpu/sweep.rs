@@ -108,10 +108,14 @@ struct Block {
 
 impl Block {
     fn new(factor: ArrayView2<'_, f32>) -> Self {
+        let mut values = Vec::with_capacity(factor.len());
+        for row in factor.rows() {
+            values.extend_from_slice(row.to_slice().unwrap_or_default());
+        }
         Self {
             width: factor.nrows(),
             reciprocals: factor.diag().iter().map(|entry| entry.recip()).collect(),
-            values: factor.iter().copied().collect(),
+            values,
         }
     }
 
