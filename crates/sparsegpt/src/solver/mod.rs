@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
 pub use settings::{LayerSettings, Method};
 
@@ -251,17 +251,26 @@ impl<B: Backend> Solver<B> {
                 ));
             }
         };
-        if let Some((row, col)) = first_non_finite(solved.weights.view()) {
-            return Err(Error::NonFinite {
-                layer: name.to_owned(),
-                what: "the result (an overflow; are the weights or activations far from 1?)",
-                value: solved.weights[[row, col]],
-                row,
-                col,
-            });
+        // Row by row, so that memory is read once for both questions.
+        let mut zeros = 0;
+        for (row, weights) in solved.weights.rows().into_iter().enumerate() {
+            if let Some((_, col)) = first_non_finite(weights.insert_axis(Axis(0))) {
+                return Err(Error::NonFinite {
+                    layer: name.to_owned(),
+                    what: "the result (an overflow; are the weights or activations far from 1?)",
+                    value: weights[col],
+                    row,
+                    col,
+                });
+            }
+            zeros += count(weights, |weight| weight == 0.0);
         }
-        let zeros = count(&solved.weights, |weight| weight == 0.0);
-        let pruned = count(&solved.mask, |kept| !kept);
+        let pruned = solved
+            .mask
+            .rows()
+            .into_iter()
+            .map(|mask| count(mask, |kept| !kept))
+            .sum();
         let mut seconds = job.seconds.clone();
         seconds.total = start.elapsed().as_secs_f64();
         let report = LayerReport {
@@ -300,12 +309,13 @@ impl<B: Backend> Solver<B> {
     }
 }
 
-fn count<T: Copy>(values: &Array2<T>, counts: impl Fn(T) -> bool) -> u64 {
-    let in_row = |row: ndarray::ArrayView1<'_, T>| -> u64 {
-        let ones = row.iter().map(|&value| u32::from(counts(value)));
-        u64::from(ones.sum::<u32>())
-    };
-    values.rows().into_iter().map(in_row).sum()
+/// How many of a row's values are counted; free of branches.
+fn count<T: Copy>(row: ArrayView1<'_, T>, counts: impl Fn(T) -> bool) -> u64 {
+    let ones = |sum: u32, &value: &T| sum + u32::from(counts(value));
+    u64::from(match row.to_slice() {
+        Some(row) => row.iter().fold(0, ones),
+        None => row.iter().fold(0, ones),
+    })
 }
 
 /// What a method hands back, in the original column order.

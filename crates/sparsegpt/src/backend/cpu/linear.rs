@@ -187,5 +187,20 @@ pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
     let a = faer_ref(&a.0).subcols(a_columns.start, a_columns.len());
     let b = faer_ref(&b.0).submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
     let c = faer_mut(&mut c.0).subcols_mut(c_columns.start, c_columns.len());
-    matmul(c, Accum::Add, a, b, alpha, par);
+    let threads = match par {
+        Par::Seq => 1,
+        Par::Rayon(threads) => threads.get(),
+    };
+    if threads == 1 || c.nrows() < threads * TILE_ROWS {
+        matmul(c, Accum::Add, a, b, alpha, par);
+        return;
+    }
+    // One sequential product a thread runs ahead of faer's own division of the work.
+    let rows = c.nrows().div_ceil(threads);
+    c.par_row_chunks_mut(rows)
+        .enumerate()
+        .for_each(|(part, c)| {
+            let a = a.subrows(part * rows, c.nrows());
+            matmul(c, Accum::Add, a, b, alpha, Par::Seq);
+        });
 }
