@@ -12,8 +12,8 @@ use crate::error::HostError;
 
 /// Values from which a buffer is worth keeping (1 MiB); the allocator keeps smaller ones itself.
 const KEPT: usize = 1 << 18;
-/// Values handled by one thread at a time.
-const CHUNK: usize = 1 << 16;
+/// Values handled by one thread at a time: a huge page.
+const CHUNK: usize = 1 << 19;
 
 /// A matrix of the [`Cpu`](super::Cpu) backend.
 #[derive(Debug)]
@@ -111,7 +111,10 @@ impl Buffers {
 }
 
 /// New memory, asked for in huge pages where the system has them: a tenth of the page faults' cost.
-#[allow(unsafe_code, reason = "advice to the operating system")]
+#[allow(
+    unsafe_code,
+    reason = "advice to the system; first touch by all threads"
+)]
 fn fresh(len: usize) -> Result<Vec<f32>, HostError> {
     let mut values: Vec<f32> = Vec::new();
     values
@@ -130,6 +133,16 @@ fn fresh(len: usize) -> Result<Vec<f32>, HostError> {
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
+    // The system hands out pages at the first touch, one thread at a time for each that asks.
+    values.spare_capacity_mut()[..len]
+        .par_chunks_mut(CHUNK)
+        .for_each(|values| {
+            for value in values {
+                value.write(0.0);
+            }
+        });
+    // SAFETY: the first `len` values were just written.
+    unsafe { values.set_len(len) };
     Ok(values)
 }
 
