@@ -174,6 +174,8 @@ for shape in flags.shapes.split(","):
             seconds = {ours: [], **{rival: [] for rival in rivals}}
             for _ in range(flags.runs):
                 for solver, times in seconds.items():
+                    # Let the other's threads, which spin for a while, go to sleep.
+                    time.sleep(0.3)
                     times.append(solver.run(pattern))
             median = {solver.name: statistics.median(times) for solver, times in seconds.items()}
 

@@ -68,6 +68,30 @@ impl Cpu {
         })
     }
 
+    /// The same with a lower instruction set in the kernels of this crate, for tests: 0 is code without SIMD, and
+    /// each further number the next set that this processor has. `None` behind the last.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[doc(hidden)]
+    pub fn at_simd_level(threads: usize, level: usize) -> Result<Option<Self>, HostError> {
+        let mut levels = vec![pulp::Arch::Scalar];
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            levels.extend(pulp::x86::V3::try_new().map(pulp::Arch::V3));
+            levels.extend(pulp::x86::V4::try_new().map(pulp::Arch::V4));
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(pulp::aarch64::Neon::try_new().map(pulp::Arch::Neon));
+        let with = |arch: &pulp::Arch| {
+            Ok(Self {
+                arch: *arch,
+                ..Self::new(threads)?
+            })
+        };
+        levels.get(level).map(with).transpose()
+    }
+
     /// Threads in the pool.
     #[must_use]
     pub fn threads(&self) -> usize {
