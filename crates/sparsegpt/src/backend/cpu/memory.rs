@@ -17,9 +17,15 @@ const CHUNK: usize = 1 << 19;
 
 /// A matrix of the [`Cpu`](super::Cpu) backend.
 #[derive(Debug)]
-pub struct CpuMatrix(pub(super) Array2<f32>, Buffers);
+pub struct CpuMatrix(pub(super) Array2<f32>, Option<Buffers>);
 
 impl CpuMatrix {
+    /// Takes in a matrix of somebody else's making. Its memory is not kept: what comes from outside again and
+    /// again would pile up.
+    pub(super) fn adopt(values: Array2<f32>) -> Self {
+        Self(values, None)
+    }
+
     /// The values themselves, without a copy.
     pub(super) fn into_array(mut self) -> Array2<f32> {
         std::mem::take(&mut self.0)
@@ -29,7 +35,9 @@ impl CpuMatrix {
 impl Drop for CpuMatrix {
     fn drop(&mut self) {
         let (values, _) = std::mem::take(&mut self.0).into_raw_vec_and_offset();
-        self.1.keep(values);
+        if let Some(home) = &self.1 {
+            home.keep(values);
+        }
     }
 }
 
@@ -38,11 +46,6 @@ impl Drop for CpuMatrix {
 pub(super) struct Buffers(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl Buffers {
-    /// Takes in a matrix.
-    pub(super) fn adopt(&self, values: Array2<f32>) -> CpuMatrix {
-        CpuMatrix(values, self.clone())
-    }
-
     /// A matrix of zeros; runs inside the backend's threads.
     pub(super) fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
         let mut matrix = self.any(rows, cols)?;
@@ -79,7 +82,7 @@ impl Buffers {
         values.resize(len, 0.0);
         let values = Array2::from_shape_vec((rows, cols), values)
             .unwrap_or_else(|_| Array2::zeros((rows, cols)));
-        Ok(self.adopt(values))
+        Ok(CpuMatrix(values, Some(self.clone())))
     }
 
     /// The smallest buffer that is large enough and not wastefully large. Where there is none, the oldest go
@@ -166,6 +169,17 @@ mod tests {
         assert_eq!(second.0.as_ptr(), place);
         assert!(second.0.iter().all(|&value| value == 0.0));
         assert!(held(&buffers).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_comes_from_outside_does_not_pile_up() -> Result<(), HostError> {
+        let buffers = Buffers::default();
+        for _ in 0..3 {
+            drop(CpuMatrix::adopt(buffers.zeros(512, 512)?.into_array()));
+            drop(buffers.zeros(512, 512)?);
+        }
+        assert_eq!(held(&buffers).len(), 1);
         Ok(())
     }
 

@@ -170,7 +170,7 @@ impl Backend for Cpu {
 
     fn upload_owned(&self, host: Array2<f32>) -> Result<CpuMatrix, HostError> {
         if host.is_standard_layout() {
-            Ok(self.buffers.adopt(host))
+            Ok(CpuMatrix::adopt(host))
         } else {
             self.upload(host.view())
         }
@@ -240,7 +240,7 @@ impl Backend for Cpu {
 
     fn permute_hessian(&self, h: &CpuMatrix, order: &[usize]) -> Result<CpuMatrix, HostError> {
         let permuted = super::host::permute_hessian(h.0.view(), order);
-        Ok(self.buffers.adopt(permuted))
+        Ok(CpuMatrix::adopt(permuted))
     }
 
     fn row_energies(
