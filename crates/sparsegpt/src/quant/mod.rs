@@ -11,6 +11,7 @@ use std::fmt::Debug;
 
 use ndarray::ArrayView2;
 
+#[cfg(feature = "cpu")]
 pub(crate) use grid::ROUNDER;
 pub use grid::{Grid, GridLevels, QuantizedLayer};
 pub use uniform::{UniformFit, UniformGrid};
