@@ -10,9 +10,13 @@ use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 use super::LlamaConfig;
 use super::block::{Block, Position};
 use super::model::embed;
+use super::rope::RotaryTables;
 use super::weights::{EMBEDDING, LinearSpec, block_name, check_all, linear_specs, read};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
+
+/// Tokens that run through a block together: enough for its products to run at full speed.
+const BATCH_TOKENS: usize = 2048;
 
 /// Streams a LLaMA-family checkpoint through the pruning driver: one block's weights in memory at a time.
 ///
@@ -26,7 +30,7 @@ pub struct LlamaAdapter<'a> {
     embedding: Option<Tensor>,
     current: Option<Current>,
     /// Rotary tables of the last sequence length.
-    rotary: Option<(usize, (Tensor, Tensor))>,
+    rotary: Option<RotaryTables>,
 }
 
 #[derive(Debug)]
@@ -71,6 +75,26 @@ impl<'a> LlamaAdapter<'a> {
             .ok_or_else(|| {
                 Error::setting("layer", "0 to 6, as ModelAdapter::layers lists them", layer)
             })
+    }
+
+    /// Makes the rotary tables those of some sequences' length.
+    fn turn_to(&mut self, hidden: &Tensor) -> Result<()> {
+        let time = hidden.dims3()?.1;
+        if self
+            .rotary
+            .as_ref()
+            .is_none_or(|tables| tables.time != time)
+        {
+            let config = &self.config;
+            self.rotary = Some(config.rotary.tables(config.head_dim, 0, time));
+        }
+        Ok(())
+    }
+
+    /// The block at hand, and the position of whole sequences.
+    fn ready(&self, block: usize) -> Result<(&Block, Position<'_>)> {
+        let rotary = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
+        Ok((&self.current(block)?.block, Position { past: 0, rotary }))
     }
 
     fn current(&self, block: usize) -> Result<&Current> {
@@ -148,22 +172,37 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn run_block(&mut self, block: usize, hidden: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
-        let (_, time, _) = hidden.dims3()?;
-        if self
-            .rotary
-            .as_ref()
-            .is_none_or(|(length, _)| *length != time)
-        {
-            let tables = self.config.rotary.tables(self.config.head_dim, 0, time)?;
-            self.rotary = Some((time, tables));
-        }
-        let Some((_, rotary)) = &self.rotary else {
-            return Err(not_begun(block));
+        self.turn_to(hidden)?;
+        let (block, position) = self.ready(block)?;
+        block.forward(hidden, &position, None, tap)
+    }
+
+    fn batch(&self, hidden: &[Tensor]) -> usize {
+        let Some(first) = hidden.first() else {
+            return 1;
         };
-        let position = Position { past: 0, rotary };
-        self.current(block)?
-            .block
-            .forward(hidden, &position, None, tap)
+        let alike = hidden
+            .iter()
+            .take_while(|other| other.dims() == first.dims());
+        let tokens = first.dims().get(1).copied().unwrap_or(1).max(1);
+        alike.take((BATCH_TOKENS / tokens).max(1)).count()
+    }
+
+    fn run_batch(
+        &mut self,
+        block: usize,
+        hidden: &[Tensor],
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<Tensor>> {
+        let next = self.run_block(block, &Tensor::cat(hidden, 0)?, tap)?;
+        Ok(next.chunk(hidden.len(), 0)?)
+    }
+
+    fn observe_batch(&mut self, block: usize, hidden: &[Tensor], tap: &mut dyn Tap) -> Result<()> {
+        let hidden = Tensor::cat(hidden, 0)?;
+        self.turn_to(&hidden)?;
+        let (block, position) = self.ready(block)?;
+        block.observe(&hidden, &position, tap)
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {

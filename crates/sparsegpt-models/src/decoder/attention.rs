@@ -1,80 +1,82 @@
 //! Causal attention, head by head, in blocks of queries: no score is computed that a later mask would drop,
 //! and only one block of scores is held a thread.
 
-use candle_core::{Device, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::{Array2, ArrayView2};
+use pulp::Arch;
 use rayon::prelude::*;
 
-use super::product::values;
-use crate::Result;
+use super::elementwise::exponentials;
 
 /// Queries whose scores are held at a time.
 const QUERY_BLOCK: usize = 128;
 
-/// Where the queries stand and what they see. Query i stands at position `past + i` and sees the keys at its
-/// own and earlier positions, at most `window` of them.
+/// Where the queries stand and what they see. Query i of a sequence stands at position `past + i` and sees the
+/// keys at its own and earlier positions, at most `window` of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Causal {
     pub(super) past: usize,
     pub(super) window: Option<usize>,
+    pub(super) head_dim: usize,
 }
 
 impl Causal {
-    /// softmax(Q Kᵀ / √d) V for queries (batch x heads x time x d) and keys and values (batch x kv_heads x
-    /// past + time x d); neighbouring query heads share a key head. The result has the queries' shape.
+    /// softmax(Q Kᵀ / √d) V for the queries of some sequences after each other (batch·time x heads·d), and their
+    /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result has
+    /// the queries' shape.
     pub(super) fn attend(
         self,
-        queries: &Tensor,
-        keys: &Tensor,
-        values_of: &Tensor,
-    ) -> Result<Tensor> {
-        let (batch, heads, time, width) = queries.dims4()?;
-        let (_, kv_heads, seen, _) = keys.dims4()?;
-        let (queries, keys, values_of) = (
-            queries.contiguous()?,
-            keys.contiguous()?,
-            values_of.contiguous()?,
+        batch: usize,
+        queries: &Array2<f32>,
+        keys: ArrayView2<'_, f32>,
+        values: ArrayView2<'_, f32>,
+    ) -> Array2<f32> {
+        let (time, seen) = (queries.nrows() / batch, keys.nrows() / batch);
+        let (heads, kv_heads) = (
+            queries.ncols() / self.head_dim,
+            keys.ncols() / self.head_dim,
         );
-        let (q, q_layout) = queries.storage_and_layout();
-        let (k, k_layout) = keys.storage_and_layout();
-        let (v, v_layout) = values_of.storage_and_layout();
+        let mut mixed = Array2::zeros(queries.dim());
+        let (Some(q), Some(k), Some(v), Some(result)) = (
+            queries.as_slice(),
+            keys.as_slice(),
+            values.as_slice(),
+            mixed.as_slice_mut(),
+        ) else {
+            return mixed;
+        };
+        let matrix =
+            |values, rows, heads| MatRef::from_row_major_slice(values, rows, heads * self.head_dim);
         let (q, k, v) = (
-            values(&q, q_layout)?,
-            values(&k, k_layout)?,
-            values(&v, v_layout)?,
+            matrix(q, batch * time, heads),
+            matrix(k, batch * seen, kv_heads),
+            matrix(v, batch * seen, kv_heads),
         );
-        let mut mixed = vec![0.0_f32; q.len()];
-        mixed
-            .par_chunks_mut(time * width)
-            .enumerate()
-            .for_each(|(head, mixed)| {
-                let shared = head * kv_heads / heads;
-                let q = MatRef::from_row_major_slice(
-                    &q[head * time * width..][..time * width],
-                    time,
-                    width,
-                );
-                let key_head = shared * seen * width..(shared + 1) * seen * width;
-                let k = MatRef::from_row_major_slice(&k[key_head.clone()], seen, width);
-                let v = MatRef::from_row_major_slice(&v[key_head], seen, width);
+        let result = MatMut::from_row_major_slice_mut(result, batch * time, heads * self.head_dim);
+        let arch = Arch::new();
+        let sequences = result.par_row_chunks_mut(time).enumerate();
+        sequences.for_each(|(sequence, mixed)| {
+            let heads_of_sequence = mixed.par_col_chunks_mut(self.head_dim).enumerate();
+            heads_of_sequence.for_each(|(head, mixed)| {
+                let own = (sequence * time, head * self.head_dim);
+                let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
                 self.attend_head(
-                    q,
-                    k,
-                    v,
-                    MatMut::from_row_major_slice_mut(mixed, time, width),
+                    arch,
+                    q.submatrix(own.0, own.1, time, self.head_dim),
+                    k.submatrix(shared.0, shared.1, seen, self.head_dim),
+                    v.submatrix(shared.0, shared.1, seen, self.head_dim),
+                    mixed,
                 );
             });
-        Ok(Tensor::from_vec(
-            mixed,
-            (batch, heads, time, width),
-            &Device::Cpu,
-        )?)
+        });
+        mixed
     }
 
     fn attend_head(
         self,
+        arch: Arch,
         q: MatRef<'_, f32>,
         k: MatRef<'_, f32>,
         v: MatRef<'_, f32>,
@@ -82,7 +84,7 @@ impl Causal {
     ) {
         let (time, width) = (q.nrows(), q.ncols());
         let scale = (width as f32).sqrt().recip();
-        let mut scores = Vec::new();
+        let (mut scores, mut sums) = (Vec::new(), Vec::new());
         for start in (0..time).step_by(QUERY_BLOCK) {
             let count = QUERY_BLOCK.min(time - start);
             // Keys that any query of the block sees.
@@ -97,22 +99,26 @@ impl Causal {
                 scale,
                 Par::Seq,
             );
-            for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+            let seen = |row| {
                 let query = start + row;
-                softmax(
-                    scores,
-                    self.first_key(query) - first,
-                    self.past + query + 1 - first,
-                );
-            }
+                self.first_key(query) - first..self.past + query + 1 - first
+            };
+            exponentials(arch, &mut scores, keys, seen, &mut sums);
+            let mut mixed = mixed.rb_mut().subrows_mut(start, count);
             matmul(
-                mixed.rb_mut().subrows_mut(start, count),
+                mixed.rb_mut(),
                 Accum::Replace,
                 MatRef::from_row_major_slice(&scores, count, keys),
                 v.subrows(first, keys),
                 1.0,
                 Par::Seq,
             );
+            // Dividing the sums of few values is less work than dividing each of many weights.
+            for (mixed, sum) in mixed.row_iter_mut().zip(&sums) {
+                for value in mixed.iter_mut() {
+                    *value /= sum;
+                }
+            }
         }
     }
 
@@ -123,69 +129,66 @@ impl Causal {
     }
 }
 
-/// Normalizes the scores `first..end` to weights; the others become zero.
-fn softmax(scores: &mut [f32], first: usize, end: usize) {
-    scores[..first].fill(0.0);
-    scores[end..].fill(0.0);
-    let seen = &mut scores[first..end];
-    let highest = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in seen.iter_mut() {
-        *score = (*score - highest).exp();
-        sum += *score;
-    }
-    for score in seen.iter_mut() {
-        *score /= sum;
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
     #[test]
     fn equals_attention_written_out() {
         let (batch, heads, kv_heads, width) = (2, 4, 2, 6);
+        let mut random = ChaCha8Rng::seed_from_u64(0);
         for (time, past) in [(1, 0), (5, 0), (1, 7), (5, 3), (QUERY_BLOCK + 3, 2)] {
             for window in [None, Some(1), Some(3), Some(1000)] {
-                let random = |heads, time| {
-                    Tensor::randn(0.0_f32, 1.0, (batch, heads, time, width), &Device::Cpu).unwrap()
+                let mut tokens = |heads, time| {
+                    Array2::from_shape_simple_fn((batch * time, heads * width), || {
+                        random.random_range(-2.0..2.0_f32)
+                    })
                 };
-                let (q, k) = (random(heads, time), random(kv_heads, past + time));
-                let v = random(kv_heads, past + time);
-                let found = Causal { past, window }.attend(&q, &k, &v).unwrap();
-                let flat = |tensor: &Tensor| -> Vec<f32> {
-                    tensor.flatten_all().unwrap().to_vec1().unwrap()
+                let seen = past + time;
+                let (q, k, v) = (
+                    tokens(heads, time),
+                    tokens(kv_heads, seen),
+                    tokens(kv_heads, seen),
+                );
+                let causal = Causal {
+                    past,
+                    window,
+                    head_dim: width,
                 };
-                let (found, q, k, v) = (flat(&found), flat(&q), flat(&k), flat(&v));
-                for row in 0..batch * heads * time {
-                    let (head, query) = (row / time, row % time);
+                let found = causal.attend(batch, &q, k.view(), v.view());
+                for row in 0..batch * time {
+                    let (sequence, query) = (row / time, row % time);
                     let position = past + query;
-                    let base = head * kv_heads / heads * (past + time);
-                    let visible = (0..=position)
-                        .filter(|key| window.is_none_or(|window| position - key < window));
-                    let weights: Vec<(usize, f64)> = visible
-                        .map(|key| {
-                            let dot: f64 = (0..width)
-                                .map(|d| {
-                                    f64::from(q[row * width + d])
-                                        * f64::from(k[(base + key) * width + d])
+                    for head in 0..heads {
+                        let shared = head * kv_heads / heads * width;
+                        let visible = (0..=position)
+                            .filter(|key| window.is_none_or(|window| position - key < window));
+                        let weights: Vec<(usize, f64)> = visible
+                            .map(|key| {
+                                let key = sequence * seen + key;
+                                let dot: f64 = (0..width)
+                                    .map(|d| {
+                                        f64::from(q[[row, head * width + d]])
+                                            * f64::from(k[[key, shared + d]])
+                                    })
+                                    .sum();
+                                (key, (dot / (width as f64).sqrt()).exp())
+                            })
+                            .collect();
+                        let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+                        for d in 0..width {
+                            let expected: f64 = weights
+                                .iter()
+                                .map(|&(key, weight)| {
+                                    weight / sum * f64::from(v[[key, shared + d]])
                                 })
                                 .sum();
-                            (key, (dot / (width as f64).sqrt()).exp())
-                        })
-                        .collect();
-                    let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
-                    for d in 0..width {
-                        let expected: f64 = weights
-                            .iter()
-                            .map(|(key, weight)| {
-                                weight / sum * f64::from(v[(base + key) * width + d])
-                            })
-                            .sum();
-                        assert!((expected - f64::from(found[row * width + d])).abs() < 1e-5);
+                            let found = f64::from(found[[row, head * width + d]]);
+                            assert!((expected - found).abs() < 1e-5);
+                        }
                     }
                 }
             }

@@ -1,14 +1,15 @@
 //! One decoder block.
 
 use candle_core::Tensor;
-use candle_nn::ops::rms_norm;
-use candle_nn::rotary_emb::rope;
-use ndarray::ArrayView2;
+use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
 use sparsegpt::{Batch, Tap};
 
 use super::attention::Causal;
 use super::config::{Activation, LlamaConfig};
-use super::product;
+use super::elementwise::{gate, rms_norm, rotate};
+use super::product::add_products;
+use super::rope::RotaryTables;
+use super::tensors::{tensor, with_rows};
 use super::weights::{
     ATTENTION_INPUT, ATTENTION_OUTPUT, LinearSpec, MLP_INPUT, MLP_OUTPUT, NORMS, block_name,
     linear_specs, read,
@@ -32,26 +33,46 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// `x` is tokens x cols, the result tokens x rows.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = product::times_transposed(x, &self.weight)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+    /// Adds the bias to each row.
+    fn add_bias(&self, sum: &mut Array2<f32>) -> Result<()> {
+        if let Some(bias) = &self.bias {
+            with_rows(bias, |bias| {
+                *sum += &bias;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the layer makes of `x` (tokens x cols) to `sum` (tokens x rows).
+    fn add_output(&self, sum: &mut Array2<f32>, x: &Array2<f32>) -> Result<()> {
+        self.add_bias(sum)?;
+        add_products(x.view(), vec![(sum, &self.weight)])
     }
 }
 
-/// Keys and values of the tokens seen so far, each batch x kv_heads x tokens x head_dim.
-pub(super) type BlockCache = Option<(Tensor, Tensor)>;
+/// What some layers make of the same input (tokens x cols): tokens x rows each.
+fn outputs<const N: usize>(x: &Array2<f32>, linears: [&Linear; N]) -> Result<[Array2<f32>; N]> {
+    let mut outputs = std::array::from_fn(|_| Array2::zeros((0, 0)));
+    for (output, linear) in outputs.iter_mut().zip(linears) {
+        *output = Array2::zeros((x.nrows(), linear.weight.dims2()?.0));
+        linear.add_bias(output)?;
+    }
+    let weights = linears.map(|linear| &linear.weight);
+    add_products(x.view(), outputs.iter_mut().zip(weights).collect())?;
+    Ok(outputs)
+}
+
+/// Keys and values of the tokens seen so far, each batch x tokens x kv_heads·head_dim.
+pub(super) type BlockCache = Option<[Array3<f32>; 2]>;
 
 /// Where a forward pass stands in its sequences.
 #[derive(Debug)]
 pub(super) struct Position<'a> {
     /// Tokens in the cache.
     pub(super) past: usize,
-    /// Cosines and sines of the new tokens.
-    pub(super) rotary: &'a (Tensor, Tensor),
+    /// The angles of the new tokens.
+    pub(super) rotary: &'a RotaryTables,
 }
 
 /// One decoder block, weights in f32.
@@ -61,8 +82,6 @@ pub(super) struct Block {
     pub(super) linears: Vec<Linear>,
     norms: [Tensor; 2],
     window: Option<usize>,
-    heads: usize,
-    kv_heads: usize,
     head_dim: usize,
     eps: f32,
     activation: Activation,
@@ -88,8 +107,6 @@ impl Block {
                 .collect::<Result<_>>()?,
             norms: [norm(NORMS[0])?, norm(NORMS[1])?],
             window: config.sliding_windows[block],
-            heads: config.heads,
-            kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             eps: config.rms_norm_eps as f32,
             activation: config.activation,
@@ -104,52 +121,65 @@ impl Block {
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let (batch, time, width) = hidden.dims3()?;
-        let flat = hidden.reshape((batch * time, width))?;
-        let [q, k, v, o, gate, up, down] = self.linears.as_slice() else {
-            return Err(Error::tensor("(block)", "expected 7 linear layers"));
-        };
+        let (mut sum, inner) = self.up_to_last(hidden, position, cache, tap)?;
+        let [.., down] = self.linears();
+        down.add_output(&mut sum, &inner)?;
+        tensor(sum, hidden.dims3()?)
+    }
 
-        let x = rms_norm(&flat, &self.norms[0], self.eps)?;
-        observe(tap, ATTENTION_INPUT, &x)?;
-        let split = |y: Tensor, heads: usize| -> Result<Tensor> {
-            Ok(y.reshape((batch, time, heads, self.head_dim))?
-                .transpose(1, 2)?
-                .contiguous()?)
-        };
-        let (cos, sin) = position.rotary;
-        let queries = rope(&split(q.forward(&x)?, self.heads)?, cos, sin)?;
-        let mut keys = rope(&split(k.forward(&x)?, self.kv_heads)?, cos, sin)?;
-        let mut values = split(v.forward(&x)?, self.kv_heads)?;
-        if let Some(cache) = cache {
-            if let Some((past_keys, past_values)) = cache.take() {
-                keys = Tensor::cat(&[&past_keys, &keys], 2)?;
-                values = Tensor::cat(&[&past_values, &values], 2)?;
-            }
-            *cache = Some((keys.clone(), values.clone()));
-        }
-        let mixed = Causal {
+    /// The inputs of the linear layers alone: [`forward`](Self::forward) without the last product.
+    pub(super) fn observe(
+        &self,
+        hidden: &Tensor,
+        position: &Position<'_>,
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
+        self.up_to_last(hidden, position, None, tap).map(|_| ())
+    }
+
+    /// q, k, v, o, gate, up, down.
+    fn linears(&self) -> [&Linear; 7] {
+        std::array::from_fn(|index| &self.linears[index])
+    }
+
+    /// The residual stream before the last layer's output is added to it, and that layer's input.
+    fn up_to_last(
+        &self,
+        hidden: &Tensor,
+        position: &Position<'_>,
+        cache: Option<&mut BlockCache>,
+        tap: &mut dyn Tap,
+    ) -> Result<(Array2<f32>, Array2<f32>)> {
+        let batch = hidden.dims3()?.0;
+        let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
+        let [q, k, v, o, gate_layer, up, _] = self.linears();
+
+        let x = normalized(&sum, &self.norms[0], self.eps)?;
+        observe(tap, ATTENTION_INPUT, batch, &x);
+        let [mut queries, mut keys, new_values] = outputs(&x, [q, k, v])?;
+        rotate(&mut queries, self.head_dim, position.rotary);
+        rotate(&mut keys, self.head_dim, position.rotary);
+        let causal = Causal {
             past: position.past,
             window: self.window,
-        }
-        .attend(&queries, &keys, &values)?
-        .transpose(1, 2)?
-        .contiguous()?
-        .reshape((batch * time, self.heads * self.head_dim))?;
-        observe(tap, ATTENTION_OUTPUT, &mixed)?;
-        let flat = (flat + o.forward(&mixed)?)?;
-
-        let x = rms_norm(&flat, &self.norms[1], self.eps)?;
-        observe(tap, MLP_INPUT, &x)?;
-        let gate = gate.forward(&x)?;
-        let gate = match self.activation {
-            Activation::Silu => gate.silu()?,
-            Activation::Gelu => gate.gelu_erf()?,
-            Activation::GeluTanh => gate.gelu()?,
+            head_dim: self.head_dim,
         };
-        let inner = (gate * up.forward(&x)?)?;
-        observe(tap, MLP_OUTPUT, &inner)?;
-        Ok((flat + down.forward(&inner)?)?.reshape((batch, time, width))?)
+        let mixed = match cache {
+            None => causal.attend(batch, &queries, keys.view(), new_values.view()),
+            Some(cache) => {
+                let [keys, values] = extend(cache, batch, [keys, new_values])?;
+                causal.attend(batch, &queries, flat(keys)?, flat(values)?)
+            }
+        };
+        observe(tap, ATTENTION_OUTPUT, batch, &mixed);
+        o.add_output(&mut sum, &mixed)?;
+
+        let x = normalized(&sum, &self.norms[1], self.eps)?;
+        observe(tap, MLP_INPUT, batch, &x);
+        let [mut inner, up] = outputs(&x, [gate_layer, up])?;
+        gate(self.activation, &mut inner, &up);
+        observe(tap, MLP_OUTPUT, batch, &inner);
+        Ok((sum, inner))
     }
 
     /// Puts another weight in place of a linear layer's.
@@ -158,16 +188,50 @@ impl Block {
     }
 }
 
-/// Hands activations (tokens x features) to a tap without copying them.
-fn observe(tap: &mut dyn Tap, input: usize, x: &Tensor) -> Result<()> {
-    if !tap.wants(input) {
-        return Ok(());
+/// RMS normalization of each token.
+pub(super) fn normalized(x: &Array2<f32>, weight: &Tensor, eps: f32) -> Result<Array2<f32>> {
+    with_rows(weight, |weight| {
+        Ok(rms_norm(
+            x.view(),
+            weight.as_slice().unwrap_or_default(),
+            eps,
+        ))
+    })
+}
+
+/// Hands the activations (tokens x features) of some sequences to a tap without copying them.
+fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
+    if tap.wants(input) {
+        tap.observe(input, Batch::new(x.view()).sequences(sequences as u64));
     }
-    let (tokens, features) = x.dims2()?;
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let view = ArrayView2::from_shape((tokens, features), product::values(&storage, layout)?)
-        .map_err(|error| Error::tensor("(activations)", error.to_string()))?;
-    tap.observe(input, Batch::new(view));
-    Ok(())
+}
+
+/// Puts new keys and values (batch·time x width) behind those of the tokens before.
+fn extend(
+    cache: &mut BlockCache,
+    batch: usize,
+    new: [Array2<f32>; 2],
+) -> Result<&[Array3<f32>; 2]> {
+    let mut past = cache.take().map(|pair| pair.map(Some)).unwrap_or_default();
+    let mut extended = std::array::from_fn(|_| Array3::zeros((0, 0, 0)));
+    for ((extended, new), past) in extended.iter_mut().zip(new).zip(&mut past) {
+        let shape = (batch, new.nrows() / batch, new.ncols());
+        let new = new.into_shape_with_order(shape).map_err(unshaped)?;
+        *extended = match past.take() {
+            Some(past) => concatenate(Axis(1), &[past.view(), new.view()]).map_err(unshaped)?,
+            None => new,
+        };
+    }
+    Ok(cache.insert(extended))
+}
+
+/// The tokens of all sequences after each other.
+fn flat(cached: &Array3<f32>) -> Result<ArrayView2<'_, f32>> {
+    let (batch, tokens, width) = cached.dim();
+    let flat = cached.view().into_shape_with_order((batch * tokens, width));
+    flat.map_err(unshaped)
+}
+
+fn unshaped(error: ndarray::ShapeError) -> Error {
+    Error::tensor("(keys and values)", error.to_string())
 }

@@ -7,13 +7,15 @@ mod adapter;
 mod attention;
 mod block;
 mod config;
+mod elementwise;
 mod model;
 mod product;
 mod rope;
+mod tensors;
 mod weights;
 
 pub use adapter::LlamaAdapter;
 pub use config::{Activation, Family, LlamaConfig};
 pub use model::{KvCache, Llama};
-pub(crate) use product::values;
 pub use rope::{RopeScaling, RotaryConfig};
+pub(crate) use tensors::values;

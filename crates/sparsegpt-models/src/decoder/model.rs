@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::{Device, IndexOp, Tensor};
-use candle_nn::ops::rms_norm;
+use ndarray::Array2;
 use serde_json::Value;
 use sparsegpt::NoTap;
 
 use super::LlamaConfig;
-use super::block::{Block, BlockCache, Position};
+use super::block::{Block, BlockCache, Position, normalized};
+use super::product::add_products;
+use super::tensors::{tensor, with_rows};
 use super::weights::{EMBEDDING, FINAL_NORM, HEAD, check_all, read};
 use crate::{Error, Result, TensorSource};
 
@@ -119,10 +121,7 @@ impl Llama {
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
         let mut hidden = embed(&self.config, &self.embedding, sequences, past)?;
         let (_, time, _) = hidden.dims3()?;
-        let rotary = self
-            .config
-            .rotary
-            .tables(self.config.head_dim, past, time)?;
+        let rotary = self.config.rotary.tables(self.config.head_dim, past, time);
         let position = Position {
             past,
             rotary: &rotary,
@@ -134,16 +133,19 @@ impl Llama {
         if let Some(cache) = cache {
             cache.tokens += time;
         }
-        Ok(rms_norm(
-            &hidden,
-            &self.norm,
-            self.config.rms_norm_eps as f32,
-        )?)
+        let eps = self.config.rms_norm_eps as f32;
+        let last = with_rows(&hidden, |hidden| {
+            normalized(&hidden.to_owned(), &self.norm, eps)
+        })?;
+        tensor(last, hidden.dims3()?)
     }
 
     /// Logits (tokens x vocabulary) from normalized hidden states (tokens x width).
     pub(crate) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        super::product::times_transposed(hidden, &self.head)
+        let mut logits = Array2::zeros((hidden.dims2()?.0, self.config.vocab_size));
+        with_rows(hidden, |x| add_products(x, vec![(&mut logits, &self.head)]))?;
+        let shape = logits.dim();
+        tensor(logits, shape)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Rotary position embedding: frequencies and tables.
 
-use candle_core::{Device, Tensor};
-
 use crate::{Error, Result};
 
 /// How the frequencies are stretched for longer contexts.
@@ -99,24 +97,30 @@ impl RotaryConfig {
             .collect()
     }
 
-    /// Cosines and sines for positions `start..start + count`, each count x head_dim/2.
-    pub(super) fn tables(
-        &self,
-        head_dim: usize,
-        start: usize,
-        count: usize,
-    ) -> Result<(Tensor, Tensor)> {
+    /// Cosines and sines for positions `start..start + count`.
+    pub(super) fn tables(&self, head_dim: usize, start: usize, count: usize) -> RotaryTables {
         let frequencies = self.frequencies(head_dim);
         // transformers computes frequencies and angles in f32; follow its rounding.
         let angles: Vec<f32> = (start..start + count)
             .flat_map(|position| frequencies.iter().map(move |&f| position as f32 * f as f32))
             .collect();
-        let table = |of: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().copied().map(of).collect();
-            Tensor::from_vec(values, (count, head_dim / 2), &Device::Cpu)
-        };
-        Ok((table(f32::cos)?, table(f32::sin)?))
+        RotaryTables {
+            time: count,
+            cos: angles.iter().copied().map(f32::cos).collect(),
+            sin: angles.iter().copied().map(f32::sin).collect(),
+        }
     }
+}
+
+/// The angles of some consecutive positions.
+#[derive(Clone, Debug)]
+pub(super) struct RotaryTables {
+    /// Positions.
+    pub(super) time: usize,
+    /// Cosines, time x head_dim/2.
+    pub(super) cos: Vec<f32>,
+    /// Sines, time x head_dim/2.
+    pub(super) sin: Vec<f32>,
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ pub struct BlockLayer {
 
 /// The inputs of a block's layers on their way into the Hessians.
 ///
-/// An adapter calls [`observe`](Self::observe) once for each input of a block and each sequence that it
-/// runs. What an observation costs, and whether it is wanted at all, is the driver's business.
+/// An adapter calls [`observe`](Self::observe) once for each input of a block and each sequence, or batch of
+/// sequences, that it runs. What an observation costs, and whether it is wanted at all, is the driver's business.
 pub trait Tap {
     /// Whether anyone wants this input; an adapter may skip work that only serves an unwanted one.
     fn wants(&self, input: usize) -> bool;
@@ -109,6 +109,44 @@ pub trait ModelAdapter {
         hidden: &Self::Hidden,
         tap: &mut dyn Tap,
     ) -> Result<Self::Hidden, Self::Error>;
+
+    /// How many of the hidden states, from the first one on, [`run_batch`](Self::run_batch) should get at a time.
+    fn batch(&self, hidden: &[Self::Hidden]) -> usize {
+        let _ = hidden;
+        1
+    }
+
+    /// Runs one block on several sequences' hidden states, as [`run_block`](Self::run_block) on each. An adapter
+    /// that runs them together hands over the inputs of all of them at once, with
+    /// [`Batch::sequences`](crate::Batch::sequences) telling how many they are.
+    ///
+    /// # Errors
+    /// If the forward pass fails.
+    fn run_batch(
+        &mut self,
+        block: usize,
+        hidden: &[Self::Hidden],
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<Self::Hidden>, Self::Error> {
+        hidden
+            .iter()
+            .map(|hidden| self.run_block(block, hidden, tap))
+            .collect()
+    }
+
+    /// [`run_batch`](Self::run_batch) where only what goes to `tap` is needed. An adapter may leave out what the
+    /// last layer makes of its input.
+    ///
+    /// # Errors
+    /// If the forward pass fails.
+    fn observe_batch(
+        &mut self,
+        block: usize,
+        hidden: &[Self::Hidden],
+        tap: &mut dyn Tap,
+    ) -> Result<(), Self::Error> {
+        self.run_batch(block, hidden, tap).map(drop)
+    }
 
     /// The dense weight of layer `layer` (index into [`layers`](Self::layers)), rows x cols, f32.
     ///

@@ -32,7 +32,7 @@ pub enum ProgressEvent<'a> {
         /// Layers to treat in it.
         layers: usize,
     },
-    /// One sequence has gone through a block to collect its Hessians.
+    /// One or some more sequences have gone through a block to collect its Hessians.
     Calibrated {
         /// The block.
         block: usize,
@@ -46,7 +46,7 @@ pub enum ProgressEvent<'a> {
         /// Its report.
         report: &'a LayerReport,
     },
-    /// One sequence has gone through a treated block.
+    /// One or some more sequences have gone through a treated block.
     Propagated {
         /// The block.
         block: usize,
@@ -250,19 +250,18 @@ impl<A: ModelAdapter> Run<'_, A> {
                     .push((input, self.pruner.statistics(&name, planned.layer.cols)?));
             }
         }
-        for (done, hidden) in hidden.iter().enumerate() {
+        let mut done = 0;
+        while done < hidden.len() {
+            let batch = self.batch(&hidden[done..]);
             self.adapter
-                .run_block(block, hidden, &mut tap)
+                .observe_batch(block, &hidden[done..done + batch], &mut tap)
                 .map_err(|e| failed::<A>(block, "run the dense block", e))?;
             if let Some(error) = tap.error.take() {
                 return Err(error);
             }
-            let event = ProgressEvent::Calibrated {
-                block,
-                done: done + 1,
-                of: self.report.sequences,
-            };
-            self.tell(&event);
+            done += batch;
+            let of = self.report.sequences;
+            self.tell(&ProgressEvent::Calibrated { block, done, of });
             if self.cancelled {
                 return Err(Error::Cancelled { block });
             }
@@ -356,23 +355,40 @@ impl<A: ModelAdapter> Run<'_, A> {
     /// Runs the treated block over the calibration set to get the next block's inputs.
     fn propagate(&mut self, block: usize, hidden: &mut [A::Hidden]) -> Result<()> {
         let start = Instant::now();
-        for (done, hidden) in hidden.iter_mut().enumerate() {
-            *hidden = self
+        let mut done = 0;
+        while done < hidden.len() {
+            let batch = self.batch(&hidden[done..]);
+            let next = self
                 .adapter
-                .run_block(block, hidden, &mut NoTap)
+                .run_batch(block, &hidden[done..done + batch], &mut NoTap)
                 .map_err(|e| failed::<A>(block, "run the pruned block", e))?;
-            let event = ProgressEvent::Propagated {
-                block,
-                done: done + 1,
-                of: self.report.sequences,
-            };
-            self.tell(&event);
+            if next.len() != batch {
+                return Err(Error::incompatible(
+                    "",
+                    format!(
+                        "the adapter made {} hidden states of {batch} in block {block}",
+                        next.len()
+                    ),
+                    "return one for each from ModelAdapter::run_batch",
+                ));
+            }
+            for (hidden, next) in hidden[done..].iter_mut().zip(next) {
+                *hidden = next;
+            }
+            done += batch;
+            let of = self.report.sequences;
+            self.tell(&ProgressEvent::Propagated { block, done, of });
             if self.cancelled {
                 return Err(Error::Cancelled { block });
             }
         }
         self.report.seconds.propagate += start.elapsed().as_secs_f64();
         Ok(())
+    }
+
+    /// How many of these hidden states go through a block together.
+    fn batch(&self, hidden: &[A::Hidden]) -> usize {
+        self.adapter.batch(hidden).clamp(1, hidden.len())
     }
 
     fn in_blocks(&mut self, step: impl FnOnce(&mut A) -> Result<()>) -> Result<()> {

@@ -1,0 +1,329 @@
+//! Everything in a block that is not a product, rows in parallel, compiled for the processor at hand.
+//!
+//! The loops are plain; [`pulp`] has them compiled for each instruction set, and picks one at run time.
+
+use ndarray::{Array2, ArrayView2};
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+use super::config::Activation;
+use super::rope::RotaryTables;
+
+/// Values handled by one thread at a time.
+const CHUNK: usize = 1 << 14;
+/// Partial sums of a row, so that a sum does not wait for itself.
+const LANES: usize = 16;
+
+/// eˣ to 2 units in the last place, between e⁻⁸⁷ and e⁸⁸ (beyond that, the nearer of the two); NaN stays NaN.
+/// Free of branches and calls, so that loops over it become SIMD code.
+///
+/// x = n·ln 2 + r, with ln 2 in two parts (Cody and Waite), and the Taylor polynomial of eʳ for |r| ≤ ln 2 / 2.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// Adding it rounds to a whole number, which is then in the low bits.
+    const ROUNDER: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
+    let n = shifted - ROUNDER;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let mut power = 1.0 / 5040.0;
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        power = power * r + coefficient;
+    }
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    power * scale
+}
+
+/// gate ← activation(gate)·up, element by element.
+pub(super) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f32>) {
+    let arch = Arch::new();
+    if let (Some(gate), Some(up)) = (gate.as_slice_mut(), up.as_slice()) {
+        gate.par_chunks_mut(CHUNK)
+            .zip(up.par_chunks(CHUNK))
+            .for_each(|(gate, up)| {
+                arch.dispatch(Gate {
+                    activation,
+                    gate,
+                    up,
+                });
+            });
+    }
+}
+
+struct Gate<'a> {
+    activation: Activation,
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl NullaryFnOnce for Gate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let pairs = self.gate.iter_mut().zip(self.up);
+        match self.activation {
+            Activation::Silu => pairs.for_each(|(x, up)| *x = *x / (1.0 + exp(-*x)) * up),
+            Activation::Gelu => pairs.for_each(|(x, up)| *x = gelu_erf(*x) * up),
+            Activation::GeluTanh => pairs.for_each(|(x, up)| *x = gelu_tanh(*x) * up),
+        }
+    }
+}
+
+fn gelu_erf(x: f32) -> f32 {
+    let x = f64::from(x);
+    (0.5 * x * (1.0 + candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
+}
+
+/// x/2·(1 + tanh(z)) = x/(1 + e⁻²ᶻ), z = √(2/π)·(x + 0.044715 x³).
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    let z = SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-2.0 * z))
+}
+
+/// Each row over its root mean square, times `weight`.
+pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &[f32], eps: f32) -> Array2<f32> {
+    let arch = Arch::new();
+    let mut normalized = x.to_owned();
+    let width = x.ncols();
+    if let Some(values) = normalized.as_slice_mut() {
+        let rows = (CHUNK / width.max(1)).max(1);
+        values
+            .par_chunks_mut(rows * width)
+            .for_each(|rows| arch.dispatch(RmsNorm { rows, weight, eps }));
+    }
+    normalized
+}
+
+struct RmsNorm<'a> {
+    rows: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl NullaryFnOnce for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.rows.chunks_exact_mut(self.weight.len()) {
+            let (chunks, rest) = row.as_chunks::<LANES>();
+            let mut sums = [0.0; LANES];
+            for chunk in chunks {
+                for (sum, x) in sums.iter_mut().zip(chunk) {
+                    *sum += x * x;
+                }
+            }
+            let square = sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>();
+            let scale = (square / self.weight.len() as f32 + self.eps)
+                .sqrt()
+                .recip();
+            for (x, weight) in row.iter_mut().zip(self.weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    }
+}
+
+/// Turns each head of queries or keys (tokens x heads·head_dim, whole sequences after each other) by the angles of
+/// its position: the first half of a head's dimensions are the cosine parts, the second the sine parts (rotary
+/// embedding as in the LLaMA code of transformers).
+pub(super) fn rotate(x: &mut Array2<f32>, head_dim: usize, tables: &RotaryTables) {
+    let arch = Arch::new();
+    let (width, half) = (x.ncols(), head_dim / 2);
+    if let Some(values) = x.as_slice_mut() {
+        values
+            .par_chunks_mut(width)
+            .with_min_len((CHUNK / width.max(1)).max(1))
+            .enumerate()
+            .for_each(|(token, heads)| {
+                let first = token % tables.time * half;
+                arch.dispatch(Rotate {
+                    heads,
+                    cos: &tables.cos[first..first + half],
+                    sin: &tables.sin[first..first + half],
+                });
+            });
+    }
+}
+
+struct Rotate<'a> {
+    heads: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl NullaryFnOnce for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let half = self.cos.len();
+        for head in self.heads.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            let angles = self.cos.iter().zip(self.sin);
+            for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            }
+        }
+    }
+}
+
+/// Turns the rows of a block of scores into e^(score − highest of the row) where `seen` says that the query sees
+/// the key, and zero elsewhere. Returns each row's sum, for dividing later.
+pub(super) fn exponentials(
+    arch: Arch,
+    scores: &mut [f32],
+    keys: usize,
+    seen: impl Fn(usize) -> std::ops::Range<usize>,
+    sums: &mut Vec<f32>,
+) {
+    sums.clear();
+    for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+        let seen = seen(row);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        sums.push(arch.dispatch(Exponentials(&mut scores[seen])));
+    }
+}
+
+struct Exponentials<'a>(&'a mut [f32]);
+
+impl NullaryFnOnce for Exponentials<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        let (chunks, rest) = self.0.as_chunks_mut::<LANES>();
+        let mut highest = [f32::NEG_INFINITY; LANES];
+        for chunk in &*chunks {
+            for (highest, &score) in highest.iter_mut().zip(chunk) {
+                *highest = if score > *highest { score } else { *highest };
+            }
+        }
+        let highest = highest.iter().chain(&*rest).copied();
+        let highest = highest.fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = [0.0; LANES];
+        for chunk in chunks {
+            for (sum, score) in sums.iter_mut().zip(chunk) {
+                *score = exp(*score - highest);
+                *sum += *score;
+            }
+        }
+        let mut sum: f32 = sums.iter().sum();
+        for score in rest {
+            *score = exp(*score - highest);
+            sum += *score;
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn exponentials_are_right_to_two_units_in_the_last_place() {
+        for step in -870_000..=880_000 {
+            let x = step as f32 * 1e-4;
+            let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(
+                (found / expected - 1.0).abs() < 2.0 * f64::from(f32::EPSILON),
+                "{x}"
+            );
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e9) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
+        assert!(exp(f32::INFINITY) > 1e38);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_are_those_of_their_definitions() {
+        let x = Array2::from_shape_fn((7, 33), |(i, j)| (i * 33 + j) as f32 / 12.0 - 9.0);
+        let up = Array2::from_shape_fn((7, 33), |(i, j)| (i + 2 * j) as f32 / 30.0 - 1.0);
+        let sqrt_2_over_pi = (2.0 / std::f64::consts::PI).sqrt();
+        let cases: [(Activation, &dyn Fn(f64) -> f64); 3] = [
+            (Activation::Silu, &|x| x / (1.0 + (-x).exp())),
+            // Φ(x) as the area under the density.
+            (Activation::Gelu, &|x| {
+                let steps = 20_000;
+                let step = x / f64::from(steps);
+                let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                let area: f64 = (0..steps)
+                    .map(|i| density((f64::from(i) + 0.5) * step) * step)
+                    .sum();
+                x * (0.5 + area)
+            }),
+            (Activation::GeluTanh, &|x| {
+                0.5 * x * (1.0 + (sqrt_2_over_pi * (x + 0.044_715 * x.powi(3))).tanh())
+            }),
+        ];
+        for (activation, expected) in cases {
+            let mut found = x.clone();
+            gate(activation, &mut found, &up);
+            for ((found, &x), &up) in found.iter().zip(&x).zip(&up) {
+                let expected = expected(f64::from(x)) * f64::from(up);
+                assert!(
+                    (f64::from(*found) - expected).abs() < 2e-6,
+                    "{activation:?} {x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_normalized() {
+        let x = Array2::from_shape_fn((5, 37), |(i, j)| (i as f32 + 1.0) * (j as f32 - 11.0));
+        let weight: Vec<f32> = (0..37).map(|j| 0.5 + j as f32 / 37.0).collect();
+        let found = rms_norm(x.view(), &weight, 1e-5);
+        for (found, x) in found.rows().into_iter().zip(x.rows()) {
+            let square = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 37.0;
+            for ((&found, &x), &weight) in found.iter().zip(x).zip(&weight) {
+                let expected = f64::from(x) / (square + 1e-5).sqrt() * f64::from(weight);
+                assert!((f64::from(found) - expected).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn heads_turn_by_their_position() {
+        // Two sequences of 3 tokens, two heads of 4 dimensions.
+        let mut x = Array2::from_shape_fn((6, 8), |(t, d)| (t * 8 + d) as f32);
+        let before = x.clone();
+        let angles: Vec<f32> = (0..6).map(|i| i as f32 * 0.3).collect();
+        let tables = RotaryTables {
+            time: 3,
+            cos: angles.iter().copied().map(f32::cos).collect(),
+            sin: angles.iter().copied().map(f32::sin).collect(),
+        };
+        rotate(&mut x, 4, &tables);
+        for token in 0..6 {
+            for head in 0..2 {
+                for pair in 0..2 {
+                    let angle = angles[token % 3 * 2 + pair];
+                    let (at, other) = (head * 4 + pair, head * 4 + pair + 2);
+                    let (a, b) = (before[[token, at]], before[[token, other]]);
+                    assert!((x[[token, at]] - (a * angle.cos() - b * angle.sin())).abs() < 1e-5);
+                    assert!((x[[token, other]] - (a * angle.sin() + b * angle.cos())).abs() < 1e-5);
+                }
+            }
+        }
+    }
+}
