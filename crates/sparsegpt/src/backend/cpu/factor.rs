@@ -9,16 +9,14 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltError, LltParams, cholesky_in_place, cholesky_in_place_scratch,
 };
-use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::prelude::{IntoConst, ReborrowMut};
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, Par, Spec};
-use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::faer_mut;
+use super::products::{add_product, add_to_lower};
 use crate::backend::Precision;
 use crate::error::HostError;
 
@@ -32,13 +30,12 @@ const TILE: usize = 32;
 /// U above the diagonal blocks and their inverses in them, into the upper triangle of `h`; see
 /// [`Backend::inverse_factor`](crate::backend::Backend::inverse_factor).
 pub(super) fn inverse_factor(
-    h: &mut Array2<f32>,
+    mut h: MatMut<'_, f32>,
     diagonal: &[f32],
     blocks: &[usize],
     precision: Precision,
     par: Par,
 ) -> Result<(), HostError> {
-    let mut h = faer_mut(h);
     match precision {
         Precision::F32 => {
             mirror(h.rb_mut());
@@ -133,15 +130,12 @@ fn factor<T: RealField>(
         &ends[blocks..],
         par,
     )?;
-    triangular_matmul(
-        upper.rb_mut(),
-        BlockStructure::TriangularUpper,
-        Accum::Add,
-        panel.as_ref(),
-        BlockStructure::Rectangular,
-        panel.as_ref().transpose(),
-        BlockStructure::Rectangular,
+    // Its upper triangle, as the lower one of its transpose.
+    add_to_lower(
+        upper.rb_mut().transpose_mut(),
         -T::one_impl(),
+        panel.as_ref(),
+        panel.as_ref().transpose(),
         par,
     );
     factor(upper, first, &ends[..blocks], par)
@@ -178,12 +172,11 @@ fn solve<T: RealField>(
     let (mut left, mut right) = x.split_at_col_mut(column - first);
     let (upper, panel, _, lower) = u.split_at(column - first, column - first);
     solve(right.rb_mut(), lower, column, &ends[blocks..], par)?;
-    matmul(
+    add_product(
         left.rb_mut(),
-        Accum::Add,
+        -T::one_impl(),
         right.as_ref(),
         panel.transpose(),
-        -T::one_impl(),
         par,
     );
     solve(left, upper, first, &ends[..blocks], par)

@@ -1,15 +1,15 @@
 //! Products on faer.
 
 use std::ops::Range;
+use std::slice::ChunksExact;
 
-use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
-use ndarray::{Array2, Zip};
 use rayon::prelude::*;
 
-use super::{Cpu, faer_mut, faer_ref};
+use super::products::{add_product, add_to_lower};
+use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
 use crate::hessian::Activations;
 
@@ -19,41 +19,22 @@ const TILE_TOKENS: usize = 256;
 /// Rows of a block brought up to date at a time: with 128 columns, what an L2 cache holds.
 const TILE_ROWS: usize = 128;
 
-pub(super) fn gram_update(
-    h: &mut Array2<f32>,
-    x: Activations<'_>,
-    alpha: f32,
-    beta: f32,
-    par: Par,
-) {
+pub(super) fn gram_update(h: &mut CpuMatrix, x: Activations<'_>, alpha: f32, beta: f32, par: Par) {
     if beta != 1.0 {
-        let cols = h.ncols();
-        if let Some(values) = h.as_slice_mut() {
-            values
-                .par_chunks_mut(cols)
-                .enumerate()
-                .for_each(|(row, values)| {
-                    for value in &mut values[..=row] {
-                        *value *= beta;
-                    }
-                });
-        }
+        let stride = h.stride();
+        h.padded_mut()
+            .par_chunks_mut(stride)
+            .enumerate()
+            .for_each(|(row, values)| {
+                for value in &mut values[..=row] {
+                    *value *= beta;
+                }
+            });
     }
     let cols = x.cols();
-    let mut h = faer_mut(h);
-    let mut add = |tile: MatRef<'_, f32>| {
-        triangular_matmul(
-            h.rb_mut(),
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            tile.transpose(),
-            BlockStructure::Rectangular,
-            tile,
-            BlockStructure::Rectangular,
-            alpha,
-            par,
-        );
-    };
+    let mut h = h.faer_mut();
+    let mut add =
+        |tile: MatRef<'_, f32>| add_to_lower(h.rb_mut(), alpha, tile.transpose(), tile, par);
     if let Activations::F32(view) = &x
         && let Some(values) = view.as_slice()
     {
@@ -75,102 +56,109 @@ pub(super) fn gram_update(
     }
 }
 
-/// wᵢHwᵢᵀ = 2·wᵢLwᵢᵀ + Σ d_j w_ij² with L the strict lower triangle.
-pub(super) fn row_energies(
-    w: &Array2<f32>,
-    h: &Array2<f32>,
-    diagonal: &[f32],
-    par: Par,
-) -> Vec<f64> {
-    let mut product = Array2::zeros(w.dim());
-    triangular_matmul(
-        faer_mut(&mut product),
-        BlockStructure::Rectangular,
-        Accum::Replace,
-        faer_ref(w),
-        BlockStructure::Rectangular,
-        faer_ref(h),
-        BlockStructure::StrictTriangularLower,
-        1.0,
-        par,
-    );
-    let mut energies = vec![0.0; w.nrows()];
-    Zip::from(ndarray::ArrayViewMut1::from(&mut energies))
-        .and(w.rows())
-        .and(product.rows())
-        .for_each(|energy, w, product| {
-            *energy = w
-                .iter()
-                .zip(product)
-                .zip(diagonal)
-                .map(|((&w, &product), &d)| {
-                    f64::from(w) * (2.0 * f64::from(product) + f64::from(d) * f64::from(w))
-                })
-                .sum();
-        });
+/// wᵢHwᵢᵀ = 2·wᵢLwᵢᵀ + Σ d_j w_ij² with L the strict lower triangle, a tile of rows at a time.
+pub(super) fn row_energies(w: &CpuMatrix, h: &CpuMatrix, diagonal: &[f32]) -> Vec<f64> {
+    let (rows, cols) = w.dim();
+    let mut energies = vec![0.0; rows];
     energies
+        .par_chunks_mut(TILE_ROWS)
+        .enumerate()
+        .for_each_init(
+            || vec![0.0; TILE_ROWS * cols],
+            |product, (tile, energies)| {
+                let (first, rows) = (tile * TILE_ROWS, energies.len());
+                let product = &mut product[..rows * cols];
+                triangular_matmul(
+                    MatMut::from_row_major_slice_mut(product, rows, cols),
+                    BlockStructure::Rectangular,
+                    Accum::Replace,
+                    w.faer().subrows(first, rows),
+                    BlockStructure::Rectangular,
+                    h.faer(),
+                    BlockStructure::StrictTriangularLower,
+                    1.0,
+                    Par::Seq,
+                );
+                let w = w.padded()[first * w.stride()..].chunks(w.stride());
+                let tile = energies.iter_mut().zip(w).zip(product.chunks_exact(cols));
+                for ((energy, w), product) in tile {
+                    *energy = row_energy(&w[..cols], product, diagonal);
+                }
+            },
+        );
+    energies
+}
+
+/// Σ w_j·(2·product_j + d_j·w_j), in partial sums, so that a sum does not wait for itself.
+fn row_energy(w: &[f32], product: &[f32], diagonal: &[f32]) -> f64 {
+    let mut sums = [0.0; 8];
+    for (at, ((&w, &product), &d)) in w.iter().zip(product).zip(diagonal).enumerate() {
+        let w = f64::from(w);
+        sums[at % 8] += w * (2.0 * f64::from(product) + f64::from(d) * w);
+    }
+    sums.iter().sum()
 }
 
 /// W ← D + W·R_BB on the columns of a block, a tile of rows at a time.
 pub(super) fn open_block(
-    weights: &mut Array2<f32>,
-    rest: &Array2<f32>,
-    factor: &Array2<f32>,
+    weights: &mut CpuMatrix,
+    rest: &CpuMatrix,
+    factor: &CpuMatrix,
     columns: Range<usize>,
 ) {
-    let cols = weights.ncols();
     let (first, width) = (columns.start, columns.len());
-    let r = faer_ref(factor).submatrix(first, first, width, width);
-    let (Some(weights), Some(rest)) = (weights.as_slice_mut(), rest.as_slice()) else {
-        return;
-    };
-    weights
-        .par_chunks_mut(TILE_ROWS * cols)
-        .zip(rest.par_chunks(TILE_ROWS * cols))
-        .for_each_init(
-            || vec![0.0; TILE_ROWS * width],
-            |gathered, (weights, rest)| {
-                let rows = weights.len() / cols;
-                let gathered = &mut gathered[..rows * width];
-                for ((weights, rest), gathered) in weights
-                    .chunks_exact_mut(cols)
-                    .zip(rest.chunks_exact(cols))
-                    .zip(gathered.chunks_exact_mut(width))
-                {
-                    gathered.copy_from_slice(&weights[columns.clone()]);
-                    weights[columns.clone()].copy_from_slice(&rest[columns.clone()]);
-                }
-                let weights = MatMut::from_row_major_slice_mut(weights, rows, cols);
-                triangular_matmul(
-                    weights.subcols_mut(first, width),
-                    BlockStructure::Rectangular,
-                    Accum::Add,
-                    MatRef::from_row_major_slice(gathered, rows, width),
-                    BlockStructure::Rectangular,
-                    r,
-                    BlockStructure::TriangularUpper,
-                    1.0,
-                    Par::Seq,
-                );
-            },
+    let r = factor.faer().submatrix(first, first, width, width);
+    for_each_tile(weights, rest, |weights, rest, stride| {
+        let rows = weights.len() / stride;
+        let mut gathered = vec![0.0; rows * width];
+        for ((weights, rest), gathered) in weights
+            .chunks_exact_mut(stride)
+            .zip(rest)
+            .zip(gathered.chunks_exact_mut(width))
+        {
+            gathered.copy_from_slice(&weights[columns.clone()]);
+            weights[columns.clone()].copy_from_slice(&rest[columns.clone()]);
+        }
+        let weights = MatMut::from_row_major_slice_mut(weights, rows, stride);
+        triangular_matmul(
+            weights.subcols_mut(first, width),
+            BlockStructure::Rectangular,
+            Accum::Add,
+            MatRef::from_row_major_slice(&gathered, rows, width),
+            BlockStructure::Rectangular,
+            r,
+            BlockStructure::TriangularUpper,
+            1.0,
+            Par::Seq,
         );
+    });
 }
 
 /// D −= W on the columns of a block.
-pub(super) fn close_block(rest: &mut Array2<f32>, weights: &Array2<f32>, columns: Range<usize>) {
-    let cols = weights.ncols();
-    if let (Some(rest), Some(weights)) = (rest.as_slice_mut(), weights.as_slice()) {
-        rest.par_chunks_mut(TILE_ROWS * cols)
-            .zip(weights.par_chunks(TILE_ROWS * cols))
-            .for_each(|(rest, weights)| {
-                for (rest, weights) in rest.chunks_exact_mut(cols).zip(weights.chunks_exact(cols)) {
-                    let kept = &weights[columns.clone()];
-                    for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
-                        *rest -= kept;
-                    }
-                }
-            });
-    }
+pub(super) fn close_block(rest: &mut CpuMatrix, weights: &CpuMatrix, columns: Range<usize>) {
+    for_each_tile(rest, weights, |rest, weights, stride| {
+        for (rest, weights) in rest.chunks_exact_mut(stride).zip(weights) {
+            let kept = &weights[columns.clone()];
+            for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
+                *rest -= kept;
+            }
+        }
+    });
+}
+
+/// Goes over the rows of two matrices of the same shape, a tile of rows at a time: `step` gets the first one's with
+/// their stride, and the second one's.
+fn for_each_tile(
+    first: &mut CpuMatrix,
+    second: &CpuMatrix,
+    step: impl Fn(&mut [f32], ChunksExact<'_, f32>, usize) + Sync,
+) {
+    let (stride, second_stride) = (first.stride(), second.stride());
+    first
+        .padded_mut()
+        .par_chunks_mut(TILE_ROWS * stride)
+        .zip(second.padded().par_chunks(TILE_ROWS * second_stride))
+        .for_each(|(first, second)| step(first, second.chunks_exact(second_stride), stride));
 }
 
 pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
@@ -184,23 +172,10 @@ pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
         b_rows,
         b_columns,
     } = args;
-    let a = faer_ref(&a.0).subcols(a_columns.start, a_columns.len());
-    let b = faer_ref(&b.0).submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
-    let c = faer_mut(&mut c.0).subcols_mut(c_columns.start, c_columns.len());
-    let threads = match par {
-        Par::Seq => 1,
-        Par::Rayon(threads) => threads.get(),
-    };
-    if threads == 1 || c.nrows() < threads * TILE_ROWS {
-        matmul(c, Accum::Add, a, b, alpha, par);
-        return;
-    }
-    // One sequential product a thread runs ahead of faer's own division of the work.
-    let rows = c.nrows().div_ceil(threads);
-    c.par_row_chunks_mut(rows)
-        .enumerate()
-        .for_each(|(part, c)| {
-            let a = a.subrows(part * rows, c.nrows());
-            matmul(c, Accum::Add, a, b, alpha, Par::Seq);
-        });
+    let a = a.faer().subcols(a_columns.start, a_columns.len());
+    let b = b
+        .faer()
+        .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
+    let c = c.faer_mut().subcols_mut(c_columns.start, c_columns.len());
+    add_product(c, alpha, a, b, par);
 }

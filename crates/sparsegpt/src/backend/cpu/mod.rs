@@ -9,6 +9,7 @@ mod factor;
 mod linear;
 mod lowest;
 mod memory;
+mod products;
 mod select;
 mod sweep;
 
@@ -16,7 +17,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
-use faer::{MatMut, MatRef, Par};
+use faer::Par;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
@@ -108,18 +109,6 @@ impl Cpu {
     }
 }
 
-/// A row-major matrix as faer sees it.
-fn faer_ref(matrix: &Array2<f32>) -> MatRef<'_, f32> {
-    let (rows, cols) = matrix.dim();
-    MatRef::from_row_major_slice(matrix.as_slice().unwrap_or_default(), rows, cols)
-}
-
-/// A row-major matrix as faer sees it.
-fn faer_mut(matrix: &mut Array2<f32>) -> MatMut<'_, f32> {
-    let (rows, cols) = matrix.dim();
-    MatMut::from_row_major_slice_mut(matrix.as_slice_mut().unwrap_or_default(), rows, cols)
-}
-
 impl Backend for Cpu {
     type Matrix = CpuMatrix;
     type Mask = CpuMask;
@@ -157,7 +146,7 @@ impl Backend for Cpu {
     }
 
     fn shape(&self, matrix: &CpuMatrix) -> (usize, usize) {
-        matrix.0.dim()
+        matrix.dim()
     }
 
     fn upload(&self, host: ArrayView2<'_, f32>) -> Result<CpuMatrix, HostError> {
@@ -165,7 +154,7 @@ impl Backend for Cpu {
     }
 
     fn download(&self, matrix: &CpuMatrix) -> Result<Array2<f32>, HostError> {
-        Ok(matrix.0.clone())
+        Ok(matrix.view().to_owned())
     }
 
     fn upload_owned(&self, host: Array2<f32>) -> Result<CpuMatrix, HostError> {
@@ -177,11 +166,11 @@ impl Backend for Cpu {
     }
 
     fn download_owned(&self, matrix: CpuMatrix) -> Result<Array2<f32>, HostError> {
-        Ok(matrix.into_array())
+        self.run(|_| matrix.into_array())
     }
 
     fn copy(&self, matrix: &CpuMatrix) -> Result<CpuMatrix, HostError> {
-        self.run(|_| self.buffers.copy(matrix.0.view()))
+        self.run(|_| self.buffers.copy(matrix.view()))
     }
 
     fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<CpuMask, HostError> {
@@ -199,7 +188,7 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
-        self.run(|par| linear::gram_update(&mut h.0, x, alpha, beta, par));
+        self.run(|par| linear::gram_update(h, x, alpha, beta, par));
         Ok(())
     }
 
@@ -210,16 +199,16 @@ impl Backend for Cpu {
         blocks: &[usize],
         precision: Precision,
     ) -> Result<(), HostError> {
-        self.run(|par| factor::inverse_factor(&mut h.0, diagonal, blocks, precision, par))
+        self.run(|par| factor::inverse_factor(h.faer_mut(), diagonal, blocks, precision, par))
     }
 
     fn diagonal(&self, matrix: &CpuMatrix) -> Result<Vec<f32>, HostError> {
-        Ok(matrix.0.diag().to_vec())
+        Ok(matrix.view().diag().to_vec())
     }
 
     fn set_diagonal(&self, matrix: &mut CpuMatrix, diagonal: &[f32]) -> Result<(), HostError> {
         matrix
-            .0
+            .view_mut()
             .diag_mut()
             .iter_mut()
             .zip(diagonal)
@@ -234,13 +223,13 @@ impl Backend for Cpu {
         other: &CpuMatrix,
         beta: f32,
     ) -> Result<(), HostError> {
-        super::host::combine(target.0.view_mut(), alpha, other.0.view(), beta);
+        super::host::combine(target.view_mut(), alpha, other.view(), beta);
         Ok(())
     }
 
     fn permute_hessian(&self, h: &CpuMatrix, order: &[usize]) -> Result<CpuMatrix, HostError> {
-        let permuted = super::host::permute_hessian(h.0.view(), order);
-        Ok(CpuMatrix::adopt(permuted))
+        let permuted = super::host::permute_hessian(h.view(), order);
+        self.upload(permuted.view())
     }
 
     fn row_energies(
@@ -249,7 +238,7 @@ impl Backend for Cpu {
         h: &CpuMatrix,
         diagonal: &[f32],
     ) -> Result<Vec<f64>, HostError> {
-        Ok(self.run(|par| linear::row_energies(&w.0, &h.0, diagonal, par)))
+        Ok(self.run(|_| linear::row_energies(w, h, diagonal)))
     }
 
     fn select(&self, args: Select<'_, Self>) -> Result<CpuMask, HostError> {
@@ -261,8 +250,8 @@ impl Backend for Cpu {
             forced,
             protected,
         } = args;
-        let weights = weights.0.slice(s![.., columns.clone()]);
-        let scales = scales.0.slice(s![0, columns]);
+        let weights = weights.view().slice_move(s![.., columns.clone()]);
+        let scales = scales.view().slice_move(s![0, columns]);
         let (forced, protected) = (
             forced.map(|mask| mask.0.view()),
             protected.map(|mask| mask.0.view()),
@@ -282,11 +271,11 @@ impl Backend for Cpu {
             zero,
             group,
         } = args;
-        let weights = weights.0.slice(s![.., columns]);
+        let weights = weights.view().slice_move(s![.., columns]);
         if per_tensor {
             let fit = grid.fit(weights, true);
-            scale.0.column_mut(group).assign(&fit.scale);
-            zero.0.column_mut(group).assign(&fit.zero);
+            scale.view_mut().column_mut(group).assign(&fit.scale);
+            zero.view_mut().column_mut(group).assign(&fit.zero);
         } else {
             let rows: Vec<(f32, f32)> = self.run(|_| {
                 (0..weights.nrows())
@@ -294,9 +283,10 @@ impl Backend for Cpu {
                     .map(|row| grid.fit_row(weights.index_axis(Axis(0), row)))
                     .collect()
             });
+            let (mut scale, mut zero) = (scale.view_mut(), zero.view_mut());
             for (row, (row_scale, row_zero)) in rows.into_iter().enumerate() {
-                scale.0[[row, group]] = row_scale;
-                zero.0[[row, group]] = row_zero;
+                scale[[row, group]] = row_scale;
+                zero[[row, group]] = row_zero;
             }
         }
         Ok(())
@@ -313,7 +303,7 @@ impl Backend for Cpu {
         factor: &CpuMatrix,
         columns: Range<usize>,
     ) -> Result<(), HostError> {
-        self.run(|_| linear::open_block(&mut weights.0, &rest.0, &factor.0, columns));
+        self.run(|_| linear::open_block(weights, rest, factor, columns));
         Ok(())
     }
 
@@ -323,7 +313,7 @@ impl Backend for Cpu {
         weights: &CpuMatrix,
         columns: Range<usize>,
     ) -> Result<(), HostError> {
-        self.run(|_| linear::close_block(&mut rest.0, &weights.0, columns));
+        self.run(|_| linear::close_block(rest, weights, columns));
         Ok(())
     }
 

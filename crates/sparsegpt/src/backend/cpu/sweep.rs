@@ -48,26 +48,20 @@ pub(super) fn update_rows(arch: pulp::Arch, args: UpdateRows<'_, Cpu>) -> Option
         prune,
         grid,
     } = args;
-    let (rows, cols) = weights.0.dim();
-    let (width, error_cols) = (columns.len(), errors.0.ncols());
-    let block = Block::new(factor.0.slice(s![columns.clone(), columns.clone()]));
+    let rows = weights.dim().0;
+    let (width, stride, error_stride) = (columns.len(), weights.stride(), errors.stride());
+    let block = Block::new(factor.view().slice(s![columns.clone(), columns.clone()]));
     let in_flight = matches!(prune, PruneRef::NofM { .. });
     let mut chosen = Array2::from_elem(if in_flight { (rows, width) } else { (0, width) }, false);
-    let (Some(weights), Some(errors), Some(losses), Some(chosen_values)) = (
-        weights.0.as_slice_mut(),
-        errors.0.as_slice_mut(),
-        losses.0.as_slice_mut(),
-        chosen.as_slice_mut(),
-    ) else {
-        return None;
-    };
+    let chosen_values = chosen.as_slice_mut()?;
     let task = ROWS_A_TASK;
     let mut chosen_rows: Vec<_> = chosen_values.chunks_mut(task * width).map(Some).collect();
     chosen_rows.resize_with(rows.div_ceil(task), || None);
     weights
-        .par_chunks_mut(task * cols)
-        .zip(errors.par_chunks_mut(task * error_cols))
-        .zip(losses.par_chunks_mut(task))
+        .padded_mut()
+        .par_chunks_mut(task * stride)
+        .zip(errors.padded_mut().par_chunks_mut(task * error_stride))
+        .zip(losses.padded_mut().par_chunks_mut(task))
         .zip(chosen_rows)
         .enumerate()
         .for_each_init(
@@ -77,12 +71,12 @@ pub(super) fn update_rows(arch: pulp::Arch, args: UpdateRows<'_, Cpu>) -> Option
                     first_row: index * task,
                     weights: Strided {
                         values: weights,
-                        stride: cols,
+                        stride,
                         first: columns.start,
                     },
                     errors: Strided {
                         values: errors,
-                        stride: error_cols,
+                        stride: error_stride,
                         first: error_offset,
                     },
                     losses,
@@ -520,8 +514,8 @@ impl<'a> Levels<'a> {
     fn enter(&mut self, group: usize) {
         self.group = Some(group);
         for row in 0..self.rows {
-            let zero = self.grid.zero.0[[self.first_row + row, group]];
-            self.scale.0[row] = self.grid.scale.0[[self.first_row + row, group]];
+            let zero = self.grid.zero.view()[[self.first_row + row, group]];
+            self.scale.0[row] = self.grid.scale.view()[[self.first_row + row, group]];
             if let GridKind::Affine { max_code } = self.grid.kind {
                 self.low.0[row] = -zero;
                 self.high.0[row] = max_code as f32 - zero;
