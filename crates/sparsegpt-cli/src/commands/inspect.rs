@@ -13,8 +13,8 @@ use crate::interrupt;
 use crate::table::{self, Table, left, right};
 
 const AFTER_HELP: &str = "\
-Only the weights are read, so that a HuggingFace folder may be of any model family, those included that
-prune, eval, generate and logits refuse. Listed are the matrices that are no embeddings; a pattern runs
+Only the weights are read, so that a HuggingFace folder may be of any model family, those included that \
+prune, eval, generate and logits refuse. Listed are the matrices that are no embeddings; a pattern runs \
 along the columns as stored (in GPT-2's layers those are the outputs).";
 
 /// Flags of `inspect`.
