@@ -5,7 +5,8 @@ use clap::{Parser, Subcommand};
 use crate::commands::{demo, eval, generate, inspect, layer, logits, prune};
 
 const AFTER_HELP: &str = "\
-MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf file.
+MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf \
+file, of the LLaMA, Mistral or Qwen2 family; `inspect` takes folders of any family.
 
 Exit codes:
   0    done

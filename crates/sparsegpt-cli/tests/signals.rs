@@ -10,12 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{calibration, command, entries, model, succeed, text};
+use common::{calibration, command, entries, fail, model, succeed, text};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts a long run and waits until it has begun to write.
 fn started(out: &Path) -> Child {
+    let before = entries(out.parent().unwrap()).len();
     let (model, calibration) = (model(), calibration());
     let mut child = command(&[
         "prune",
@@ -34,7 +35,7 @@ fn started(out: &Path) -> Child {
     .spawn()
     .unwrap();
     let start = Instant::now();
-    while entries(out.parent().unwrap()).is_empty() {
+    while entries(out.parent().unwrap()).len() == before {
         assert!(
             child.try_wait().unwrap().is_none(),
             "ended before it was stopped"
@@ -100,29 +101,56 @@ fn a_second_interrupt_ends_at_once_and_cleans_up() {
 }
 
 #[test]
-fn a_killed_run_leaves_no_output_and_does_not_disturb_the_next() {
+fn a_killed_run_leaves_no_output_and_the_next_one_clears_up() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let child = started(&out);
-    signal(&child, "-KILL");
-    assert_eq!(wait(child).code(), None);
-    assert!(!out.exists());
+    let killed = started(&out);
+    let of_killed = entries(folder.path());
+    // Neither what is in use when this one begins nor what it uses itself is a left-over.
+    let beside = started(&out);
+    signal(&killed, "-KILL");
+    assert_eq!(wait(killed).code(), None);
     let left = entries(folder.path());
+    assert_eq!(left.len(), 2, "{left:?}");
     assert!(
         left.iter()
             .all(|name| name.starts_with('.') && name.ends_with(".tmp")),
         "{left:?}"
     );
     let model = model();
-    succeed(&[
+    let mut args = vec![
         "prune",
         text(&model),
         "--pattern",
         "50%",
-        "--method",
-        "magnitude",
         "--out",
         text(&out),
-    ]);
+    ];
+    args.extend(["--method", "magnitude"]);
+    let run = succeed(&args);
+    let named = format!("{}: left by a run that was killed", of_killed[0]);
+    assert!(run.stderr.contains(&named), "{run:?}");
     assert!(out.join("model.safetensors").is_file());
+    let now = entries(folder.path());
+    assert!(now.len() == 2 && !now.contains(&of_killed[0]), "{now:?}");
+    signal(&beside, "-INT");
+    assert_eq!(wait(beside).code(), Some(130));
+    assert_eq!(entries(folder.path()), ["out"]);
+}
+
+#[test]
+fn a_failed_run_leaves_no_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (model(), folder.path().join("new/deep/out"));
+    let mut args = vec![
+        "prune",
+        text(&model),
+        "--pattern",
+        "50%",
+        "--out",
+        text(&out),
+    ];
+    args.extend(["--calibration", "no such file"]);
+    fail(&args, 3, "no such file");
+    assert!(entries(folder.path()).is_empty());
 }

@@ -251,3 +251,32 @@ fn a_dry_run_writes_nothing() {
     assert!((25e6..200e6).contains(&bytes), "{bytes}");
     assert!(entries(folder.path()).is_empty());
 }
+
+#[test]
+fn a_quiet_run_reports_the_sequence_length_it_chose() {
+    let (model, text_file) = (model(), calibration());
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut args = vec!["-q", "prune", text(&model), "--out", text(&out)];
+    args.extend(["--calibration", text(&text_file), "--samples", "1"]);
+    args.extend(["--pattern", "50%", "--only", "layer:0"]);
+    let run = succeed(&args);
+    assert!(run.stderr.is_empty(), "{run:?}");
+    assert!(run.stdout.contains("1 x 256 tokens"), "{run:?}");
+    let report = fs::read(out.join("sparsegpt_report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["calibration"]["sequence_length"], 256);
+    assert!(report["settings"].get("sequence-length").is_none());
+
+    let text_file = text(&text_file);
+    let eval = [
+        "-q",
+        "eval",
+        text(&model),
+        "--text",
+        text_file,
+        "--limit",
+        "1",
+    ];
+    assert!(succeed(&eval).stdout.contains("chunks of 256 tokens"));
+}

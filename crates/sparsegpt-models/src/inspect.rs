@@ -57,14 +57,24 @@ pub struct TensorSparsity {
 }
 
 /// Counts zeros and finds patterns in the weights of all linear layers (two-dimensional float
-/// tensors that are no embeddings), sorted by name. One tensor is in memory at a time.
+/// tensors that are no embeddings) of any model family, sorted by name. One tensor is in memory at a time.
+/// `progress` is called for each tensor of the checkpoint with the tensors done and those in all; it returns
+/// `false` to stop early, with what is done.
 ///
 /// # Errors
 /// If a tensor cannot be read.
-pub fn inspect(checkpoint: &Checkpoint) -> Result<Vec<TensorSparsity>> {
+pub fn inspect(
+    checkpoint: &Checkpoint,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Vec<TensorSparsity>> {
     let tensors = checkpoint.tensors();
     let mut found = Vec::new();
-    for name in tensors.names() {
+    let names = tensors.names();
+    let of = names.len();
+    for (done, name) in names.into_iter().enumerate() {
+        if !progress(done, of) {
+            break;
+        }
         let Some(info) = tensors.info(&name) else {
             continue;
         };
@@ -165,11 +175,20 @@ mod tests {
             ),
         ]);
         model.write(folder.path());
-        let found = inspect(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let mut calls = Vec::new();
+        let found = inspect(&checkpoint, &mut |done, of| {
+            calls.push((done, of));
+            true
+        })
+        .unwrap();
+        assert_eq!(calls, [(0, 3), (1, 3), (2, 3)]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, "model.layers.0.mlp.up_proj.weight");
         assert_eq!((found[0].rows, found[0].columns, found[0].zeros), (2, 4, 4));
         assert!((found[0].fraction - 0.5).abs() < 1e-12);
         assert_eq!(found[0].patterns, [ColumnPattern { zeros: 2, group: 4 }]);
+        let stopped = inspect(&checkpoint, &mut |done, _| done < 1).unwrap();
+        assert!(stopped.is_empty());
     }
 }

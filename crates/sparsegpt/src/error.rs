@@ -7,6 +7,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::backend::Precision;
+
 /// The result of a call into this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -204,9 +206,10 @@ pub enum Error {
         /// Tokens accumulated.
         tokens: u64,
     },
-    /// The damped Hessian could not be factored, even in float64 and with the largest damping tried.
+    /// The damped Hessian could not be factored, even in the highest precision that the backend has and with
+    /// the largest damping tried.
     #[error(
-        "layer {layer:?}: Hessian not positive definite at column {column}, even in float64 with damping {damping}; give more calibration tokens or a larger damping"
+        "layer {layer:?}: Hessian not positive definite at column {column}, even in {precision} with damping {damping}; give more calibration tokens or a larger damping"
     )]
     NotPositiveDefinite {
         /// The layer.
@@ -215,6 +218,8 @@ pub enum Error {
         column: usize,
         /// The largest damping tried, as a fraction of the mean diagonal.
         damping: f64,
+        /// The precision of that attempt: f32 where the backend cannot factor in f64.
+        precision: Precision,
     },
     /// A backend failed.
     #[error("layer {layer:?}: {backend} backend, {stage}: {kind}")]

@@ -146,7 +146,7 @@ fn a_hessian_without_a_count_takes_no_more_data_until_it_has_one() {
 }
 
 #[test]
-fn sizes_and_counts_that_overflow_are_errors() {
+fn sizes_and_counts_that_overflow_do_not_panic() {
     let solver = Solver::new(Host);
     for cols in [usize::MAX, 1 << 33] {
         assert!(matches!(solver.hessian(cols), Err(Error::Backend { .. })));
@@ -159,6 +159,13 @@ fn sizes_and_counts_that_overflow_are_errors() {
             .update(Batch::new(x.view()).sequences(u64::MAX))
             .is_err()
     );
+    // Tokens are only counted; they stand still at the largest number.
+    let matrix = hessian.to_array().unwrap();
+    let given = solver.hessian_from(matrix.view()).unwrap();
+    let mut full = given.with_counts(1, u64::MAX).unwrap();
+    full.update(x.view()).unwrap();
+    full.merge(&hessian).unwrap();
+    assert_eq!((full.sequences(), full.tokens()), (3, u64::MAX));
 }
 
 #[test]

@@ -9,10 +9,17 @@ use sparsegpt_models::inspect::{TensorSparsity, inspect};
 
 use crate::console::Console;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::table::{self, Table, left, right};
+
+const AFTER_HELP: &str = "\
+Only the weights are read, so that a HuggingFace folder may be of any model family, those included that \
+prune, eval, generate and logits refuse. Listed are the matrices that are no embeddings; a pattern runs \
+along the columns as stored (in GPT-2's layers those are the outputs).";
 
 /// Flags of `inspect`.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct InspectArgs {
     /// A HuggingFace folder or a .gguf file
     model: PathBuf,
@@ -28,7 +35,15 @@ struct Report {
 pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> {
     let of_model = |error| Failure::reading_model(&args.model, error);
     let checkpoint = Checkpoint::open(&args.model).map_err(of_model)?;
-    let layers = inspect(&checkpoint).map_err(of_model)?;
+    let bar = console.progress(0);
+    let layers = inspect(&checkpoint, &mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+        !interrupt::requested()
+    });
+    bar.finish_and_clear();
+    interrupt::check()?;
+    let layers = layers.map_err(of_model)?;
     let report = Report {
         weights: layers
             .iter()

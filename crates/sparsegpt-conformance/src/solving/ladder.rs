@@ -109,15 +109,28 @@ fn indefinite<B: Backend>(subject: &Subject<B>) -> Verdict {
     hessian[[4, 1]] = 50.0;
     let mut hessian = subject.solver.hessian_from(hessian.view())?;
     let weights = Array2::ones((2, 5));
+    let highest = match ensure_f64(subject) {
+        Err(Failure::Skipped(_)) => Precision::F32,
+        other => other.map(|()| Precision::F64)?,
+    };
     match subject.solver.prune(
         weights.view(),
         &mut hessian,
         &LayerSettings::new(Pattern::unstructured(0.5)?),
     ) {
-        Err(sparsegpt::Error::NotPositiveDefinite {
-            column: 1, damping, ..
-        }) => {
+        Err(
+            error @ sparsegpt::Error::NotPositiveDefinite {
+                column: 1,
+                damping,
+                precision,
+                ..
+            },
+        ) => {
             ensure!(damping > 0.01, "gave up at damping {damping}");
+            ensure!(
+                precision == highest && error.to_string().contains(&format!("even in {highest} ")),
+                "the device factors in {highest} at most, the error says: {error}"
+            );
             Ok(())
         }
         Err(error) => Err(Failure::Wrong(format!(

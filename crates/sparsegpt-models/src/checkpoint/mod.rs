@@ -10,6 +10,7 @@ pub(crate) mod fixtures;
 mod folder;
 mod overlay;
 mod shard;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -30,6 +31,7 @@ use folder::SafetensorsFolder;
 pub use dtype::parse_dtype;
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
+pub use staging::Leftovers;
 pub use verify::ExpectedLayer;
 pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
 

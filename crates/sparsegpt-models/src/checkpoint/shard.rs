@@ -1,6 +1,6 @@
 //! One safetensors file: read through a memory map, or laid out before its values are known.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Placed};
+use serde::Serialize;
 
 use super::dtype::{byte_len, element_count};
 use crate::{Error, Result, TensorInfo};
@@ -129,6 +130,15 @@ pub(crate) struct ShardLayout {
     pub(crate) tensors: Vec<(String, TensorInfo)>,
 }
 
+/// A header with its metadata sorted, so that the same checkpoint is written as the same bytes.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__", skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<&'a String, &'a String>>,
+    #[serde(flatten)]
+    tensors: Metadata,
+}
+
 /// The header of a file to be, with the place of every tensor in it.
 pub(super) struct PlannedShard {
     /// Length and header, as they stand at the start of the file.
@@ -180,10 +190,13 @@ impl ShardLayout {
             placed.push((name.clone(), place));
         }
         let refuse = |reason: String| Error::format(path, format!("safetensors: {reason}"));
-        let metadata = Metadata::new(self.metadata.clone(), placed.clone())
-            .map_err(|source| refuse(source.to_string()))?;
+        let header = Header {
+            metadata: self.metadata.as_ref().map(|m| m.iter().collect()),
+            tensors: Metadata::new(None, placed.clone())
+                .map_err(|source| refuse(source.to_string()))?,
+        };
         let mut header =
-            serde_json::to_vec(&metadata).map_err(|source| refuse(source.to_string()))?;
+            serde_json::to_vec(&header).map_err(|source| refuse(source.to_string()))?;
         header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
 
         let mut prefix = (header.len() as u64).to_le_bytes().to_vec();
@@ -203,5 +216,41 @@ impl ShardLayout {
             file_len: data_start + data_len,
             data_len,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_same_layout_gives_the_same_bytes() {
+        // Every map of the standard library has an order of its own.
+        let layout = || ShardLayout {
+            file_name: "model.safetensors".to_owned(),
+            metadata: Some(
+                (0..12)
+                    .map(|i| (format!("key {i}"), i.to_string()))
+                    .collect(),
+            ),
+            tensors: vec![(
+                "weight".to_owned(),
+                TensorInfo {
+                    dtype: Dtype::F32,
+                    shape: vec![2, 3],
+                },
+            )],
+        };
+        let prefix = || {
+            let plan = layout().plan(Path::new(""), |dtype| dtype).unwrap();
+            plan.prefix
+        };
+        let first = prefix();
+        assert!((0..3).all(|_| prefix() == first));
+        let read: Metadata = serde_json::from_slice(&first[LENGTH_BYTES..]).unwrap();
+        assert_eq!(read.metadata(), &layout().metadata);
+        assert_eq!(read.info("weight").unwrap().shape, [2, 3]);
     }
 }

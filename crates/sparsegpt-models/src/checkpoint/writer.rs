@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -14,6 +13,7 @@ use serde_json::{Map, Value};
 use super::dtype::{config_name, encode, is_float, round_through};
 use super::overlay::check_length;
 use super::shard::PlannedShard;
+use super::staging::{Leftovers, MadeParents, Staging, rename};
 use super::verify::{ExpectedLayer, verify};
 use super::{
     CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
@@ -70,6 +70,7 @@ pub(super) enum Written {
 pub struct CheckpointWriter {
     staging: Staging,
     out: OutputFolder,
+    leftovers: Leftovers,
     source: Arc<dyn CheckpointSource>,
     dtype: Option<Dtype>,
     shards: Vec<OpenShard>,
@@ -107,6 +108,7 @@ impl CheckpointWriter {
         }
         let source = Arc::clone(&checkpoint.source);
         let out = OutputFolder::check(out, checkpoint.path(), options.force)?;
+        let leftovers = Leftovers::clear(&out.path);
         let staging = Staging::beside(&out.path)?;
         source.write_companions(&staging.path)?;
 
@@ -137,6 +139,7 @@ impl CheckpointWriter {
         Ok(Self {
             staging,
             out,
+            leftovers,
             source,
             dtype: options.dtype,
             shards,
@@ -151,6 +154,12 @@ impl CheckpointWriter {
         &self.staging.path
     }
 
+    /// What runs that were killed had left beside the output.
+    #[must_use]
+    pub fn leftovers(&self) -> &Leftovers {
+        &self.leftovers
+    }
+
     /// Copies all tensors that were not stored, opens and checks the result, and gives it its
     /// name. `expected` is what was reported of the pruned layers.
     ///
@@ -161,9 +170,10 @@ impl CheckpointWriter {
         self.copy_missing()?;
         self.write_index()?;
         self.write_dtype()?;
+        // `out` stands first to be dropped last: parents made for it can go only after the staging folder.
         let Self {
-            mut staging,
             out,
+            mut staging,
             source,
             shards,
             slots,
@@ -345,6 +355,7 @@ fn sync_names(folder: &Path) -> Result<()> {
 /// The final place, checked to be free or replaceable.
 struct OutputFolder {
     path: PathBuf,
+    _parents: MadeParents,
 }
 
 impl OutputFolder {
@@ -357,7 +368,7 @@ impl OutputFolder {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+        let made = MadeParents::make(parent)?;
         let parent = canonical(parent)?;
         let path = parent.join(name);
         let source = canonical(source)?;
@@ -386,31 +397,26 @@ impl OutputFolder {
                     .to_owned(),
             );
         }
-        Ok(Self { path: target })
+        Ok(Self {
+            path: target,
+            _parents: made,
+        })
     }
 
     /// Puts the proven folder in place; what was there is removed only after that.
     fn replace_by(&self, staging: &Path) -> Result<()> {
-        let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|source| {
-                Error::io(
-                    format!("rename to {} the folder", to.display()),
-                    from,
-                    source,
-                )
-            })
-        };
-        let old = if self.path.exists() {
+        let aside = if self.path.exists() {
             let aside = Staging::beside(&self.path)?;
-            rename(&self.path, &aside.path.join("old"))?;
+            aside.set_aside(&self.path)?;
             Some(aside)
         } else {
             None
         };
         let result = rename(staging, &self.path);
-        if let (Err(_), Some(mut aside)) = (&result, old) {
-            // Keep the old folder whatever happens: back in place, or else where it is.
-            aside.renamed = rename(&aside.path.join("old"), &self.path).is_err();
+        match (&result, aside) {
+            (Ok(()), Some(aside)) => aside.replaced(),
+            (Err(_), Some(aside)) => aside.put_back(&self.path),
+            (_, None) => {}
         }
         result?;
         self.path.parent().map_or(Ok(()), sync_names)
@@ -424,42 +430,4 @@ fn canonical(path: &Path) -> Result<PathBuf> {
 fn is_empty(folder: &Path) -> Result<bool> {
     let mut entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
     Ok(entries.next().is_none())
-}
-
-/// A hidden folder that is removed when dropped, unless it has been renamed.
-struct Staging {
-    path: PathBuf,
-    renamed: bool,
-}
-
-impl Staging {
-    /// In the folder of `out`, so that a rename needs no copy.
-    fn beside(out: &Path) -> Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name = out.file_name().unwrap_or_default().to_string_lossy();
-        loop {
-            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let path = out.with_file_name(format!(".{name}.{}-{count}.tmp", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => {
-                    return Ok(Self {
-                        path,
-                        renamed: false,
-                    });
-                }
-                // Left by a process of the same number that was killed.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::io("create", path, error)),
-            }
-        }
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.renamed {
-            // Nothing can be reported from here; a left-over is hidden and named as temporary.
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
 }

@@ -214,7 +214,7 @@ impl<B: Backend> Hessian<B> {
             self.backend
                 .gram_update(&mut self.matrix, part, alpha, beta)
                 .map_err(|e| self.failed(Stage::Hessian, e))?;
-            self.tokens += (end - start) as u64;
+            self.tokens = self.tokens.saturating_add((end - start) as u64);
             beta = 1.0;
         }
         self.sequences = sum;
@@ -256,7 +256,7 @@ impl<B: Backend> Hessian<B> {
             .map_err(|e| self.failed(Stage::Hessian, e))?;
         self.covered_diagonal = None;
         self.sequences = sum;
-        self.tokens += other.tokens;
+        self.tokens = self.tokens.saturating_add(other.tokens);
         Ok(())
     }
 

@@ -25,11 +25,38 @@ pub type UniformFit = Grid;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "Unchecked"))]
 pub struct UniformGrid {
     bits: u32,
     symmetric: bool,
     mse: bool,
     granularity: Granularity,
+}
+
+/// A grid as it is read, before anything is known of its bits.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+struct Unchecked {
+    bits: u32,
+    symmetric: bool,
+    mse: bool,
+    granularity: Granularity,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<Unchecked> for UniformGrid {
+    type Error = Error;
+
+    fn try_from(read: Unchecked) -> Result<Self> {
+        let grid = Self {
+            bits: read.bits,
+            symmetric: read.symmetric,
+            mse: read.mse,
+            granularity: read.granularity,
+        };
+        grid.validate()?;
+        Ok(grid)
+    }
 }
 
 /// Exponent of the range search (GPTQ reference code).
@@ -304,6 +331,18 @@ mod tests {
         };
         let plain = UniformGrid::new(3).unwrap();
         assert!(error(&plain.clone().with_mse(true)) <= error(&plain));
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn grids_are_checked_when_they_are_read() {
+        let grid = UniformGrid::new(3).unwrap().with_groups(16).with_mse(true);
+        let text = serde_json::to_string(&grid).unwrap();
+        assert_eq!(serde_json::from_str::<UniformGrid>(&text).unwrap(), grid);
+        for (from, to) in [("\"bits\":3", "\"bits\":40"), ("\"size\":16", "\"size\":0")] {
+            assert!(text.contains(from), "{text}");
+            assert!(serde_json::from_str::<UniformGrid>(&text.replace(from, to)).is_err());
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl<B: Backend> Factored<B> {
             Some(permuted) => permuted,
             None => hessian.matrix_to_factor(&diagonal.values),
         };
-        let mut last = (0, asked.damping);
+        let mut last = (0, asked.damping, Precision::F32);
         let mut factors_in_f64 = true;
         for (attempts, (damping, precision)) in (1..).zip(ladder(asked.damping)) {
             let precision = if factors_in_f64 {
@@ -159,7 +159,7 @@ impl<B: Backend> Factored<B> {
                         .diagonal(matrix)
                         .map_err(|e| failed(Stage::Factor, e))?;
                     if let Some(column) = untrustworthy(&scales, &damped, precision) {
-                        last = (column, damping);
+                        last = (column, damping, precision);
                         continue;
                     }
                     let scales = ndarray::ArrayView2::from_shape((1, scales.len()), &scales)
@@ -182,7 +182,9 @@ impl<B: Backend> Factored<B> {
                     });
                 }
                 Err(error) => match error.kind() {
-                    BackendErrorKind::NotPositiveDefinite { column } => last = (column, damping),
+                    BackendErrorKind::NotPositiveDefinite { column } => {
+                        last = (column, damping, precision);
+                    }
                     // Such a device has more damping left to try.
                     BackendErrorKind::Unsupported if precision == Precision::F64 => {
                         factors_in_f64 = false;
@@ -195,6 +197,7 @@ impl<B: Backend> Factored<B> {
             layer: layer.to_owned(),
             column: order.map_or(last.0, |order| order[last.0]),
             damping: last.1,
+            precision: last.2,
         })
     }
 }

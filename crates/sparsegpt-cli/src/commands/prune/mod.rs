@@ -177,6 +177,7 @@ pub(crate) fn run(
         .create_output(out, &options)
         .map_err(Failure::writing)?;
     interrupt::left_over(Some(writer.staging().to_path_buf()));
+    tell_leftovers(&writer, console);
     let calibration = if calibrated {
         Some(calibrate(&checkpoint, &config, &flags, console)?)
     } else {
@@ -223,6 +224,22 @@ pub(crate) fn run(
         report: &report,
         output: &written,
     })
+}
+
+/// Says what runs to the same place had left when they were killed.
+fn tell_leftovers(writer: &CheckpointWriter, console: &Console) {
+    for folder in &writer.leftovers().removed {
+        console.note(&format!(
+            "{}: left by a run that was killed; removed",
+            folder.display()
+        ));
+    }
+    for folder in &writer.leftovers().set_aside {
+        console.note(&format!(
+            "{}: the output of an earlier run, set aside by one that was killed; move it or remove it",
+            folder.display()
+        ));
+    }
 }
 
 /// The plan for this model's layers; reads no weights.
