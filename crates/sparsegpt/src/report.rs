@@ -72,10 +72,10 @@ pub struct LayerReport {
     /// Input features that were zero for every calibration token.
     pub dead_columns: usize,
     /// ½ Σ err², what the reference implementation prints: ½ tr(ΔW (H + λI) ΔWᵀ). `None` without a
-    /// Hessian.
+    /// Hessian, or where f32 overflows on the way.
     pub solver_loss: Option<f64>,
     /// tr(ΔW H ΔWᵀ) on the undamped H, measured on the result. `None` without a Hessian or where measuring
-    /// was switched off.
+    /// was switched off, or where f32 overflows on the way.
     pub reconstruction_error: Option<f64>,
     /// [`Self::reconstruction_error`] over tr(W H Wᵀ).
     pub relative_error: Option<f64>,

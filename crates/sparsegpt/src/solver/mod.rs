@@ -460,7 +460,8 @@ fn in_original_order<'a, B: Backend>(
     }
 }
 
-/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off.
+/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off,
+/// or overflows.
 fn measure<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
@@ -477,10 +478,13 @@ fn measure<B: Backend>(
             .backend
             .row_energies(weights, h, diagonal)
             .map_err(|e| job.failed(Stage::Measure, e))?;
-        // Rounding may push a tiny energy below zero.
-        Ok(rows.iter().sum::<f64>().max(0.0))
+        Ok(rows.iter().sum())
     };
-    Ok(Some((energy(difference)?, energy(&job.upload(dense)?)?)))
+    let (error, total) = (energy(difference)?, energy(&job.upload(dense)?)?);
+    // Nothing is said rather than something wrong where weights as large as 1e19 overflow. Rounding may push a tiny
+    // energy below zero.
+    let known = error.is_finite() && total.is_finite();
+    Ok(known.then(|| (error.max(0.0), total.max(0.0))))
 }
 
 /// A solver whose backend is not in the type.

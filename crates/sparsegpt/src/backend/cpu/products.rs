@@ -7,10 +7,12 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matm
 use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Parts a thread, so that none waits long for the last.
-const PARTS: usize = 4;
+/// Parts a thread at least, so that none waits long for the last.
+const PARTS: usize = 2;
 /// Sides of a part below which it is not halved: packing the operands again would cost too much.
 const SMALLEST: usize = 128;
+/// What the sides of parts are multiples of: some tiles of the innermost loops.
+const ALIGNMENT: usize = 48;
 
 /// C += alpha·A·B.
 pub(super) fn add_product<T: RealField>(
@@ -55,7 +57,7 @@ fn rectangle<T: RealField>(
     if rows * cols <= part || rows.max(cols) < 2 * SMALLEST {
         matmul(c, Accum::Add, a, b, alpha.clone(), Par::Seq);
     } else if rows >= cols {
-        let half = (rows / 2).next_multiple_of(SMALLEST);
+        let half = (rows / 2).next_multiple_of(ALIGNMENT);
         let (top, bottom) = c.split_at_row_mut(half);
         let (a_top, a_bottom) = a.split_at_row(half);
         rayon::join(
@@ -63,7 +65,7 @@ fn rectangle<T: RealField>(
             || rectangle(bottom, alpha, a_bottom, b, part),
         );
     } else {
-        let half = (cols / 2).next_multiple_of(SMALLEST);
+        let half = (cols / 2).next_multiple_of(ALIGNMENT);
         let (left, right) = c.split_at_col_mut(half);
         let (b_left, b_right) = b.split_at_col(half);
         rayon::join(
@@ -95,7 +97,7 @@ fn lower<T: RealField>(
         );
         return;
     }
-    let half = (n / 2).next_multiple_of(SMALLEST);
+    let half = (n / 2).next_multiple_of(ALIGNMENT);
     let (first, _, below, second) = c.split_at_mut(half, half);
     let (a_first, a_second) = a.split_at_row(half);
     let (b_first, b_second) = b.split_at_col(half);
