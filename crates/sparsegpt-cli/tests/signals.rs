@@ -15,24 +15,16 @@ use common::{calibration, command, entries, model, succeed, text};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts a long run and waits until it has begun to write.
-fn started(out: &Path) -> Child {
+fn started(out: &Path, patterns: &[&str]) -> Child {
     let (model, calibration) = (model(), calibration());
-    let mut child = command(&[
-        "prune",
-        text(&model),
-        "--calibration",
-        text(&calibration),
-        "--pattern",
-        "50%",
-        "--samples",
-        "4000",
-        "--out",
-        text(out),
-    ])
-    .stdout(Stdio::null())
-    .stderr(Stdio::null())
-    .spawn()
-    .unwrap();
+    let mut args = vec!["prune", text(&model), "--calibration", text(&calibration)];
+    args.extend(["--samples", "4000", "--out", text(out)]);
+    args.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
+    let mut child = command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let start = Instant::now();
     while entries(out.parent().unwrap()).is_empty() {
         assert!(
@@ -69,9 +61,15 @@ fn wait(mut child: Child) -> std::process::ExitStatus {
 
 #[test]
 fn an_interrupt_or_a_termination_leaves_nothing() {
-    for name in ["-INT", "-TERM", "-HUP"] {
+    let one: &[&str] = &["50%"];
+    for (name, patterns) in [
+        ("-INT", one),
+        ("-TERM", one),
+        ("-HUP", one),
+        ("-INT", &["50%", "2:4"]),
+    ] {
         let folder = tempfile::tempdir().unwrap();
-        let child = started(&folder.path().join("out"));
+        let child = started(&folder.path().join("out"), patterns);
         sleep(Duration::from_millis(500));
         signal(&child, name);
         assert_eq!(wait(child).code(), Some(130), "{name}");
@@ -83,7 +81,7 @@ fn an_interrupt_or_a_termination_leaves_nothing() {
 #[test]
 fn a_second_interrupt_ends_at_once_and_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
-    let child = started(&folder.path().join("out"));
+    let child = started(&folder.path().join("out"), &["50%"]);
     signal(&child, "-INT");
     sleep(Duration::from_millis(50));
     // The first one may have been enough by now.
@@ -101,28 +99,30 @@ fn a_second_interrupt_ends_at_once_and_cleans_up() {
 
 #[test]
 fn a_killed_run_leaves_no_output_and_does_not_disturb_the_next() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    let child = started(&out);
-    signal(&child, "-KILL");
-    assert_eq!(wait(child).code(), None);
-    assert!(!out.exists());
-    let left = entries(folder.path());
-    assert!(
-        left.iter()
-            .all(|name| name.starts_with('.') && name.ends_with(".tmp")),
-        "{left:?}"
-    );
-    let model = model();
-    succeed(&[
-        "prune",
-        text(&model),
-        "--pattern",
-        "50%",
-        "--method",
-        "magnitude",
-        "--out",
-        text(&out),
-    ]);
-    assert!(out.join("model.safetensors").is_file());
+    for patterns in [&["50%"][..], &["50%", "2:4"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let child = started(&out, patterns);
+        signal(&child, "-KILL");
+        assert_eq!(wait(child).code(), None);
+        assert!(!out.exists());
+        let left = entries(folder.path());
+        assert!(
+            left.iter()
+                .all(|name| name.starts_with('.') && name.ends_with(".tmp")),
+            "{left:?}"
+        );
+        let model = model();
+        succeed(&[
+            "prune",
+            text(&model),
+            "--pattern",
+            "50%",
+            "--method",
+            "magnitude",
+            "--out",
+            text(&out),
+        ]);
+        assert!(out.join("model.safetensors").is_file());
+    }
 }

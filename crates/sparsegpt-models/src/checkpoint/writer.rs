@@ -343,12 +343,13 @@ fn sync_names(folder: &Path) -> Result<()> {
 }
 
 /// The final place, checked to be free or replaceable.
-struct OutputFolder {
-    path: PathBuf,
+#[derive(Debug)]
+pub(super) struct OutputFolder {
+    pub(super) path: PathBuf,
 }
 
 impl OutputFolder {
-    fn check(out: &Path, source: &Path, force: bool) -> Result<Self> {
+    pub(super) fn check(out: &Path, source: &Path, force: bool) -> Result<Self> {
         let refuse = |reason: String| Err(Error::output_refused(out, reason));
         let Some(name) = out.file_name() else {
             return refuse("expected the name of a folder".to_owned());
@@ -390,7 +391,7 @@ impl OutputFolder {
     }
 
     /// Puts the proven folder in place; what was there is removed only after that.
-    fn replace_by(&self, staging: &Path) -> Result<()> {
+    pub(super) fn replace_by(&self, staging: &Path) -> Result<()> {
         let rename = |from: &Path, to: &Path| {
             fs::rename(from, to).map_err(|source| {
                 Error::io(
@@ -427,14 +428,15 @@ fn is_empty(folder: &Path) -> Result<bool> {
 }
 
 /// A hidden folder that is removed when dropped, unless it has been renamed.
-struct Staging {
-    path: PathBuf,
-    renamed: bool,
+#[derive(Debug)]
+pub(super) struct Staging {
+    pub(super) path: PathBuf,
+    pub(super) renamed: bool,
 }
 
 impl Staging {
     /// In the folder of `out`, so that a rename needs no copy.
-    fn beside(out: &Path) -> Result<Self> {
+    pub(super) fn beside(out: &Path) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         loop {
