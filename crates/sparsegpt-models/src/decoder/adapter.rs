@@ -11,6 +11,7 @@ use super::LlamaConfig;
 use super::block::{Block, Position};
 use super::model::embed;
 use super::rope::RotaryTables;
+use super::scratch::Scratch;
 use super::weights::{EMBEDDING, LinearSpec, block_name, check_all, linear_specs, read};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
@@ -31,6 +32,8 @@ pub struct LlamaAdapter<'a> {
     current: Option<Current>,
     /// Rotary tables of the last sequence length.
     rotary: Option<RotaryTables>,
+    /// Memory for the passes.
+    scratch: Scratch,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl<'a> LlamaAdapter<'a> {
             embedding: None,
             current: None,
             rotary: None,
+            scratch: Scratch::default(),
         })
     }
 
@@ -94,7 +98,14 @@ impl<'a> LlamaAdapter<'a> {
     /// The block at hand, and the position of whole sequences.
     fn ready(&self, block: usize) -> Result<(&Block, Position<'_>)> {
         let rotary = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
-        Ok((&self.current(block)?.block, Position { past: 0, rotary }))
+        Ok((
+            &self.current(block)?.block,
+            Position {
+                past: 0,
+                rotary,
+                scratch: &self.scratch,
+            },
+        ))
     }
 
     fn current(&self, block: usize) -> Result<&Current> {

@@ -24,28 +24,28 @@ pub(super) struct Causal {
 
 impl Causal {
     /// softmax(Q Kᵀ / √d) V for the queries of some sequences after each other (batch·time x heads·d), and their
-    /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result has
-    /// the queries' shape.
+    /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result, in
+    /// `mixed`, has the queries' shape.
     pub(super) fn attend(
         self,
         batch: usize,
         queries: &Array2<f32>,
         keys: ArrayView2<'_, f32>,
         values: ArrayView2<'_, f32>,
-    ) -> Array2<f32> {
+        mixed: &mut Array2<f32>,
+    ) {
         let (time, seen) = (queries.nrows() / batch, keys.nrows() / batch);
         let (heads, kv_heads) = (
             queries.ncols() / self.head_dim,
             keys.ncols() / self.head_dim,
         );
-        let mut mixed = Array2::zeros(queries.dim());
         let (Some(q), Some(k), Some(v), Some(result)) = (
             queries.as_slice(),
             keys.as_slice(),
             values.as_slice(),
             mixed.as_slice_mut(),
         ) else {
-            return mixed;
+            return;
         };
         let matrix =
             |values, rows, heads| MatRef::from_row_major_slice(values, rows, heads * self.head_dim);
@@ -71,7 +71,6 @@ impl Causal {
                 );
             });
         });
-        mixed
     }
 
     fn attend_head(
@@ -158,7 +157,8 @@ mod tests {
                     window,
                     head_dim: width,
                 };
-                let found = causal.attend(batch, &q, k.view(), v.view());
+                let mut found = Array2::zeros(q.dim());
+                causal.attend(batch, &q, k.view(), v.view(), &mut found);
                 for row in 0..batch * time {
                     let (sequence, query) = (row / time, row % time);
                     let position = past + query;

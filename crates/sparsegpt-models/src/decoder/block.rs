@@ -1,14 +1,16 @@
 //! One decoder block.
 
 use candle_core::Tensor;
+use faer::Accum;
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
 use sparsegpt::{Batch, Tap};
 
 use super::attention::Causal;
 use super::config::{Activation, LlamaConfig};
 use super::elementwise::{gate, rms_norm, rotate};
-use super::product::add_products;
+use super::product::products;
 use super::rope::RotaryTables;
+use super::scratch::{Scrap, Scratch};
 use super::tensors::{tensor, with_rows};
 use super::weights::{
     ATTENTION_INPUT, ATTENTION_OUTPUT, LinearSpec, MLP_INPUT, MLP_OUTPUT, NORMS, block_name,
@@ -47,19 +49,29 @@ impl Linear {
     /// Adds what the layer makes of `x` (tokens x cols) to `sum` (tokens x rows).
     fn add_output(&self, sum: &mut Array2<f32>, x: &Array2<f32>) -> Result<()> {
         self.add_bias(sum)?;
-        add_products(x.view(), vec![(sum, &self.weight)])
+        products(x.view(), vec![(sum, Accum::Add, &self.weight)])
     }
 }
 
 /// What some layers make of the same input (tokens x cols): tokens x rows each.
-fn outputs<const N: usize>(x: &Array2<f32>, linears: [&Linear; N]) -> Result<[Array2<f32>; N]> {
-    let mut outputs = std::array::from_fn(|_| Array2::zeros((0, 0)));
+fn outputs<'s, const N: usize>(
+    scratch: &'s Scratch,
+    x: &Array2<f32>,
+    linears: [&Linear; N],
+) -> Result<[Scrap<'s>; N]> {
+    let mut outputs = std::array::from_fn(|_| scratch.matrix(0, 0));
+    let mut pairs = Vec::with_capacity(N);
     for (output, linear) in outputs.iter_mut().zip(linears) {
-        *output = Array2::zeros((x.nrows(), linear.weight.dims2()?.0));
-        linear.add_bias(output)?;
+        *output = scratch.matrix(x.nrows(), linear.weight.dims2()?.0);
+        let mut accum = Accum::Replace;
+        if linear.bias.is_some() {
+            output.fill(0.0);
+            linear.add_bias(output)?;
+            accum = Accum::Add;
+        }
+        pairs.push((&mut **output, accum, &linear.weight));
     }
-    let weights = linears.map(|linear| &linear.weight);
-    add_products(x.view(), outputs.iter_mut().zip(weights).collect())?;
+    products(x.view(), pairs)?;
     Ok(outputs)
 }
 
@@ -73,6 +85,8 @@ pub(super) struct Position<'a> {
     pub(super) past: usize,
     /// The angles of the new tokens.
     pub(super) rotary: &'a RotaryTables,
+    /// Memory for the pass.
+    pub(super) scratch: &'a Scratch,
 }
 
 /// One decoder block, weights in f32.
@@ -143,20 +157,21 @@ impl Block {
     }
 
     /// The residual stream before the last layer's output is added to it, and that layer's input.
-    fn up_to_last(
+    fn up_to_last<'s>(
         &self,
         hidden: &Tensor,
-        position: &Position<'_>,
+        position: &Position<'s>,
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
-    ) -> Result<(Array2<f32>, Array2<f32>)> {
+    ) -> Result<(Array2<f32>, Scrap<'s>)> {
         let batch = hidden.dims3()?.0;
+        let scratch = position.scratch;
         let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
         let [q, k, v, o, gate_layer, up, _] = self.linears();
 
-        let x = normalized(&sum, &self.norms[0], self.eps)?;
+        let x = normalized(scratch, &sum, &self.norms[0], self.eps)?;
         observe(tap, ATTENTION_INPUT, batch, &x);
-        let [mut queries, mut keys, new_values] = outputs(&x, [q, k, v])?;
+        let [mut queries, mut keys, new_values] = outputs(scratch, &x, [q, k, v])?;
         rotate(&mut queries, self.head_dim, position.rotary);
         rotate(&mut keys, self.head_dim, position.rotary);
         let causal = Causal {
@@ -164,19 +179,20 @@ impl Block {
             window: self.window,
             head_dim: self.head_dim,
         };
-        let mixed = match cache {
-            None => causal.attend(batch, &queries, keys.view(), new_values.view()),
+        let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
+        match cache {
+            None => causal.attend(batch, &queries, keys.view(), new_values.view(), &mut mixed),
             Some(cache) => {
-                let [keys, values] = extend(cache, batch, [keys, new_values])?;
-                causal.attend(batch, &queries, flat(keys)?, flat(values)?)
+                let [keys, values] = extend(cache, batch, [&keys, &new_values])?;
+                causal.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
             }
-        };
+        }
         observe(tap, ATTENTION_OUTPUT, batch, &mixed);
         o.add_output(&mut sum, &mixed)?;
 
-        let x = normalized(&sum, &self.norms[1], self.eps)?;
+        let x = normalized(scratch, &sum, &self.norms[1], self.eps)?;
         observe(tap, MLP_INPUT, batch, &x);
-        let [mut inner, up] = outputs(&x, [gate_layer, up])?;
+        let [mut inner, up] = outputs(scratch, &x, [gate_layer, up])?;
         gate(self.activation, &mut inner, &up);
         observe(tap, MLP_OUTPUT, batch, &inner);
         Ok((sum, inner))
@@ -189,14 +205,23 @@ impl Block {
 }
 
 /// RMS normalization of each token.
-pub(super) fn normalized(x: &Array2<f32>, weight: &Tensor, eps: f32) -> Result<Array2<f32>> {
+pub(super) fn normalized<'s>(
+    scratch: &'s Scratch,
+    x: &Array2<f32>,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<Scrap<'s>> {
+    let mut normalized = scratch.matrix(x.nrows(), x.ncols());
     with_rows(weight, |weight| {
-        Ok(rms_norm(
-            x.view(),
+        rms_norm(
+            x,
             weight.as_slice().unwrap_or_default(),
             eps,
-        ))
-    })
+            &mut normalized,
+        );
+        Ok(())
+    })?;
+    Ok(normalized)
 }
 
 /// Hands the activations (tokens x features) of some sequences to a tap without copying them.
@@ -207,19 +232,19 @@ fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
 }
 
 /// Puts new keys and values (batch·time x width) behind those of the tokens before.
-fn extend(
-    cache: &mut BlockCache,
+fn extend<'c>(
+    cache: &'c mut BlockCache,
     batch: usize,
-    new: [Array2<f32>; 2],
-) -> Result<&[Array3<f32>; 2]> {
+    new: [&Array2<f32>; 2],
+) -> Result<&'c [Array3<f32>; 2]> {
     let mut past = cache.take().map(|pair| pair.map(Some)).unwrap_or_default();
     let mut extended = std::array::from_fn(|_| Array3::zeros((0, 0, 0)));
     for ((extended, new), past) in extended.iter_mut().zip(new).zip(&mut past) {
         let shape = (batch, new.nrows() / batch, new.ncols());
-        let new = new.into_shape_with_order(shape).map_err(unshaped)?;
+        let new = new.view().into_shape_with_order(shape).map_err(unshaped)?;
         *extended = match past.take() {
-            Some(past) => concatenate(Axis(1), &[past.view(), new.view()]).map_err(unshaped)?,
-            None => new,
+            Some(past) => concatenate(Axis(1), &[past.view(), new]).map_err(unshaped)?,
+            None => new.to_owned(),
         };
     }
     Ok(cache.insert(extended))

@@ -2,7 +2,7 @@
 //!
 //! The loops are plain; [`pulp`] has them compiled for each instruction set, and picks one at run time.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -94,22 +94,29 @@ fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-2.0 * z))
 }
 
-/// Each row over its root mean square, times `weight`.
-pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &[f32], eps: f32) -> Array2<f32> {
+/// Each row of `x` over its root mean square, times `weight`, into `normalized`.
+pub(super) fn rms_norm(x: &Array2<f32>, weight: &[f32], eps: f32, normalized: &mut Array2<f32>) {
     let arch = Arch::new();
-    let mut normalized = x.to_owned();
     let width = x.ncols();
-    if let Some(values) = normalized.as_slice_mut() {
-        let rows = (CHUNK / width.max(1)).max(1);
-        values
-            .par_chunks_mut(rows * width)
-            .for_each(|rows| arch.dispatch(RmsNorm { rows, weight, eps }));
+    if let (Some(x), Some(normalized)) = (x.as_slice(), normalized.as_slice_mut()) {
+        let rows = (CHUNK / width.max(1)).max(1) * width;
+        normalized
+            .par_chunks_mut(rows)
+            .zip(x.par_chunks(rows))
+            .for_each(|(normalized, x)| {
+                arch.dispatch(RmsNorm {
+                    x,
+                    normalized,
+                    weight,
+                    eps,
+                });
+            });
     }
-    normalized
 }
 
 struct RmsNorm<'a> {
-    rows: &'a mut [f32],
+    x: &'a [f32],
+    normalized: &'a mut [f32],
     weight: &'a [f32],
     eps: f32,
 }
@@ -119,8 +126,10 @@ impl NullaryFnOnce for RmsNorm<'_> {
 
     #[inline(always)]
     fn call(self) {
-        for row in self.rows.chunks_exact_mut(self.weight.len()) {
-            let (chunks, rest) = row.as_chunks::<LANES>();
+        let width = self.weight.len();
+        let rows = self.normalized.chunks_exact_mut(width);
+        for (normalized, x) in rows.zip(self.x.chunks_exact(width)) {
+            let (chunks, rest) = x.as_chunks::<LANES>();
             let mut sums = [0.0; LANES];
             for chunk in chunks {
                 for (sum, x) in sums.iter_mut().zip(chunk) {
@@ -131,8 +140,8 @@ impl NullaryFnOnce for RmsNorm<'_> {
             let scale = (square / self.weight.len() as f32 + self.eps)
                 .sqrt()
                 .recip();
-            for (x, weight) in row.iter_mut().zip(self.weight) {
-                *x = *x * scale * weight;
+            for ((to, x), weight) in normalized.iter_mut().zip(x).zip(self.weight) {
+                *to = x * scale * weight;
             }
         }
     }
@@ -292,7 +301,8 @@ mod tests {
     fn rows_are_normalized() {
         let x = Array2::from_shape_fn((5, 37), |(i, j)| (i as f32 + 1.0) * (j as f32 - 11.0));
         let weight: Vec<f32> = (0..37).map(|j| 0.5 + j as f32 / 37.0).collect();
-        let found = rms_norm(x.view(), &weight, 1e-5);
+        let mut found = Array2::zeros(x.dim());
+        rms_norm(&x, &weight, 1e-5, &mut found);
         for (found, x) in found.rows().into_iter().zip(x.rows()) {
             let square = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 37.0;
             for ((&found, &x), &weight) in found.iter().zip(x).zip(&weight) {

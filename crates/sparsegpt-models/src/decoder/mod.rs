@@ -11,6 +11,7 @@ mod elementwise;
 mod model;
 mod product;
 mod rope;
+mod scratch;
 mod tensors;
 mod weights;
 

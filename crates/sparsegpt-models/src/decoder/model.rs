@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use candle_core::{Device, IndexOp, Tensor};
+use faer::Accum;
 use ndarray::Array2;
 use serde_json::Value;
 use sparsegpt::NoTap;
 
 use super::LlamaConfig;
 use super::block::{Block, BlockCache, Position, normalized};
-use super::product::add_products;
+use super::product::products;
+use super::scratch::Scratch;
 use super::tensors::{tensor, with_rows};
 use super::weights::{EMBEDDING, FINAL_NORM, HEAD, check_all, read};
 use crate::{Error, Result, TensorSource};
@@ -122,9 +124,11 @@ impl Llama {
         let mut hidden = embed(&self.config, &self.embedding, sequences, past)?;
         let (_, time, _) = hidden.dims3()?;
         let rotary = self.config.rotary.tables(self.config.head_dim, past, time);
+        let scratch = Scratch::default();
         let position = Position {
             past,
             rotary: &rotary,
+            scratch: &scratch,
         };
         for (index, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_mut().map(|cache| &mut cache.blocks[index]);
@@ -135,7 +139,8 @@ impl Llama {
         }
         let eps = self.config.rms_norm_eps as f32;
         let last = with_rows(&hidden, |hidden| {
-            normalized(&hidden.to_owned(), &self.norm, eps)
+            let normalized = normalized(&scratch, &hidden.to_owned(), &self.norm, eps)?;
+            Ok(normalized.clone())
         })?;
         tensor(last, hidden.dims3()?)
     }
@@ -143,7 +148,9 @@ impl Llama {
     /// Logits (tokens x vocabulary) from normalized hidden states (tokens x width).
     pub(crate) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
         let mut logits = Array2::zeros((hidden.dims2()?.0, self.config.vocab_size));
-        with_rows(hidden, |x| add_products(x, vec![(&mut logits, &self.head)]))?;
+        with_rows(hidden, |x| {
+            products(x, vec![(&mut logits, Accum::Replace, &self.head)])
+        })?;
         let shape = logits.dim();
         tensor(logits, shape)
     }

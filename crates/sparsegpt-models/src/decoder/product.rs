@@ -15,15 +15,19 @@ const PARALLEL_FROM: usize = 1 << 22;
 /// Tokens from which on each thread takes its share of them; fewer are left to faer's own division of the work.
 const TOKENS_A_THREAD: usize = 64;
 
-/// y ← y + x·wᵀ for x (tokens x cols) and each pair of a y (tokens x rows) and a weight w (rows x cols).
-pub(super) fn add_products(
+/// y ← x·wᵀ, or y ← y + x·wᵀ, for x (tokens x cols) and each of some y (tokens x rows) with their weights w
+/// (rows x cols).
+pub(super) fn products(
     x: ArrayView2<'_, f32>,
-    mut pairs: Vec<(&mut Array2<f32>, &Tensor)>,
+    mut pairs: Vec<(&mut Array2<f32>, Accum, &Tensor)>,
 ) -> Result<()> {
     let (tokens, cols) = x.dim();
-    let storages: Vec<_> = pairs.iter().map(|(_, w)| w.storage_and_layout()).collect();
+    let storages: Vec<_> = pairs
+        .iter()
+        .map(|(_, _, w)| w.storage_and_layout())
+        .collect();
     let mut products = Vec::with_capacity(pairs.len());
-    for ((y, w), (storage, layout)) in pairs.iter_mut().zip(&storages) {
+    for ((y, accum, w), (storage, layout)) in pairs.iter_mut().zip(&storages) {
         let (rows, w_cols) = w.dims2()?;
         if cols != w_cols {
             return Err(Error::tensor(
@@ -32,42 +36,43 @@ pub(super) fn add_products(
             ));
         }
         let w = MatRef::from_row_major_slice(values(storage, layout)?, rows, cols);
-        products.push((y.view_mut(), w));
+        products.push((y.view_mut(), *accum, w));
     }
     let all: usize = products
         .iter()
-        .map(|(_, w)| tokens * w.nrows() * cols)
+        .map(|(_, _, w)| tokens * w.nrows() * cols)
         .sum();
     let threads = rayon::current_num_threads();
     if all < PARALLEL_FROM {
         // Done before a second thread has woken up.
-        for (y, w) in products {
-            add_product(y, x, w, Par::Seq);
+        for (y, accum, w) in products {
+            product(y, accum, x, w, Par::Seq);
         }
     } else if tokens < TOKENS_A_THREAD * threads {
-        for (y, w) in products {
-            add_product(y, x, w, Par::rayon(0));
+        for (y, accum, w) in products {
+            product(y, accum, x, w, Par::rayon(0));
         }
     } else {
         let share = tokens.div_ceil(threads);
         let mut tasks = Vec::with_capacity(threads * products.len());
-        for (y, w) in &mut products {
+        for (y, accum, w) in &mut products {
             let parts = y.axis_chunks_iter_mut(Axis(0), share);
             tasks.extend(
                 parts
                     .zip(x.axis_chunks_iter(Axis(0), share))
-                    .map(|(y, x)| (y, x, *w)),
+                    .map(|(y, x)| (y, *accum, x, *w)),
             );
         }
         tasks
             .into_par_iter()
-            .for_each(|(y, x, w)| add_product(y, x, w, Par::Seq));
+            .for_each(|(y, accum, x, w)| product(y, accum, x, w, Par::Seq));
     }
     Ok(())
 }
 
-fn add_product(
+fn product(
     mut y: ArrayViewMut2<'_, f32>,
+    accum: Accum,
     x: ArrayView2<'_, f32>,
     w: MatRef<'_, f32>,
     par: Par,
@@ -76,7 +81,7 @@ fn add_product(
     if let (Some(y), Some(x)) = (y.as_slice_mut(), x.as_slice()) {
         matmul(
             MatMut::from_row_major_slice_mut(y, tokens, w.nrows()),
-            Accum::Add,
+            accum,
             MatRef::from_row_major_slice(x, tokens, cols),
             w.transpose(),
             1.0,

@@ -4,57 +4,15 @@ use std::ops::Range;
 use std::slice::ChunksExact;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
-use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::products::{add_product, add_to_lower};
+use super::products::add_product;
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
-use crate::hessian::Activations;
-
-/// Tokens widened at a time: enough for a product to run at full speed, little beside any batch.
-const TILE_TOKENS: usize = 256;
 
 /// Rows of a block brought up to date at a time: with 128 columns, what an L2 cache holds.
 const TILE_ROWS: usize = 128;
-
-pub(super) fn gram_update(h: &mut CpuMatrix, x: Activations<'_>, alpha: f32, beta: f32, par: Par) {
-    if beta != 1.0 {
-        let stride = h.stride();
-        h.padded_mut()
-            .par_chunks_mut(stride)
-            .enumerate()
-            .for_each(|(row, values)| {
-                for value in &mut values[..=row] {
-                    *value *= beta;
-                }
-            });
-    }
-    let cols = x.cols();
-    let mut h = h.faer_mut();
-    let mut add =
-        |tile: MatRef<'_, f32>| add_to_lower(h.rb_mut(), alpha, tile.transpose(), tile, par);
-    if let Activations::F32(view) = &x
-        && let Some(values) = view.as_slice()
-    {
-        if view.nrows() > 0 {
-            add(MatRef::from_row_major_slice(values, view.nrows(), cols));
-        }
-        return;
-    }
-    let mut tile = vec![0.0; TILE_TOKENS.min(x.tokens()) * cols];
-    for start in (0..x.tokens()).step_by(TILE_TOKENS) {
-        let tokens = TILE_TOKENS.min(x.tokens() - start);
-        let tile = &mut tile[..tokens * cols];
-        tile.par_chunks_mut(cols)
-            .enumerate()
-            .for_each(|(token, row)| {
-                x.widen_token(start + token, row);
-            });
-        add(MatRef::from_row_major_slice(tile, tokens, cols));
-    }
-}
 
 /// wᵢHwᵢᵀ = 2·wᵢLwᵢᵀ + Σ d_j w_ij² with L the strict lower triangle, a tile of rows at a time.
 pub(super) fn row_energies(w: &CpuMatrix, h: &CpuMatrix, diagonal: &[f32]) -> Vec<f64> {

@@ -6,6 +6,7 @@
 //! faer is told its thread count. Nothing runs on rayon's global pool, and nothing nests.
 
 mod factor;
+mod gram;
 mod linear;
 mod lowest;
 mod memory;
@@ -200,7 +201,7 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
-        self.run(|par| linear::gram_update(h, x, alpha, beta, par));
+        self.run(|_| gram::gram_update(self.arch, h, x, alpha, beta));
         Ok(())
     }
 
