@@ -120,6 +120,7 @@ pub fn prune_model<A: ModelAdapter>(
         report: ModelReport {
             backend: info.name,
             device: info.device,
+            products: info.products,
             blocks: 0,
             sequences: sequences.len(),
             layers: Vec::new(),

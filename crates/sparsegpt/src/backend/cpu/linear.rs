@@ -6,8 +6,10 @@ use std::slice::ChunksExact;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::s;
 use rayon::prelude::*;
 
+use super::bf16_products::{self, Kernel};
 use super::products::{add_product, add_to_lower};
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
@@ -19,7 +21,13 @@ const TILE_TOKENS: usize = 256;
 /// Rows of a block brought up to date at a time: with 128 columns, what an L2 cache holds.
 const TILE_ROWS: usize = 128;
 
-pub(super) fn gram_update(h: &mut CpuMatrix, x: Activations<'_>, alpha: f32, beta: f32, par: Par) {
+pub(super) fn gram_update(
+    h: &mut CpuMatrix,
+    x: Activations<'_>,
+    (alpha, beta): (f32, f32),
+    bf16: Option<Kernel>,
+    par: Par,
+) {
     if beta != 1.0 {
         let stride = h.stride();
         h.padded_mut()
@@ -33,6 +41,10 @@ pub(super) fn gram_update(h: &mut CpuMatrix, x: Activations<'_>, alpha: f32, bet
     }
     let cols = x.cols();
     let mut h = h.faer_mut();
+    if let (Some(kernel), Activations::Bf16(x)) = (bf16, &x) {
+        bf16_products::add_gram(kernel, h, alpha, *x, par);
+        return;
+    }
     let mut add =
         |tile: MatRef<'_, f32>| add_to_lower(h.rb_mut(), alpha, tile.transpose(), tile, par);
     if let Activations::F32(view) = &x
@@ -161,7 +173,8 @@ fn for_each_tile(
         .for_each(|(first, second)| step(first, second.chunks_exact(second_stride), stride));
 }
 
-pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
+/// With a kernel for bf16 the operands are rounded to it.
+pub(super) fn gemm(args: Gemm<'_, Cpu>, bf16: Option<Kernel>, par: Par) {
     let Gemm {
         c,
         c_columns,
@@ -172,10 +185,16 @@ pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
         b_rows,
         b_columns,
     } = args;
-    let a = a.faer().subcols(a_columns.start, a_columns.len());
-    let b = b
-        .faer()
-        .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
     let c = c.faer_mut().subcols_mut(c_columns.start, c_columns.len());
-    add_product(c, alpha, a, b, par);
+    if let Some(kernel) = bf16 {
+        let a = a.view().slice_move(s![.., a_columns]).reversed_axes();
+        let b = b.view().slice_move(s![b_rows, b_columns]);
+        bf16_products::add_product(kernel, c, alpha, a, b, par);
+    } else {
+        let a = a.faer().subcols(a_columns.start, a_columns.len());
+        let b = b
+            .faer()
+            .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
+        add_product(c, alpha, a, b, par);
+    }
 }
