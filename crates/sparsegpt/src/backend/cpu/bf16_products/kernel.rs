@@ -155,8 +155,16 @@ impl Block<'_> {
                 }
                 let (left, _) = left.as_chunks();
                 let sums: [_; TILE] = tile_product(simd, product, left, right);
-                for (row, sums) in (row..end).zip(&sums) {
-                    self.add_row(simd, row, col, sums);
+                // Sums that are reached by a running index would not stay in registers.
+                let mut values = [[0.0; VECTORS * LANES]; TILE];
+                for row in 0..TILE {
+                    let (vectors, _) = S::as_mut_simd_f32s(&mut values[row]);
+                    for vector in 0..VECTORS {
+                        vectors[vector] = sums[row][vector];
+                    }
+                }
+                for (row, values) in (row..end).zip(&values) {
+                    self.add_row(simd, row, col, values);
                 }
             }
         }
@@ -173,28 +181,26 @@ impl Block<'_> {
     }
 
     #[inline(always)]
-    fn add_row<S: Simd>(&mut self, simd: S, row: usize, col: usize, sums: &[S::f32s; VECTORS]) {
+    fn add_row<S: Simd>(&mut self, simd: S, row: usize, col: usize, sums: &[f32]) {
         let width = VECTORS * S::F32_LANES;
         let end = self.columns_of(row).min(col + width);
         if end <= col {
             return;
         }
-        let alpha = self.alpha;
         let mut values = self.c.as_mut().row_mut(row).subcols_mut(col, end - col);
         if let Some(values) = values.as_mut().try_as_row_major_mut()
             && values.ncols() == width
         {
             let (values, _) = S::as_mut_simd_f32s(values.as_slice_mut());
+            let (sums, _) = S::as_simd_f32s(sums);
+            let alpha = simd.splat_f32s(self.alpha);
             for (to, &sum) in values.iter_mut().zip(sums) {
-                *to = simd.mul_add_e_f32s(simd.splat_f32s(alpha), sum, *to);
+                *to = simd.mul_add_e_f32s(alpha, sum, *to);
             }
-            return;
-        }
-        let mut whole = [0.0; VECTORS * LANES];
-        let (vectors, _) = S::as_mut_simd_f32s(&mut whole);
-        vectors[..VECTORS].copy_from_slice(sums);
-        for (to, sum) in values.iter_mut().zip(whole) {
-            *to += alpha * sum;
+        } else {
+            for (to, sum) in values.iter_mut().zip(sums) {
+                *to += self.alpha * sum;
+            }
         }
     }
 }
