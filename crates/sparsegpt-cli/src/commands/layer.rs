@@ -89,7 +89,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         .to_string_lossy()
         .into_owned();
     settings.validate(&name, weights.nrows(), weights.ncols())?;
-    let pruner = model::solver(threads)?;
+    let pruner = model::solver(threads, args.flags.bf16_products())?;
 
     let start = Instant::now();
     let mut statistics = if settings.method.needs_hessian() {

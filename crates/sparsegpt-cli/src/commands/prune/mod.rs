@@ -160,7 +160,7 @@ pub(crate) fn run(
     }
     let (checkpoint, config) = model::open(&args.model)?;
     let planned = resolve(&checkpoint, &plan)?;
-    let pruner = model::solver(threads)?;
+    let pruner = model::solver(threads, flags.layer.bf16_products())?;
     if args.dry_run {
         let size = planned_size(&flags, &config, console)?;
         return dry_run::run(&checkpoint, &planned, &config, size, &*pruner, console);
