@@ -27,7 +27,7 @@ pub(crate) struct BlockCost {
     pub(crate) solve: f64,
     /// Layers to solve.
     pub(crate) layers: usize,
-    /// Running one sequence through the treated block.
+    /// Running one sequence to get the next block's input, where calibration does not give it.
     pub(crate) propagate: f64,
 }
 
@@ -44,9 +44,22 @@ fn needs_hessian(layer: &PlannedLayer) -> bool {
         .is_some_and(|settings| settings.method.needs_hessian())
 }
 
+/// The layers of a model under each of the plans, block by block.
+pub(crate) type Variants = [Vec<Vec<PlannedLayer>>];
+
+fn block_count(variants: &Variants) -> usize {
+    variants.first().map_or(0, Vec::len)
+}
+
+/// The treated layers of a block, one for each plan that treats it.
+fn treated(variants: &Variants, block: usize) -> Vec<&PlannedLayer> {
+    let layers = variants.iter().flat_map(|blocks| &blocks[block]);
+    layers.filter(|layer| layer.settings.is_some()).collect()
+}
+
 /// Columns of each input of a block for which a Hessian is taken.
-fn hessians(layers: &[PlannedLayer]) -> Vec<f64> {
-    let inputs: BTreeMap<usize, usize> = layers
+fn hessians(treated: &[&PlannedLayer]) -> Vec<f64> {
+    let inputs: BTreeMap<usize, usize> = treated
         .iter()
         .filter(|layer| needs_hessian(layer))
         .map(|layer| (layer.layer.input, layer.layer.cols))
@@ -54,41 +67,43 @@ fn hessians(layers: &[PlannedLayer]) -> Vec<f64> {
     inputs.into_values().map(|cols| cols as f64).collect()
 }
 
+fn area(layer: &PlannedLayer) -> f64 {
+    (layer.layer.rows * layer.layer.cols) as f64
+}
+
 /// The cost of each block, with the same steps that the driver takes.
 pub(crate) fn blocks(
-    planned: &[Vec<PlannedLayer>],
+    variants: &Variants,
     config: &LlamaConfig,
     size: CalibrationSize,
 ) -> Vec<BlockCost> {
-    let last_calibrated = planned
-        .iter()
-        .rposition(|layers| layers.iter().any(needs_hessian));
+    let blocks = block_count(variants);
+    let last_calibrated =
+        (0..blocks).rposition(|block| !hessians(&treated(variants, block)).is_empty());
     let tokens = size.length as f64;
     // Scores and their product with the values, over all pairs of tokens.
     let attention = 4.0 * tokens * tokens * (config.heads * config.head_dim) as f64;
-    planned
-        .iter()
-        .enumerate()
-        .map(|(block, layers)| {
-            let area = |layer: &PlannedLayer| (layer.layer.rows * layer.layer.cols) as f64;
+    (0..blocks)
+        .map(|block| {
+            let layers = &variants[0][block];
             let forward = attention + layers.iter().map(|l| 2.0 * tokens * area(l)).sum::<f64>();
-            let inputs = hessians(layers);
+            let treated = treated(variants, block);
+            let inputs = hessians(&treated);
             let mut cost = BlockCost::default();
             if !inputs.is_empty() {
                 cost.calibrate =
                     forward + inputs.iter().map(|cols| tokens * cols * cols).sum::<f64>();
             }
-            if last_calibrated.is_some_and(|last| block < last) {
+            // With several plans the block stays dense, and calibration gives the next block's inputs.
+            let goes_on = variants.len() > 1 && !inputs.is_empty();
+            if last_calibrated.is_some_and(|last| block < last) && !goes_on {
                 cost.propagate = forward;
             }
-            cost.layers = layers
-                .iter()
-                .filter(|layer| layer.settings.is_some())
-                .count();
+            cost.layers = treated.len();
             // Factor and inverse of the factor (n³ together), the sweep (one product with half of R), and
             // two products with the Hessian to measure the error.
             let factors: f64 = inputs.iter().map(|cols| cols.powi(3)).sum();
-            let sweeps: f64 = layers
+            let sweeps: f64 = treated
                 .iter()
                 .filter(|layer| needs_hessian(layer))
                 .map(|layer| 5.0 * area(layer) * layer.layer.cols as f64)
@@ -100,14 +115,11 @@ pub(crate) fn blocks(
 }
 
 /// Bytes in memory at the peak: the hidden states of the calibration set, and either the embedding or the
-/// most demanding block with its Hessians. Pages of the mapped checkpoint are not counted.
-pub(crate) fn peak_bytes(
-    planned: &[Vec<PlannedLayer>],
-    config: &LlamaConfig,
-    size: CalibrationSize,
-) -> f64 {
+/// most demanding block with its Hessians. Pages of the mapped checkpoint are not counted. Results are
+/// written as they come, so that more plans take no more.
+pub(crate) fn peak_bytes(variants: &Variants, config: &LlamaConfig, size: CalibrationSize) -> f64 {
     const F32: f64 = 4.0;
-    let calibrated = planned.iter().flatten().any(needs_hessian);
+    let calibrated = variants.iter().flatten().flatten().any(needs_hessian);
     let tokens = size.length as f64;
     let one_hidden = tokens * config.hidden_size as f64 * F32;
     let hidden = if calibrated {
@@ -126,19 +138,14 @@ pub(crate) fn peak_bytes(
     } else {
         0.0
     };
-    let block = planned
-        .iter()
-        .map(|layers| {
-            let area = |layer: &PlannedLayer| (layer.layer.rows * layer.layer.cols) as f64;
-            let weights: f64 = layers.iter().map(area).sum();
-            let inputs = hessians(layers);
+    let block = (0..block_count(variants))
+        .map(|block| {
+            let weights: f64 = variants[0][block].iter().map(area).sum();
+            let treated = treated(variants, block);
+            let inputs = hessians(&treated);
             let squares: f64 = inputs.iter().map(|cols| cols * cols).sum();
             let largest_square = inputs.iter().map(|cols| cols * cols).fold(0.0, f64::max);
-            let largest = layers
-                .iter()
-                .filter(|layer| layer.settings.is_some())
-                .map(area)
-                .fold(0.0, f64::max);
+            let largest = treated.iter().map(|layer| area(layer)).fold(0.0, f64::max);
             // A layer is held dense, in work, as a result and as a mask; a group that shares an input is
             // read at once.
             let solving = 6.0 * largest + 2.0 * largest_square;

@@ -212,8 +212,8 @@ pub(crate) fn check_output(path: &Path, force: bool) -> Result<(), Failure> {
 }
 
 /// Writes tensors to a file that appears under its name when it is whole.
-pub(crate) fn write(path: &Path, tensors: &[(&str, OwnedTensor)]) -> Result<(), Failure> {
-    let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (*name, tensor)), None)
+pub(crate) fn write(path: &Path, tensors: &[(String, OwnedTensor)]) -> Result<(), Failure> {
+    let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None)
         .map_err(|error| Failure::new(Exit::Work, error))?;
     let mut file = Unfinished::create(path)?;
     file.append(&bytes)?;

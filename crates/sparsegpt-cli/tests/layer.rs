@@ -155,6 +155,51 @@ fn bf16_products_are_named_or_refused() {
 }
 
 #[test]
+fn several_patterns_give_what_each_gives_alone() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let patterns = ["40%", "50%", "2:4", "dense"];
+    let quantized = ["--bits", "4", "--group-size", "8"];
+    let mut flags = quantized.to_vec();
+    flags.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
+    let report = solve(&files, &flags);
+    let together = load(&files.output);
+    let variants = report["variants"].as_array().unwrap();
+    assert_eq!(variants.len(), patterns.len());
+    let mut tensors = 0;
+    for (variant, pattern) in variants.iter().zip(patterns) {
+        let mut flags = quantized.to_vec();
+        flags.extend(["--pattern", pattern]);
+        let alone = solve(&files, &flags);
+        for (name, tensor) in load(&files.output) {
+            assert!(
+                together[&format!("{pattern}.{name}")] == tensor,
+                "{pattern} {name}"
+            );
+            tensors += 1;
+        }
+        assert_eq!(variant["prefix"], format!("{pattern}."));
+        assert!(alone.get("prefix").is_none());
+        for key in [
+            "pattern",
+            "pruned",
+            "zeros",
+            "relative_error",
+            "quantization",
+        ] {
+            assert_eq!(variant[key], alone[key], "{pattern} {key}");
+        }
+    }
+    assert_eq!(together.len(), tensors);
+    // One factorization: the others have none to account for.
+    assert!(variants[0]["stages"]["factor"].as_f64().unwrap() > 0.0);
+    assert!(variants[1..].iter().all(|v| v["stages"]["factor"] == 0.0));
+    let mut args = vec!["layer", text(&files.input), text(&files.output), "--force"];
+    args.extend(["--pattern", "50%", "--pattern", "2:4"]);
+    let told = succeed(&args).stdout;
+    assert_eq!(told.lines().count(), 3, "{told}");
+}
+
+#[test]
 fn codes_give_the_weights_back() {
     let files = files(&[("weight", weight()), ("inputs", inputs())]);
     let cases: [(&[&str], u8, usize); 10] = [
@@ -288,6 +333,8 @@ fn a_mask_is_kept_or_extended() {
         ROWS * COLS / 2
     );
     assert!(kept.iter().zip(&keep).all(|(kept, given)| kept <= given));
+    solve(&files, &["--pattern", "50%", "--pattern", "dense"]);
+    assert_eq!(load(&files.output)["dense.kept"].bytes, keep);
     let args = [
         "layer",
         text(&files.input),
@@ -382,6 +429,9 @@ fn mistakes_are_named() {
     let good = [("weight", weight()), ("inputs", inputs())];
     fails(&good, &[], 2, "nothing to do");
     fails(&good, &["--pattern", "2:7"], 2, "groups of 7");
+    let fifty_and = |other| ["--pattern", "50%", "--pattern", other];
+    fails(&good, &fifty_and("2:7"), 2, "groups of 7");
+    fails(&good, &fifty_and("50%"), 2, "given twice");
     fails(&good, &["--bits", "1"], 2, "2 to 8");
     fails(&good[1..], &fifty, 3, "weight");
     fails(

@@ -15,25 +15,17 @@ use common::{calibration, command, entries, fail, model, succeed, text};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts a long run and waits until it has begun to write.
-fn started(out: &Path) -> Child {
+fn started(out: &Path, patterns: &[&str]) -> Child {
     let before = entries(out.parent().unwrap()).len();
     let (model, calibration) = (model(), calibration());
-    let mut child = command(&[
-        "prune",
-        text(&model),
-        "--calibration",
-        text(&calibration),
-        "--pattern",
-        "50%",
-        "--samples",
-        "4000",
-        "--out",
-        text(out),
-    ])
-    .stdout(Stdio::null())
-    .stderr(Stdio::null())
-    .spawn()
-    .unwrap();
+    let mut args = vec!["prune", text(&model), "--calibration", text(&calibration)];
+    args.extend(["--samples", "4000", "--out", text(out)]);
+    args.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
+    let mut child = command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let start = Instant::now();
     while entries(out.parent().unwrap()).len() == before {
         assert!(
@@ -70,9 +62,15 @@ fn wait(mut child: Child) -> std::process::ExitStatus {
 
 #[test]
 fn an_interrupt_or_a_termination_leaves_nothing() {
-    for name in ["-INT", "-TERM", "-HUP"] {
+    let one: &[&str] = &["50%"];
+    for (name, patterns) in [
+        ("-INT", one),
+        ("-TERM", one),
+        ("-HUP", one),
+        ("-INT", &["50%", "2:4"]),
+    ] {
         let folder = tempfile::tempdir().unwrap();
-        let child = started(&folder.path().join("out"));
+        let child = started(&folder.path().join("out"), patterns);
         sleep(Duration::from_millis(500));
         signal(&child, name);
         assert_eq!(wait(child).code(), Some(130), "{name}");
@@ -84,7 +82,7 @@ fn an_interrupt_or_a_termination_leaves_nothing() {
 #[test]
 fn a_second_interrupt_ends_at_once_and_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
-    let child = started(&folder.path().join("out"));
+    let child = started(&folder.path().join("out"), &["50%"]);
     signal(&child, "-INT");
     sleep(Duration::from_millis(50));
     // The first one may have been enough by now.
@@ -102,40 +100,42 @@ fn a_second_interrupt_ends_at_once_and_cleans_up() {
 
 #[test]
 fn a_killed_run_leaves_no_output_and_the_next_one_clears_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    let killed = started(&out);
-    let of_killed = entries(folder.path());
-    // Neither what is in use when this one begins nor what it uses itself is a left-over.
-    let beside = started(&out);
-    signal(&killed, "-KILL");
-    assert_eq!(wait(killed).code(), None);
-    let left = entries(folder.path());
-    assert_eq!(left.len(), 2, "{left:?}");
-    assert!(
-        left.iter()
-            .all(|name| name.starts_with('.') && name.ends_with(".tmp")),
-        "{left:?}"
-    );
-    let model = model();
-    let mut args = vec![
-        "prune",
-        text(&model),
-        "--pattern",
-        "50%",
-        "--out",
-        text(&out),
-    ];
-    args.extend(["--method", "magnitude"]);
-    let run = succeed(&args);
-    let named = format!("{}: left by a run that was killed", of_killed[0]);
-    assert!(run.stderr.contains(&named), "{run:?}");
-    assert!(out.join("model.safetensors").is_file());
-    let now = entries(folder.path());
-    assert!(now.len() == 2 && !now.contains(&of_killed[0]), "{now:?}");
-    signal(&beside, "-INT");
-    assert_eq!(wait(beside).code(), Some(130));
-    assert_eq!(entries(folder.path()), ["out"]);
+    for patterns in [&["50%"][..], &["50%", "2:4"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let killed = started(&out, patterns);
+        let of_killed = entries(folder.path());
+        // Neither what is in use when this one begins nor what it uses itself is a left-over.
+        let beside = started(&out, patterns);
+        signal(&killed, "-KILL");
+        assert_eq!(wait(killed).code(), None);
+        let left = entries(folder.path());
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(
+            left.iter()
+                .all(|name| name.starts_with('.') && name.ends_with(".tmp")),
+            "{left:?}"
+        );
+        let model = model();
+        let mut args = vec![
+            "prune",
+            text(&model),
+            "--pattern",
+            "50%",
+            "--out",
+            text(&out),
+        ];
+        args.extend(["--method", "magnitude"]);
+        let run = succeed(&args);
+        let named = format!("{}: left by a run that was killed", of_killed[0]);
+        assert!(run.stderr.contains(&named), "{run:?}");
+        assert!(out.join("model.safetensors").is_file());
+        let now = entries(folder.path());
+        assert!(now.len() == 2 && !now.contains(&of_killed[0]), "{now:?}");
+        signal(&beside, "-INT");
+        assert_eq!(wait(beside).code(), Some(130));
+        assert_eq!(entries(folder.path()), ["out"]);
+    }
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! `cargo bench -p sparsegpt --bench solve -- --shapes 768x768,4096x11008 --patterns 50%,2:4 --threads 1,2 --runs 7`
 //!
+//! Where there are three sizes or more, the growth of each stage follows: the exponent e of time ~ cols^e, by least
+//! squares on the logarithms.
+//!
 //! Every flag is optional. The floor is that of the look-back form, (rows·cols² + cols³/3) flops counted as
 //! multiplications and additions, over the rate of the backend's own matrix product in the same run.
 //! Measuring the reconstruction error is left out: it is an option and no part of the solve.
@@ -28,15 +31,62 @@ fn main() {
             "| {threads} threads | pattern | total | first | factor | select | grid | sweep | trailing | \
              transfer | GEMM Gflop/s | over the floor |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
         );
+        let mut medians = Vec::new();
         for &(rows, cols) in &flags.shapes {
-            layer(rows, cols, threads, &flags);
+            medians.extend(layer(rows, cols, threads, &flags));
         }
         println!();
+        if flags.shapes.len() > 2 {
+            growth(&medians, &flags.patterns);
+        }
     }
 }
 
+/// The stages whose growth is told.
+const STAGES: [(&str, fn(&StageSeconds) -> f64); 5] = [
+    ("total", |s| s.total),
+    ("factor", |s| s.factor),
+    ("select", |s| s.select),
+    ("sweep", |s| s.update_rows),
+    ("trailing", |s| s.trailing),
+];
+
+/// Medians of a layer: pattern, columns, seconds of each of [`STAGES`].
+type Medians = (String, usize, [f64; STAGES.len()]);
+
+/// A table of exponents.
+fn growth(medians: &[Medians], patterns: &[String]) {
+    let names = STAGES.map(|(name, _)| name).join(" | ");
+    println!(
+        "| exponent | {names} |\n{}|",
+        "|---".repeat(STAGES.len() + 1)
+    );
+    for pattern in patterns {
+        let of_pattern = medians.iter().filter(|(of, ..)| of == pattern);
+        let points: Vec<_> = of_pattern
+            .map(|(_, cols, seconds)| (*cols, seconds))
+            .collect();
+        let exponent = |stage: usize| {
+            let logs = points
+                .iter()
+                .map(|&(cols, seconds)| ((cols as f64).ln(), seconds[stage].ln()));
+            let logs: Vec<_> = logs.filter(|(_, y)| y.is_finite()).collect();
+            let n = logs.len() as f64;
+            let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / n;
+            let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+            let slope = logs.iter().map(|p| (p.0 - x) * (p.1 - y)).sum::<f64>();
+            slope / logs.iter().map(|p| (p.0 - x).powi(2)).sum::<f64>()
+        };
+        let exponents: Vec<_> = (0..STAGES.len())
+            .map(|stage| format!("{:.2}", exponent(stage)))
+            .collect();
+        println!("| {pattern} | {} |", exponents.join(" | "));
+    }
+    println!();
+}
+
 /// One line for each pattern.
-fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) {
+fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) -> Vec<Medians> {
     let solver = Solver::new(Cpu::new(threads).unwrap());
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let weights = Array2::from_shape_simple_fn((rows, cols), || random.random_range(-1.0..1.0_f32));
@@ -51,6 +101,7 @@ fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) {
     let mut hessian = solver.hessian(cols).unwrap();
     hessian.update(inputs.view()).unwrap();
     drop(inputs);
+    let mut medians = Vec::new();
     for pattern in &flags.patterns {
         let (mask, quantize) = match pattern.strip_suffix("+4bit") {
             Some(pattern) => (pattern, true),
@@ -84,7 +135,9 @@ fn layer(rows: usize, cols: usize, threads: usize, flags: &Flags) {
             rate / 1e9,
             total / floor
         );
+        medians.push((pattern.clone(), cols, STAGES.map(|(_, of)| stage(of))));
     }
+    medians
 }
 
 /// Flops a second of one square product of the backend.

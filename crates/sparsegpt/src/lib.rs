@@ -16,11 +16,12 @@ pub use half;
 pub use ndarray;
 
 pub use driver::{
-    BlockLayer, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Rule, Selector, Tap, prune_model,
+    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Rule, Selector, Tap,
+    prune_model, prune_model_variants,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};
 pub use mask::{MaskPolicy, Pattern, Sparsity};
 pub use quant::{Quantizer, UniformGrid};
-pub use report::{LayerReport, ModelReport};
+pub use report::{LayerReport, ModelReport, Propagation};
 pub use solver::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Solver};

@@ -72,10 +72,10 @@ pub struct LayerReport {
     /// Input features that were zero for every calibration token.
     pub dead_columns: usize,
     /// ½ Σ err², what the reference implementation prints: ½ tr(ΔW (H + λI) ΔWᵀ). `None` without a
-    /// Hessian.
+    /// Hessian, or where f32 overflows on the way.
     pub solver_loss: Option<f64>,
     /// tr(ΔW H ΔWᵀ) on the undamped H, measured on the result. `None` without a Hessian or where measuring
-    /// was switched off.
+    /// was switched off, or where f32 overflows on the way.
     pub reconstruction_error: Option<f64>,
     /// [`Self::reconstruction_error`] over tr(W H Wᵀ).
     pub relative_error: Option<f64>,
@@ -135,20 +135,34 @@ impl fmt::Display for LayerReport {
     }
 }
 
-/// Seconds of a whole run.
+/// What the blocks of a model behind the first were calibrated on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum Propagation {
+    /// On the outputs of the treated blocks before them, so that they make up for those blocks' errors.
+    Pruned,
+    /// On the outputs of the dense blocks before them: errors were not propagated. So it is where several
+    /// variants share one pass.
+    Dense,
+}
+
+/// Seconds of a whole run. Where several variants shared the run, all but the solving is what they shared.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ModelSeconds {
     /// Loading and writing blocks.
     pub blocks: f64,
-    /// Forward passes that collect Hessians, Hessians included.
+    /// Forward passes that collect Hessians, Hessians included. Where all blocks stay dense, they give the
+    /// next block's inputs too.
     pub calibrate: f64,
     /// Hessian accumulation alone, a part of `calibrate`.
     pub hessian: f64,
-    /// Solving layers.
+    /// Solving layers; a factor that variants share stands with the first of them.
     pub solve: f64,
-    /// Forward passes with the new weights.
+    /// Forward passes that only give the next block's inputs: with the new weights, or, where all blocks
+    /// stay dense, through blocks that need no Hessian.
     pub propagate: f64,
     /// Everything.
     pub total: f64,
@@ -169,6 +183,8 @@ pub struct ModelReport {
     pub blocks: usize,
     /// Calibration sequences.
     pub sequences: usize,
+    /// What blocks behind the first were calibrated on.
+    pub propagation: Propagation,
     /// One report a layer, in the order they were treated.
     pub layers: Vec<LayerReport>,
     /// Layers left as they were, by rule.

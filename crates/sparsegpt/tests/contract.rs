@@ -180,3 +180,18 @@ fn a_negative_diagonal_is_no_hessian() {
         .unwrap_err();
     assert!(error.to_string().contains("column 2"), "{error}");
 }
+
+#[test]
+fn errors_that_overflow_are_unknown_and_not_zero() {
+    let solver = Solver::new(Host);
+    let weights = Array2::from_shape_fn((4, 8), |(i, j)| (1.0 + (i * 8 + j) as f32) * 1e36);
+    let settings = LayerSettings::new(Pattern::unstructured(0.5).unwrap());
+    let mut hessian = solver.hessian_from(Array2::eye(8).view()).unwrap();
+    let report = solver
+        .prune(weights.view(), &mut hessian, &settings)
+        .unwrap()
+        .report;
+    assert_eq!(report.pruned, 16);
+    assert_eq!(report.solver_loss, None);
+    assert_ne!(report.relative_error, Some(0.0));
+}

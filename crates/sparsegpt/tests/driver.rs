@@ -2,131 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::ops::ControlFlow;
 
-use ndarray::Array2;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use common::model::{Model, WIDTH, go_on, half, sequences};
 use sparsegpt::backend::Host;
 use sparsegpt::{
-    Batch, BlockLayer, Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern,
-    ProgressEvent, Selector, Solver, Tap, prune_model,
+    Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern, ProgressEvent, Selector,
+    Solver, prune_model,
 };
-
-const WIDTH: usize = 8;
-
-#[derive(Debug, thiserror::Error)]
-#[error("broken on purpose")]
-struct Broken;
-
-/// Blocks of two layers `a`, `b` that read the same input and one `c` that reads relu(a + b).
-#[derive(Clone)]
-struct Model {
-    blocks: Vec<[Array2<f32>; 3]>,
-    calls: Vec<String>,
-    fail_at: Option<usize>,
-    poison: bool,
-}
-
-impl Model {
-    fn new(blocks: usize, seed: u64) -> Self {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut matrix =
-            || Array2::from_shape_fn((WIDTH, WIDTH), |_| random.random_range(-1.0_f32..1.0));
-        let blocks = (0..blocks)
-            .map(|_| [matrix(), matrix(), matrix()])
-            .collect();
-        Self {
-            blocks,
-            calls: Vec::new(),
-            fail_at: None,
-            poison: false,
-        }
-    }
-}
-
-fn sequences(count: usize) -> Vec<Array2<f32>> {
-    let mut random = ChaCha8Rng::seed_from_u64(99);
-    (0..count)
-        .map(|_| Array2::from_shape_fn((20, WIDTH), |_| random.random_range(-1.0_f32..1.0)))
-        .collect()
-}
-
-impl ModelAdapter for Model {
-    type Sequence = Array2<f32>;
-    type Hidden = Array2<f32>;
-    type Error = Broken;
-
-    fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-    fn layers(&self, block: usize) -> Result<Vec<BlockLayer>, Broken> {
-        let layer = |part: &str, input| BlockLayer {
-            name: format!("block.{block}.{part}"),
-            rows: WIDTH,
-            cols: WIDTH,
-            input,
-        };
-        Ok(vec![layer("a", 0), layer("b", 0), layer("c", 1)])
-    }
-    fn embed(&mut self, sequence: &Array2<f32>) -> Result<Array2<f32>, Broken> {
-        self.calls.push("embed".into());
-        Ok(sequence.clone())
-    }
-    fn begin_block(&mut self, block: usize) -> Result<(), Broken> {
-        self.calls.push(format!("begin {block}"));
-        Ok(())
-    }
-    fn end_block(&mut self, block: usize) -> Result<(), Broken> {
-        self.calls.push(format!("end {block}"));
-        Ok(())
-    }
-    fn run_block(
-        &mut self,
-        block: usize,
-        hidden: &Array2<f32>,
-        tap: &mut dyn Tap,
-    ) -> Result<Array2<f32>, Broken> {
-        if self.fail_at == Some(block) {
-            return Err(Broken);
-        }
-        let tapped = if tap.wants(0) || tap.wants(1) {
-            "tap"
-        } else {
-            "run"
-        };
-        self.calls.push(format!("{tapped} {block}"));
-        let [a, b, c] = &self.blocks[block];
-        tap.observe(0, hidden.view().into());
-        let mut inner = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
-        if self.poison && block == 1 {
-            inner[[3, 2]] = f32::NAN;
-        }
-        tap.observe(1, Batch::new(inner.view()));
-        Ok(hidden + &inner.dot(&c.t()))
-    }
-    fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>, Broken> {
-        Ok(self.blocks[block][layer].clone())
-    }
-    fn replace_weight(
-        &mut self,
-        block: usize,
-        layer: usize,
-        weight: Array2<f32>,
-    ) -> Result<(), Broken> {
-        self.calls.push(format!("replace {block}.{layer}"));
-        self.blocks[block][layer] = weight;
-        Ok(())
-    }
-}
-
-fn half() -> LayerSettings {
-    LayerSettings::new(Pattern::unstructured(0.5).unwrap())
-}
-
-fn go_on(_: &ProgressEvent<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 #[test]
 fn blocks_go_in_order_and_only_as_far_as_needed() {

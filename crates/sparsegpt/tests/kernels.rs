@@ -13,6 +13,7 @@ use sparsegpt::backend::{
     Backend, Cpu, GridKind, GridRef, Host, PruneRef, Select, SelectRule, UpdateRows,
 };
 use sparsegpt::ndarray::{Array2, s};
+use sparsegpt::{LayerSettings, Pattern, Solver};
 
 const ROWS: [usize; 10] = [1, 2, 3, 15, 17, 31, 33, 64, 65, 127];
 const WIDTHS: [usize; 12] = [1, 2, 3, 7, 8, 9, 12, 16, 31, 96, 127, 128];
@@ -218,4 +219,28 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_workspace_is_kept_for_the_next_layer_and_can_be_given_back() {
+    let solver = Solver::new(Cpu::new(2).unwrap());
+    let settings = LayerSettings::new(Pattern::unstructured(0.5).unwrap());
+    let weights = Array2::from_shape_fn((512, 768), |(i, j)| ((i * 7 + j) % 31) as f32 - 15.0);
+    let mut hessian = solver.hessian_from(Array2::eye(768).view()).unwrap();
+    let mut prune = || {
+        drop(
+            solver
+                .prune(weights.view(), &mut hessian, &settings)
+                .unwrap(),
+        )
+    };
+    prune();
+    let kept = solver.backend().workspace_bytes();
+    assert!(kept > 0);
+    prune();
+    assert_eq!(solver.backend().workspace_bytes(), kept);
+    solver.backend().release_workspace();
+    assert_eq!(solver.backend().workspace_bytes(), 0);
+    prune();
+    assert_eq!(solver.backend().workspace_bytes(), kept);
 }

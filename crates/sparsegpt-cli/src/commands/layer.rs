@@ -11,12 +11,12 @@ use sparsegpt::mask::{GivenMask, MaskPolicy};
 use sparsegpt::quant::QuantizedLayer;
 use sparsegpt::report::StageSeconds;
 use sparsegpt::{
-    Activations, LayerPruner, LayerReport, LayerSettings, LayerTask, Pattern, PrunedLayer,
+    Activations, Error, LayerPruner, LayerReport, LayerSettings, LayerTask, Pattern, PrunedLayer,
     Statistics,
 };
 
 use crate::console::Console;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::flags::LayerFlags;
 use crate::tensor_file::{self, Floats, OwnedTensor, TensorFile, check_output};
 use crate::{interrupt, model};
@@ -41,7 +41,9 @@ OUT.safetensors holds
 and with --bits, so that pruned = (codes - zero) * scale exactly in f32:
   codes        u8, rows x cols
   scale, zero  f32, rows x groups; rows, where each row is one group
-  group_index  i32, cols: the group of each column, where --act-order permutes the groups";
+  group_index  i32, cols: the group of each column, where --act-order permutes the groups
+With several --pattern the names begin with the pattern (50%.pruned, 2:4.kept), and --json gives a list
+`variants`. Each result is that of a run of its own.";
 
 /// Flags of `layer`.
 #[derive(Args, Debug)]
@@ -67,12 +69,22 @@ pub(crate) struct LayerArgs {
 struct Report {
     #[serde(flatten)]
     layer: LayerReport,
+    /// With several patterns: what the names of this one's tensors begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefix: Option<String>,
     /// Accumulating the Hessian from `inputs`, or taking in `hessian`.
     seconds_hessian: f64,
-    /// From weights and Hessian to the result, on the clock.
+    /// From weights and Hessian to the result, on the clock. A factor that several patterns share stands with
+    /// the first of them.
     seconds_solve: f64,
     /// The solver's own account of it.
     stages: StageSeconds,
+}
+
+/// Several patterns.
+#[derive(Debug, Serialize)]
+struct Reports {
+    variants: Vec<Report>,
 }
 
 pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result<(), Failure> {
@@ -81,60 +93,86 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let Some(weights) = file.matrix(WEIGHT)? else {
         return Err(file.wrong(WEIGHT, format!("missing; the file has: {}", file.names()?)));
     };
-    let settings = settings(&args.flags, read_mask(&file)?)?;
+    let patterns = args.flags.patterns()?;
+    let mask = read_mask(&file)?;
+    let variants = patterns
+        .iter()
+        .map(|&pattern| settings(&args.flags, pattern, mask.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
     let name = args
         .input
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    settings.validate(&name, weights.nrows(), weights.ncols())?;
+    for settings in &variants {
+        settings.validate(&name, weights.nrows(), weights.ncols())?;
+    }
     let pruner = model::solver(threads, args.flags.bf16_products())?;
 
     let start = Instant::now();
-    let mut statistics = if settings.method.needs_hessian() {
+    let mut statistics = if args.flags.method().needs_hessian() {
         Some(statistics(&file, &name, weights.ncols(), &*pruner)?)
     } else {
         None
     };
     let seconds_hessian = start.elapsed().as_secs_f64();
     interrupt::check()?;
-    let start = Instant::now();
-    let task = LayerTask {
-        name: &name,
-        weights: weights.view(),
-        settings: &settings,
-    };
-    let mut result = None;
-    pruner.prune_layers(statistics.as_deref_mut(), &[task], &mut |_, pruned| {
-        result = Some(pruned);
+    let tasks: Vec<LayerTask<'_>> = variants
+        .iter()
+        .map(|settings| LayerTask {
+            name: &name,
+            weights: weights.view(),
+            settings,
+        })
+        .collect();
+    let mut tensors = Vec::new();
+    let mut reports = Vec::new();
+    let mut start = Instant::now();
+    pruner.prune_layers(statistics.as_deref_mut(), &tasks, &mut |task, pruned| {
+        let seconds_solve = start.elapsed().as_secs_f64();
+        if interrupt::requested() {
+            return Err(Error::Cancelled { block: 0 });
+        }
+        let prefix = patterns[task]
+            .filter(|_| patterns.len() > 1)
+            .map(|pattern| format!("{pattern}."));
+        add_tensors(
+            &mut tensors,
+            prefix.as_deref().unwrap_or_default(),
+            &pruned,
+            &args.flags,
+        );
+        let stages = pruned.report.seconds.clone();
+        reports.push(Report {
+            layer: pruned.report,
+            prefix,
+            seconds_hessian,
+            seconds_solve,
+            stages,
+        });
+        start = Instant::now();
         Ok(())
     })?;
-    let seconds_solve = start.elapsed().as_secs_f64();
-    let Some(pruned) = result else {
-        return Err(Failure::new(Exit::Work, "the solver returned no layer"));
-    };
-    interrupt::check()?;
 
-    tensor_file::write(&args.output, &tensors(&pruned, &args.flags))?;
-    let stages = pruned.report.seconds.clone();
-    let report = Report {
-        layer: pruned.report,
-        seconds_hessian,
-        seconds_solve,
-        stages,
-    };
-    console.print(&format!(
-        "{}\nwritten: {}\n",
-        report.layer,
-        args.output.display()
-    ))?;
-    console.print_json(&report)
+    tensor_file::write(&args.output, &tensors)?;
+    for report in &reports {
+        console.print(&format!("{}\n", report.layer))?;
+    }
+    console.print(&format!("written: {}\n", args.output.display()))?;
+    match &reports[..] {
+        [report] => console.print_json(report),
+        _ => console.print_json(&Reports { variants: reports }),
+    }
 }
 
 /// What to prune: a pattern, a mask, or a mask extended to the sparsity of the pattern.
-fn settings(flags: &LayerFlags, mask: Option<Array2<bool>>) -> Result<LayerSettings, Failure> {
-    let policy: Arc<dyn MaskPolicy> = match (mask, flags.pattern) {
+fn settings(
+    flags: &LayerFlags,
+    pattern: Option<Pattern>,
+    mask: Option<&Array2<bool>>,
+) -> Result<LayerSettings, Failure> {
+    let policy: Arc<dyn MaskPolicy> = match (mask, pattern) {
         (None, None) if flags.bits.is_none() => {
             return Err(Failure::usage(
                 "nothing to do: give --pattern (50%, row:50%, 2:4) or a tensor `mask` to prune, --bits (2 to 8) to quantize, or both",
@@ -250,12 +288,16 @@ where
     Ok(())
 }
 
-fn tensors(pruned: &PrunedLayer, flags: &LayerFlags) -> Vec<(&'static str, OwnedTensor)> {
-    let kept = pruned.mask.mapv(u8::from);
-    let mut tensors = vec![
-        ("pruned", OwnedTensor::f32(pruned.weights.view())),
-        ("kept", OwnedTensor::u8(kept.view())),
-    ];
+/// The result as tensors whose names begin with `prefix`.
+fn add_tensors(
+    tensors: &mut Vec<(String, OwnedTensor)>,
+    prefix: &str,
+    pruned: &PrunedLayer,
+    flags: &LayerFlags,
+) {
+    let mut add = |name: &str, tensor| tensors.push((format!("{prefix}{name}"), tensor));
+    add("pruned", OwnedTensor::f32(pruned.weights.view()));
+    add("kept", OwnedTensor::u8(pruned.mask.mapv(u8::from).view()));
     if let Some(QuantizedLayer {
         codes,
         scale,
@@ -271,13 +313,12 @@ fn tensors(pruned: &PrunedLayer, flags: &LayerFlags) -> Vec<(&'static str, Owned
                 _ => tensor,
             }
         };
-        tensors.push(("codes", OwnedTensor::u8(codes.view())));
-        tensors.push(("scale", per_row(scale)));
-        tensors.push(("zero", per_row(zero)));
+        add("codes", OwnedTensor::u8(codes.view()));
+        add("scale", per_row(scale));
+        add("zero", per_row(zero));
         if flags.groups_are_permuted() {
             let groups = group_of_column.iter().map(|&group| group as i32);
-            tensors.push(("group_index", OwnedTensor::i32(groups)));
+            add("group_index", OwnedTensor::i32(groups));
         }
     }
-    tensors
 }

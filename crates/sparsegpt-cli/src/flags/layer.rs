@@ -1,5 +1,6 @@
 //! What to do with a layer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
@@ -16,9 +17,10 @@ use crate::failure::Failure;
 #[serde(rename_all = "kebab-case", default)]
 pub(crate) struct LayerFlags {
     /// Zeros: 50% (of the layer), row:50% (of each row), 2:4 (2 zeros in each 4 columns); without it the
-    /// weights are only quantized
+    /// weights are only quantized (repeatable: one result for each pattern, all from one pass)
     #[arg(long)]
-    pub(crate) pattern: Option<Pattern>,
+    #[serde(with = "super::patterns")]
+    pub(crate) pattern: Vec<Pattern>,
 
     /// sparsegpt (default), magnitude or wanda
     #[arg(long)]
@@ -82,6 +84,24 @@ impl LayerFlags {
 
     pub(crate) fn bf16_products(&self) -> bool {
         on(self.bf16_products)
+    }
+
+    /// The variants to make: one for each pattern, or one without any.
+    ///
+    /// # Errors
+    /// If a pattern is given twice.
+    pub(crate) fn patterns(&self) -> Result<Vec<Option<Pattern>>, Failure> {
+        // Told apart as they are written, as the results are named after that.
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.pattern.iter().find(|p| !seen.insert(p.to_string())) {
+            return Err(Failure::usage(format!(
+                "--pattern {twice} is given twice; give each pattern once"
+            )));
+        }
+        if self.pattern.is_empty() {
+            return Ok(vec![None]);
+        }
+        Ok(self.pattern.iter().copied().map(Some).collect())
     }
 
     /// Whether grids of groups are found in the order of processing, which then is not that of the columns.

@@ -50,17 +50,21 @@ pub(crate) struct PlanFlags {
 }
 
 impl PlanFlags {
-    /// The plan these flags and those for a layer describe.
+    /// The plan these flags and those for a layer describe, with one of the layer's patterns.
     ///
     /// # Errors
     /// For flags that do not go together or cannot be understood, and if nothing would be done.
-    pub(crate) fn plan(&self, layer: &LayerFlags) -> Result<ModelPlan, Failure> {
-        if self.pattern_list.is_some() && layer.pattern.is_some() {
+    pub(crate) fn plan(
+        &self,
+        layer: &LayerFlags,
+        pattern: Option<Pattern>,
+    ) -> Result<ModelPlan, Failure> {
+        if self.pattern_list.is_some() && pattern.is_some() {
             return Err(Failure::usage(
                 "--pattern (one for all layers) and --pattern-list (one for each) exclude each other; use --rule for exceptions",
             ));
         }
-        let everywhere = treatment(layer, layer.pattern)?;
+        let everywhere = treatment(layer, pattern)?;
         let dense = || layer.settings(Arc::new(Pattern::Dense));
         let mut plan = match &everywhere {
             Some(settings) => ModelPlan::new(settings.clone()),
@@ -100,9 +104,10 @@ impl PlanFlags {
             };
         }
         if !treats {
-            return Err(Failure::usage(
-                "nothing to do: give --pattern (50%, row:50%, 2:4) to prune, --bits (2 to 8) to quantize, or both; or patterns by --rule or --pattern-list",
-            ));
+            let with = pattern.map_or_else(String::new, |given| format!(" with --pattern {given}"));
+            return Err(Failure::usage(format!(
+                "nothing to do{with}: give --pattern (50%, row:50%, 2:4) to prune, --bits (2 to 8) to quantize, or both; or patterns by --rule or --pattern-list",
+            )));
         }
         for layers in &self.skip {
             plan = plan.skipping(selector(layers)?);
@@ -245,30 +250,26 @@ mod tests {
     #[test]
     fn a_plan_needs_something_to_do() {
         let nothing = LayerFlags::default();
-        assert!(PlanFlags::default().plan(&nothing).is_err());
+        assert!(PlanFlags::default().plan(&nothing, None).is_err());
         let skipping = PlanFlags {
             rule: vec!["mlp=skip".to_owned()],
             ..PlanFlags::default()
         };
-        assert!(skipping.plan(&nothing).is_err());
+        assert!(skipping.plan(&nothing, None).is_err());
         let rule = PlanFlags {
             rule: vec!["mlp=2:4".to_owned()],
             ..PlanFlags::default()
         };
-        assert!(rule.plan(&nothing).is_ok());
+        assert!(rule.plan(&nothing, None).is_ok());
         let bits = LayerFlags {
             bits: Some(4),
             ..LayerFlags::default()
         };
-        assert!(PlanFlags::default().plan(&bits).is_ok());
-        let both = LayerFlags {
-            pattern: Some(Pattern::Dense),
-            ..bits
-        };
+        assert!(PlanFlags::default().plan(&bits, None).is_ok());
         let list = PlanFlags {
             pattern_list: Some("50%".to_owned()),
             ..PlanFlags::default()
         };
-        assert!(list.plan(&both).is_err());
+        assert!(list.plan(&bits, Some(Pattern::Dense)).is_err());
     }
 }

@@ -87,7 +87,7 @@ mod tests {
             "pattern = '2:4'\nbits = 4\nsymmetric = true\ndamping = 0.02\nskip = ['up_proj']\nrule = ['mlp=50%']\nseed = 7\n",
         )
         .unwrap();
-        assert_eq!(flags.layer.pattern, Some(Pattern::n_of_m(2, 4).unwrap()));
+        assert_eq!(flags.layer.pattern, [Pattern::n_of_m(2, 4).unwrap()]);
         assert_eq!(flags.layer.bits, Some(3));
         assert_eq!(flags.layer.symmetric, Some(true));
         assert_eq!(flags.layer.damping, Some(0.02));
@@ -97,11 +97,40 @@ mod tests {
     }
 
     #[test]
+    fn one_pattern_or_a_list_of_them() {
+        let (half, two_of_four) = (
+            Pattern::unstructured(0.5).unwrap(),
+            Pattern::n_of_m(2, 4).unwrap(),
+        );
+        let list = "pattern = ['50%', '2:4']";
+        let mut given = PruneFlags::default();
+        let flags = merged(&given, list).unwrap();
+        assert_eq!(flags.layer.pattern, [half, two_of_four]);
+        assert_eq!(
+            object(&flags).unwrap()["pattern"],
+            serde_json::json!(["50%", "2:4"])
+        );
+        assert!(
+            merged(&given, "pattern = []")
+                .unwrap()
+                .layer
+                .pattern
+                .is_empty()
+        );
+        given.layer.pattern = vec![two_of_four];
+        let flags = merged(&given, list).unwrap();
+        assert_eq!(flags.layer.pattern, [two_of_four]);
+        assert_eq!(object(&flags).unwrap()["pattern"], "2:4");
+    }
+
+    #[test]
     fn mistakes_name_the_key() {
         for (toml, named) in [
             ("patern = '50%'", "patern"),
             ("bits = 'four'", "bits"),
-            ("pattern = '5:4'", "pattern"),
+            ("pattern = '5:4'", "N zeros in M columns"),
+            ("pattern = ['50%', '5:4']", "N zeros in M columns"),
+            ("pattern = 50", "a list of them"),
             ("skip = 'x'", "skip"),
             ("bits = ", "bits"),
             ("method = 'best'", "method"),

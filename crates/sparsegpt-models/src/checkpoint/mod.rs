@@ -9,6 +9,7 @@ mod dtype;
 pub(crate) mod fixtures;
 mod folder;
 mod overlay;
+mod set;
 mod shard;
 mod staging;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use folder::SafetensorsFolder;
 pub use dtype::parse_dtype;
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
+pub use set::CheckpointSet;
 pub use staging::Leftovers;
 pub use verify::ExpectedLayer;
 pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
@@ -188,6 +190,14 @@ impl Checkpoint {
     /// in it or is it, if the dtype is none of f32, f16, bf16, or if the disk is full.
     pub fn create_output(&self, out: &Path, options: &OutputOptions) -> Result<CheckpointWriter> {
         CheckpointWriter::create(self, out, options)
+    }
+
+    /// Starts a folder of several copies of this checkpoint, to be named `out` once they are all finished.
+    ///
+    /// # Errors
+    /// As [`create_output`](Self::create_output).
+    pub fn create_outputs(&self, out: &Path, options: &OutputOptions) -> Result<CheckpointSet<'_>> {
+        CheckpointSet::create(self, out, options)
     }
 }
 

@@ -16,6 +16,7 @@ const REPLACED: &str = "replaced";
 ///
 /// It is locked as long as its process lives, however that ends, so that a later run can tell a folder
 /// in use from one that a killed run left behind.
+#[derive(Debug)]
 pub(super) struct Staging {
     pub(super) path: PathBuf,
     pub(super) renamed: bool,
@@ -142,7 +143,7 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Folders that had to be made for the output. Those that are still empty are removed when dropped.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct MadeParents(Vec<PathBuf>);
 
 impl MadeParents {

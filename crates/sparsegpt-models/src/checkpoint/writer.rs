@@ -353,13 +353,14 @@ fn sync_names(folder: &Path) -> Result<()> {
 }
 
 /// The final place, checked to be free or replaceable.
-struct OutputFolder {
-    path: PathBuf,
+#[derive(Debug)]
+pub(super) struct OutputFolder {
+    pub(super) path: PathBuf,
     _parents: MadeParents,
 }
 
 impl OutputFolder {
-    fn check(out: &Path, source: &Path, force: bool) -> Result<Self> {
+    pub(super) fn check(out: &Path, source: &Path, force: bool) -> Result<Self> {
         let refuse = |reason: String| Err(Error::output_refused(out, reason));
         let Some(name) = out.file_name() else {
             return refuse("expected the name of a folder".to_owned());
@@ -404,7 +405,7 @@ impl OutputFolder {
     }
 
     /// Puts the proven folder in place; what was there is removed only after that.
-    fn replace_by(&self, staging: &Path) -> Result<()> {
+    pub(super) fn replace_by(&self, staging: &Path) -> Result<()> {
         let aside = if self.path.exists() {
             let aside = Staging::beside(&self.path)?;
             aside.set_aside(&self.path)?;

@@ -3,21 +3,26 @@
 //! Blocks go in order. Block t sees the outputs of the already treated blocks; the Hessians of a block are
 //! taken in one pass over the calibration set with that block still dense; then its layers are solved, and
 //! the block is run once more with its new weights to give the next block's inputs (paper, section 4).
+//! [`prune_model_variants`] treats a model under several plans in one pass, in which all blocks stay dense.
 
 mod adapter;
+mod block;
 mod plan;
+mod run;
+mod tap;
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::slice;
 
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
 pub use plan::{ModelPlan, PlannedLayer, Rule, Selector};
 
 use crate::error::{Error, Result};
-use crate::hessian::{Batch, Statistics};
-use crate::report::{LayerReport, ModelReport, ModelSeconds};
-use crate::solver::{LayerPruner, LayerTask};
+use crate::report::{LayerReport, ModelReport};
+use crate::solver::{LayerPruner, PrunedLayer};
+use run::{Outlet, Run};
 
 /// What a run is doing, for progress bars.
 #[derive(Debug)]
@@ -64,36 +69,59 @@ pub enum ProgressEvent<'a> {
 
 /// A run that ended early: the error, and what was finished before it.
 ///
-/// Weights of finished layers have been handed to the adapter and stay there.
+/// Finished layers have been handed on, to the adapter or to the caller, and stay there.
 #[derive(Debug)]
-pub struct Interrupted {
+pub struct Interrupted<R = ModelReport> {
     /// What went wrong.
     pub error: Error,
-    /// The layers finished before.
-    pub finished: ModelReport,
+    /// The layers finished before: one report, or one a variant.
+    pub finished: R,
 }
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({} layers were finished)",
-            self.error,
-            self.finished.layers.len()
-        )
+        ended_early(f, &self.error, slice::from_ref(&self.finished))
     }
 }
 
-impl std::error::Error for Interrupted {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.error)
+impl fmt::Display for Interrupted<Vec<ModelReport>> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ended_early(f, &self.error, &self.finished)
     }
 }
 
-impl From<Box<Interrupted>> for Error {
-    fn from(interrupted: Box<Interrupted>) -> Self {
+fn ended_early(f: &mut fmt::Formatter<'_>, error: &Error, finished: &[ModelReport]) -> fmt::Result {
+    let layers: usize = finished.iter().map(|report| report.layers.len()).sum();
+    write!(f, "{error} ({layers} layers were finished)")
+}
+
+impl<R: fmt::Debug> StdError for Interrupted<R>
+where
+    Self: fmt::Display,
+{
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        StdError::source(&self.error)
+    }
+}
+
+impl<R> From<Box<Interrupted<R>>> for Error {
+    fn from(interrupted: Box<Interrupted<R>>) -> Self {
         interrupted.error
     }
+}
+
+/// A layer that [`prune_model_variants`] has finished.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FinishedLayer {
+    /// The plan it was treated under: an index into the plans.
+    pub variant: usize,
+    /// The block.
+    pub block: usize,
+    /// The layer: an index into [`ModelAdapter::layers`] of the block.
+    pub layer: usize,
+    /// The layer after treatment.
+    pub pruned: PrunedLayer,
 }
 
 /// Prunes a model: every layer the plan names, block by block.
@@ -111,337 +139,45 @@ pub fn prune_model<A: ModelAdapter>(
     plan: &ModelPlan,
     progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
 ) -> Result<ModelReport, Box<Interrupted>> {
-    let info = pruner.info();
-    let mut run = Run {
-        adapter,
-        pruner,
-        progress,
-        cancelled: false,
-        report: ModelReport {
-            backend: info.name,
-            device: info.device,
-            products: info.products,
-            blocks: 0,
-            sequences: sequences.len(),
-            layers: Vec::new(),
-            skipped: Vec::new(),
-            seconds: ModelSeconds::default(),
-        },
-    };
-    let start = Instant::now();
-    let result = run.all_blocks(sequences, plan);
-    run.report.seconds.total = start.elapsed().as_secs_f64();
-    match result {
-        Ok(()) => Ok(run.report),
-        Err(error) => Err(Box::new(Interrupted {
-            error,
-            finished: run.report,
-        })),
-    }
+    Run::new(adapter, pruner, Outlet::Model, progress)
+        .all(sequences, slice::from_ref(plan))
+        .map(only)
+        .map_err(|interrupted| {
+            let Interrupted { error, finished } = *interrupted;
+            Box::new(Interrupted {
+                error,
+                finished: only(finished),
+            })
+        })
 }
 
-struct Run<'a, A: ModelAdapter> {
-    adapter: &'a mut A,
-    pruner: &'a dyn LayerPruner,
-    progress: &'a mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
-    cancelled: bool,
-    report: ModelReport,
+/// The report of a run with one plan: there are as many reports as plans.
+fn only(mut reports: Vec<ModelReport>) -> ModelReport {
+    reports.swap_remove(0)
 }
 
-impl<A: ModelAdapter> Run<'_, A> {
-    fn all_blocks(&mut self, sequences: &[A::Sequence], plan: &ModelPlan) -> Result<()> {
-        let planned = plan.resolve(self.adapter)?;
-        self.report.blocks = planned.len();
-        self.report.skipped = planned
-            .iter()
-            .flatten()
-            .filter(|layer| layer.settings.is_none())
-            .map(|layer| layer.layer.name.clone())
-            .collect();
-        let needs_hessian = |layers: &[PlannedLayer]| {
-            layers
-                .iter()
-                .flat_map(|layer| &layer.settings)
-                .any(|s| s.method.needs_hessian())
-        };
-        let last_calibrated = planned.iter().rposition(|layers| needs_hessian(layers));
-        if last_calibrated.is_some() && sequences.is_empty() {
-            return Err(Error::NothingToPrune {
-                reason: "there are no calibration sequences, and the method needs them".to_owned(),
-            });
-        }
-        let mut hidden = Vec::new();
-        if last_calibrated.is_some() {
-            for sequence in sequences {
-                hidden.push(
-                    self.adapter
-                        .embed(sequence)
-                        .map_err(|e| failed::<A>(0, "embed a calibration sequence", e))?,
-                );
-            }
-        }
-        let last_treated = planned
-            .iter()
-            .rposition(|layers| layers.iter().any(|layer| layer.settings.is_some()))
-            .unwrap_or(0);
-        for (block, layers) in planned.iter().enumerate().take(last_treated + 1) {
-            if self.cancelled {
-                return Err(Error::Cancelled { block });
-            }
-            let treated = layers
-                .iter()
-                .filter(|layer| layer.settings.is_some())
-                .count();
-            self.tell(&ProgressEvent::BlockStarted {
-                block,
-                blocks: planned.len(),
-                layers: treated,
-            });
-            self.in_blocks(|adapter| {
-                adapter
-                    .begin_block(block)
-                    .map_err(|e| failed::<A>(block, "load the block", e))
-            })?;
-            // Hidden states are needed as far as the last block whose Hessians are.
-            let wanted = last_calibrated.is_some_and(|last| block <= last);
-            let collect = wanted && needs_hessian(layers);
-            let mut statistics = Vec::new();
-            if collect {
-                statistics = self.calibrate(block, layers, &hidden)?;
-            }
-            if treated > 0 {
-                self.solve(block, layers, statistics)?;
-            }
-            if last_calibrated.is_some_and(|last| block < last) {
-                self.propagate(block, &mut hidden)?;
-            }
-            self.in_blocks(|adapter| {
-                adapter
-                    .end_block(block)
-                    .map_err(|e| failed::<A>(block, "store the block", e))
-            })?;
-            self.tell(&ProgressEvent::BlockDone { block });
-        }
-        Ok(())
-    }
-
-    /// Runs the dense block over the calibration set and collects the Hessian of each input that a layer
-    /// needs.
-    fn calibrate(
-        &mut self,
-        block: usize,
-        layers: &[PlannedLayer],
-        hidden: &[A::Hidden],
-    ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
-        let start = Instant::now();
-        let mut tap = HessianTap {
-            statistics: Vec::new(),
-            error: None,
-            seconds: 0.0,
-        };
-        for planned in layers {
-            let needed = planned
-                .settings
-                .as_ref()
-                .is_some_and(|settings| settings.method.needs_hessian());
-            let input = planned.layer.input;
-            if needed && !tap.wants(input) {
-                let name = shared_name(layers, input);
-                tap.statistics
-                    .push((input, self.pruner.statistics(&name, planned.layer.cols)?));
-            }
-        }
-        let mut done = 0;
-        while done < hidden.len() {
-            let batch = self.batch(&hidden[done..]);
-            self.adapter
-                .observe_batch(block, &hidden[done..done + batch], &mut tap)
-                .map_err(|e| failed::<A>(block, "run the dense block", e))?;
-            if let Some(error) = tap.error.take() {
-                return Err(error);
-            }
-            done += batch;
-            let of = self.report.sequences;
-            self.tell(&ProgressEvent::Calibrated { block, done, of });
-            if self.cancelled {
-                return Err(Error::Cancelled { block });
-            }
-        }
-        self.report.seconds.calibrate += start.elapsed().as_secs_f64();
-        self.report.seconds.hessian += tap.seconds;
-        Ok(tap.statistics)
-    }
-
-    /// Solves the block's layers, those of one input together.
-    fn solve(
-        &mut self,
-        block: usize,
-        layers: &[PlannedLayer],
-        mut statistics: Vec<(usize, Box<dyn Statistics>)>,
-    ) -> Result<()> {
-        let start = Instant::now();
-        let mut inputs: Vec<usize> = layers.iter().map(|planned| planned.layer.input).collect();
-        inputs.sort_unstable();
-        inputs.dedup();
-        for input in inputs {
-            let mut group = Vec::new();
-            for (index, planned) in layers.iter().enumerate() {
-                let Some(settings) = &planned.settings else {
-                    continue;
-                };
-                if planned.layer.input == input {
-                    let weights = self.adapter.weight(block, index).map_err(|e| {
-                        failed::<A>(
-                            block,
-                            &format!("read the weight of {}", planned.layer.name),
-                            e,
-                        )
-                    })?;
-                    if weights.dim() != (planned.layer.rows, planned.layer.cols) {
-                        return Err(Error::Shape {
-                            layer: planned.layer.name.clone(),
-                            what: "the adapter's weight",
-                            expected: format!("{} x {}", planned.layer.rows, planned.layer.cols),
-                            found_rows: weights.nrows(),
-                            found_cols: weights.ncols(),
-                        });
-                    }
-                    group.push((index, settings, weights));
-                }
-            }
-            if group.is_empty() {
-                continue;
-            }
-            // Taken out of the list, so that each Hessian is freed as soon as its layers are done.
-            let mut hessian = statistics
-                .iter()
-                .position(|(of, _)| *of == input)
-                .map(|at| statistics.swap_remove(at).1);
-            let tasks: Vec<LayerTask<'_>> = group
-                .iter()
-                .map(|(index, settings, weights)| LayerTask {
-                    name: &layers[*index].layer.name,
-                    weights: weights.view(),
-                    settings,
-                })
-                .collect();
-            let (adapter, report) = (&mut *self.adapter, &mut self.report);
-            let (progress, cancelled) = (&mut *self.progress, &mut self.cancelled);
-            self.pruner
-                .prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
-                    let index = group[task].0;
-                    adapter
-                        .replace_weight(block, index, pruned.weights)
-                        .map_err(|e| {
-                            failed::<A>(
-                                block,
-                                &format!("replace the weight of {}", layers[index].layer.name),
-                                e,
-                            )
-                        })?;
-                    report.layers.push(pruned.report);
-                    if let Some(report) = report.layers.last() {
-                        *cancelled |= progress(&ProgressEvent::LayerDone { report }).is_break();
-                    }
-                    Ok(())
-                })?;
-            if self.cancelled {
-                return Err(Error::Cancelled { block });
-            }
-        }
-        self.report.seconds.solve += start.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    /// Runs the treated block over the calibration set to get the next block's inputs.
-    fn propagate(&mut self, block: usize, hidden: &mut [A::Hidden]) -> Result<()> {
-        let start = Instant::now();
-        let mut done = 0;
-        while done < hidden.len() {
-            let batch = self.batch(&hidden[done..]);
-            let next = self
-                .adapter
-                .run_batch(block, &hidden[done..done + batch], &mut NoTap)
-                .map_err(|e| failed::<A>(block, "run the pruned block", e))?;
-            if next.len() != batch {
-                return Err(Error::incompatible(
-                    "",
-                    format!(
-                        "the adapter made {} hidden states of {batch} in block {block}",
-                        next.len()
-                    ),
-                    "return one for each from ModelAdapter::run_batch",
-                ));
-            }
-            for (hidden, next) in hidden[done..].iter_mut().zip(next) {
-                *hidden = next;
-            }
-            done += batch;
-            let of = self.report.sequences;
-            self.tell(&ProgressEvent::Propagated { block, done, of });
-            if self.cancelled {
-                return Err(Error::Cancelled { block });
-            }
-        }
-        self.report.seconds.propagate += start.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    /// How many of these hidden states go through a block together.
-    fn batch(&self, hidden: &[A::Hidden]) -> usize {
-        self.adapter.batch(hidden).clamp(1, hidden.len())
-    }
-
-    fn in_blocks(&mut self, step: impl FnOnce(&mut A) -> Result<()>) -> Result<()> {
-        let start = Instant::now();
-        let result = step(self.adapter);
-        self.report.seconds.blocks += start.elapsed().as_secs_f64();
-        result
-    }
-
-    fn tell(&mut self, event: &ProgressEvent<'_>) {
-        self.cancelled |= (self.progress)(event).is_break();
-    }
-}
-
-fn failed<A: ModelAdapter>(block: usize, action: &str, source: A::Error) -> Error {
-    Error::Adapter {
-        block,
-        action: format!("cannot {action}"),
-        source: Box::new(source),
-    }
-}
-
-/// The names of the layers that read one input, for errors.
-fn shared_name(layers: &[PlannedLayer], input: usize) -> String {
-    let names: Vec<&str> = layers
-        .iter()
-        .filter(|planned| planned.layer.input == input)
-        .map(|planned| planned.layer.name.as_str())
-        .collect();
-    names.join(", ")
-}
-
-/// Feeds observed inputs to their Hessians.
-#[derive(Debug)]
-struct HessianTap {
-    statistics: Vec<(usize, Box<dyn Statistics>)>,
-    error: Option<Error>,
-    seconds: f64,
-}
-
-impl Tap for HessianTap {
-    fn wants(&self, input: usize) -> bool {
-        self.statistics.iter().any(|(of, _)| *of == input)
-    }
-
-    fn observe(&mut self, input: usize, batch: Batch<'_>) {
-        let start = Instant::now();
-        if self.error.is_none()
-            && let Some((_, statistics)) = self.statistics.iter_mut().find(|(of, _)| *of == input)
-        {
-            self.error = statistics.update(batch).err();
-        }
-        self.seconds += start.elapsed().as_secs_f64();
-    }
+/// Prunes a model under several plans in one pass: other sparsities, patterns or bits of the same model.
+///
+/// Each block runs once for each sequence, dense. That one run fills the Hessians and gives the next block's
+/// inputs; layers are read once, and plans that agree in damping, order and column blocks share a factor.
+/// What [`prune_model`] does differently: there a block sees the outputs of the treated blocks before it, so
+/// that it can make up for their errors. Here it sees those of the dense ones, whatever the plan, and so the
+/// results differ from those of single runs, except where no Hessian is needed. The reports say so in
+/// [`ModelReport::propagation`].
+///
+/// The model is not changed ([`ModelAdapter::replace_weight`] is never called): finished layers go to
+/// `finished`, of each block in no particular order. All else is as in [`prune_model`]. Reports come in the
+/// order of the plans, one each.
+///
+/// # Errors
+/// As [`prune_model`], with one report a plan; if there is no plan; and what `finished` returns.
+pub fn prune_model_variants<A: ModelAdapter>(
+    adapter: &mut A,
+    pruner: &dyn LayerPruner,
+    sequences: &[A::Sequence],
+    plans: &[ModelPlan],
+    finished: &mut dyn FnMut(FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>>,
+    progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+) -> Result<Vec<ModelReport>, Box<Interrupted<Vec<ModelReport>>>> {
+    Run::new(adapter, pruner, Outlet::Caller(finished), progress).all(sequences, plans)
 }

@@ -181,8 +181,43 @@ impl<B: Backend> Solver<B> {
         )
     }
 
-    /// Treats layers that read the same input: one Hessian, and one factor where their damping and order
-    /// are the same.
+    /// Treats layers that read the same input, or one layer in several ways: one Hessian, and one factor
+    /// where damping, order and column blocks are the same.
+    ///
+    /// Neither depends on the pattern or the bits, so that of several sparsities of a layer only the first
+    /// pays for the factorization. Each result has the same bits as from a call of its own. The factor of
+    /// the last task is kept, so tasks that can share one should follow each other: with
+    /// [`LayerSettings::act_order`] the order depends on the groups of an N:M pattern, and an M that does
+    /// not divide the block size moves the blocks.
+    ///
+    /// ```
+    /// use sparsegpt::{LayerSettings, LayerTask, Pattern, Solver, UniformGrid};
+    /// use sparsegpt::{backend::Host, ndarray::Array2};
+    /// # let activations = Array2::from_shape_fn((64, 8), |(t, c)| ((t * 7 + c * 3) % 11) as f32 - 5.0);
+    /// # let weights = Array2::from_shape_fn((5, 8), |(r, c)| ((r * 5 + c * 2) % 7) as f32 - 2.5);
+    /// let solver = Solver::new(Host);
+    /// let mut hessian = solver.hessian(8)?;
+    /// hessian.update(activations.view())?;
+    /// let variants = [
+    ///     LayerSettings::new(Pattern::unstructured(0.4)?),
+    ///     LayerSettings::new(Pattern::unstructured(0.5)?),
+    ///     LayerSettings::new(Pattern::n_of_m(2, 4)?),
+    ///     LayerSettings::new(Pattern::unstructured(0.5)?).with_quantizer(UniformGrid::new(4)?),
+    /// ];
+    /// let tasks: Vec<_> = variants
+    ///     .iter()
+    ///     .map(|settings| LayerTask { name: "up_proj", weights: weights.view(), settings })
+    ///     .collect();
+    /// let layers = solver.prune_shared(&mut hessian, &tasks)?;
+    /// let pruned: Vec<u64> = layers.iter().map(|layer| layer.report.pruned).collect();
+    /// assert_eq!(pruned, [16, 20, 20, 20]);
+    /// // The one factorization stands in the seconds of the first.
+    /// assert!(layers[1..].iter().all(|layer| layer.report.seconds.factor == 0.0));
+    /// // The same bits as alone.
+    /// let alone = solver.prune(weights.view(), &mut hessian, &variants[2])?;
+    /// assert_eq!(layers[2].weights, alone.weights);
+    /// # Ok::<(), sparsegpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`prune`](Self::prune); the error names the layer, and layers treated before it are lost.
@@ -461,7 +496,8 @@ fn in_original_order<'a, B: Backend>(
     }
 }
 
-/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off.
+/// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ), both in processing order; `None` where measuring is switched off,
+/// or overflows.
 fn measure<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
@@ -478,10 +514,13 @@ fn measure<B: Backend>(
             .backend
             .row_energies(weights, h, diagonal)
             .map_err(|e| job.failed(Stage::Measure, e))?;
-        // Rounding may push a tiny energy below zero.
-        Ok(rows.iter().sum::<f64>().max(0.0))
+        Ok(rows.iter().sum())
     };
-    Ok(Some((energy(difference)?, energy(&job.upload(dense)?)?)))
+    let (error, total) = (energy(difference)?, energy(&job.upload(dense)?)?);
+    // Nothing is said rather than something wrong where weights as large as 1e19 overflow. Rounding may push a tiny
+    // energy below zero.
+    let known = error.is_finite() && total.is_finite();
+    Ok(known.then(|| (error.max(0.0), total.max(0.0))))
 }
 
 /// A solver whose backend is not in the type.
@@ -505,8 +544,9 @@ pub trait LayerPruner: Debug + Send + Sync {
         hessian: ArrayView2<'_, f32>,
     ) -> Result<Box<dyn Statistics>>;
 
-    /// Treats the layers that read one input; see [`Solver::prune_shared`]. `done` gets each layer as soon as it is
-    /// finished, with its index in `tasks`. Without statistics only methods that need none can run.
+    /// Treats the layers that read one input, or one of them in several ways; see [`Solver::prune_shared`]. `done`
+    /// gets each layer as soon as it is finished, with its index in `tasks`. Without statistics only methods that
+    /// need none can run.
     ///
     /// # Errors
     /// As [`Solver::prune`], and if the statistics are another backend's. Layers handed to `done` before

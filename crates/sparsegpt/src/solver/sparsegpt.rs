@@ -123,7 +123,7 @@ pub(super) fn sparsegpt<B: Backend>(
         weights,
         mask,
         quantized,
-        solver_loss: Some(solver_loss),
+        solver_loss: Some(solver_loss).filter(|loss| loss.is_finite()),
         error,
         damping: factored.damping,
         precision: Some(factored.precision),

@@ -1,20 +1,21 @@
 //! What a run would do, without reading a weight.
 
 use serde::Serialize;
-use sparsegpt::LayerPruner;
+use sparsegpt::Pattern;
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt_models::checkpoint::Checkpoint;
-use sparsegpt_models::decoder::LlamaConfig;
 
-use crate::console::Console;
-use crate::cost::{self, CalibrationSize};
+use super::summary::DENSE_CALIBRATION;
+use super::{Job, planned_size};
+use crate::cost;
 use crate::failure::Failure;
+use crate::flags::folder_name;
 use crate::model;
 use crate::table::{self, Table, left, right};
 
 #[derive(Debug, Serialize)]
 struct Plan {
-    layers: Vec<Layer>,
+    #[serde(flatten)]
+    what: What,
     blocks: usize,
     sequences: usize,
     sequence_length: usize,
@@ -31,6 +32,22 @@ struct Plan {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum What {
+    Layers(Vec<Layer>),
+    Variants(Vec<Variant>),
+}
+
+/// One of several patterns.
+#[derive(Debug, Serialize)]
+struct Variant {
+    pattern: Pattern,
+    /// In the output folder.
+    folder: String,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug, Serialize)]
 struct Layer {
     name: String,
     rows: usize,
@@ -41,32 +58,41 @@ struct Layer {
     quantization: Option<String>,
 }
 
-pub(super) fn run(
-    checkpoint: &Checkpoint,
-    planned: &[Vec<PlannedLayer>],
-    config: &LlamaConfig,
-    size: CalibrationSize,
-    pruner: &dyn LayerPruner,
-    console: &Console,
-) -> Result<(), Failure> {
-    let flops: f64 = cost::blocks(planned, config, size)
-        .iter()
-        .map(|cost| cost.total(size.sequences))
-        .sum();
-    let flops_per_second = cost::measure_speed(pruner)?;
+pub(super) fn run(job: &Job<'_>) -> Result<(), Failure> {
+    let size = planned_size(job.flags, job.config, job.console)?;
+    let costs = cost::blocks(job.planned, job.config, size);
+    let flops: f64 = costs.iter().map(|cost| cost.total(size.sequences)).sum();
+    let flops_per_second = cost::measure_speed(job.pruner)?;
     let plan = Plan {
-        layers: planned.iter().flatten().map(layer).collect(),
-        blocks: planned.len(),
+        what: what(job),
+        blocks: costs.len(),
         sequences: size.sequences,
         sequence_length: size.length,
-        peak_memory_bytes: cost::peak_bytes(planned, config, size),
-        mapped_bytes: model::stored_bytes(checkpoint),
+        peak_memory_bytes: cost::peak_bytes(job.planned, job.config, size),
+        mapped_bytes: model::stored_bytes(job.checkpoint),
         seconds: flops / flops_per_second,
         flops,
         flops_per_second,
     };
-    console.print(&text(&plan))?;
-    console.print_json(&plan)
+    job.console.print(&text(&plan))?;
+    job.console.print_json(&plan)
+}
+
+fn what(job: &Job<'_>) -> What {
+    let layers = |planned: &Vec<Vec<PlannedLayer>>| planned.iter().flatten().map(layer).collect();
+    if let [planned] = job.planned {
+        return What::Layers(layers(planned));
+    }
+    let variants = job.flags.layer.pattern.iter().zip(job.planned);
+    What::Variants(
+        variants
+            .map(|(&pattern, planned)| Variant {
+                pattern,
+                folder: folder_name(pattern),
+                layers: layers(planned),
+            })
+            .collect(),
+    )
 }
 
 fn layer(planned: &PlannedLayer) -> Layer {
@@ -84,29 +110,6 @@ fn layer(planned: &PlannedLayer) -> Layer {
 }
 
 fn text(plan: &Plan) -> String {
-    let mut layers = Table::new([
-        left("layer"),
-        right("rows x cols"),
-        left("method"),
-        left("pattern"),
-        left("quantization"),
-    ]);
-    for layer in &plan.layers {
-        let word =
-            |word: &Option<String>, absent: &str| word.clone().unwrap_or_else(|| absent.to_owned());
-        layers.row([
-            layer.name.clone(),
-            format!("{} x {}", layer.rows, layer.cols),
-            word(&layer.method, "skipped"),
-            word(&layer.pattern, ""),
-            word(&layer.quantization, ""),
-        ]);
-    }
-    let treated = plan
-        .layers
-        .iter()
-        .filter(|layer| layer.method.is_some())
-        .count();
     let calibration = if plan.sequences == 0 {
         "without calibration".to_owned()
     } else {
@@ -115,17 +118,59 @@ fn text(plan: &Plan) -> String {
             plan.sequences, plan.sequence_length
         )
     };
+    let in_blocks = format!("in {} blocks, {calibration}", plan.blocks);
+    let what = match &plan.what {
+        What::Layers(layers) => format!("{} {in_blocks}\n", layer_table(layers)),
+        What::Variants(variants) => {
+            let mut text = String::new();
+            for variant in variants {
+                let Variant {
+                    pattern, folder, ..
+                } = variant;
+                text += &format!("pattern {pattern}, to the folder {folder}\n");
+                text += &layer_table(&variant.layers);
+                text += "\n\n";
+            }
+            text += &format!("{} patterns in one pass, {in_blocks}\n", variants.len());
+            if plan.sequences > 0 {
+                text += DENSE_CALIBRATION;
+            }
+            text
+        }
+    };
     format!(
-        "{layers}\n{treated} of {} layers in {} blocks, {calibration}\n\
+        "{what}\
          peak memory about {}, and up to {} of mapped files that the system takes back when it needs to\n\
          about {} ({:.1} TFLOP at a measured {:.1} GFLOP/s)\n\
          dry run: no weights were read, nothing was written\n",
-        plan.layers.len(),
-        plan.blocks,
         table::bytes(plan.peak_memory_bytes),
         table::bytes(plan.mapped_bytes as f64),
         table::seconds(plan.seconds),
         plan.flops / 1e12,
         plan.flops_per_second / 1e9,
     )
+}
+
+/// The layers, and how many of them are treated.
+fn layer_table(layers: &[Layer]) -> String {
+    let mut table = Table::new([
+        left("layer"),
+        right("rows x cols"),
+        left("method"),
+        left("pattern"),
+        left("quantization"),
+    ]);
+    for layer in layers {
+        let word =
+            |word: &Option<String>, absent: &str| word.clone().unwrap_or_else(|| absent.to_owned());
+        table.row([
+            layer.name.clone(),
+            format!("{} x {}", layer.rows, layer.cols),
+            word(&layer.method, "skipped"),
+            word(&layer.pattern, ""),
+            word(&layer.quantization, ""),
+        ]);
+    }
+    let treated = layers.iter().filter(|layer| layer.method.is_some()).count();
+    format!("{table}\n{treated} of {} layers", layers.len())
 }

@@ -1,8 +1,9 @@
-//! `sparsegpt prune`: a checkpoint in, a pruned checkpoint out.
+//! `sparsegpt prune`: a checkpoint in, a pruned checkpoint out, or one for each of several patterns.
 
 mod dry_run;
 mod progress;
 mod summary;
+mod variants;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
+use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
 use sparsegpt_models::calibration::{
     Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES, draw,
 };
 use sparsegpt_models::checkpoint::{
-    Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WrittenCheckpoint,
-    parse_dtype,
+    Checkpoint, CheckpointWriter, ExpectedLayer, Leftovers, OutputOptions, Overlay, WeightSink,
+    WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
@@ -27,6 +28,7 @@ use crate::cost::CalibrationSize;
 use crate::failure::{Exit, Failure};
 use crate::flags::{LayerFlags, PlanFlags, with_recipe};
 use crate::{interrupt, model};
+use progress::Progress;
 
 /// What was done, in the output folder.
 pub(crate) const REPORT_FILE: &str = "sparsegpt_report.json";
@@ -37,7 +39,9 @@ pub(crate) struct PruneArgs {
     /// A HuggingFace folder or a .gguf file
     model: PathBuf,
 
-    /// The folder to write; it must not exist or be empty
+    /// The folder to write; it must not exist or be empty. With several --pattern it gets one checkpoint folder for
+    /// each (50pct, row-50pct, 2-4), and each block is calibrated on the dense model's activations, not on those of
+    /// the pruned blocks before it: results differ from those of single runs
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
 
@@ -112,6 +116,9 @@ struct Report {
     settings: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     recipe_file: Option<PathBuf>,
+    /// Which of several patterns this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pattern: Option<Pattern>,
     calibration: Option<CalibrationReport>,
     weights: u64,
     zeros: u64,
@@ -137,6 +144,19 @@ struct Outcome<'a> {
     output: &'a WrittenCheckpoint,
 }
 
+/// What is to be done, checked as far as that goes without reading a weight.
+struct Job<'a> {
+    args: &'a PruneArgs,
+    flags: &'a PruneFlags,
+    checkpoint: &'a Checkpoint,
+    config: &'a LlamaConfig,
+    /// One a variant.
+    plans: &'a [ModelPlan],
+    planned: &'a [Vec<Vec<PlannedLayer>>],
+    pruner: &'a dyn LayerPruner,
+    console: &'a Console,
+}
+
 pub(crate) fn run(
     args: Box<PruneArgs>,
     threads: Option<usize>,
@@ -150,91 +170,58 @@ pub(crate) fn run(
     let threads = flags.threads.unwrap_or(0);
     model::use_threads(threads)?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
-    let plan = flags.plan.plan(&flags.layer)?;
-    let calibrated = flags.layer.method().needs_hessian();
-    if calibrated && flags.calibration.is_none() {
+    let patterns = flags.layer.patterns()?;
+    let plans = patterns
+        .iter()
+        .map(|&pattern| flags.plan.plan(&flags.layer, pattern))
+        .collect::<Result<Vec<_>, _>>()?;
+    if flags.layer.method().needs_hessian() && flags.calibration.is_none() {
         return Err(Failure::usage(format!(
             "--method {} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)",
             flags.layer.method()
         )));
     }
     let (checkpoint, config) = model::open(&args.model)?;
-    let planned = resolve(&checkpoint, &plan)?;
+    let planned = plans
+        .iter()
+        .map(|plan| resolve(&checkpoint, plan))
+        .collect::<Result<Vec<_>, _>>()?;
     let pruner = model::solver(threads, flags.layer.bf16_products())?;
+    let job = Job {
+        args: &args,
+        flags: &flags,
+        checkpoint: &checkpoint,
+        config: &config,
+        plans: &plans,
+        planned: &planned,
+        pruner: &*pruner,
+        console,
+    };
     if args.dry_run {
-        let size = planned_size(&flags, &config, console)?;
-        return dry_run::run(&checkpoint, &planned, &config, size, &*pruner, console);
+        return dry_run::run(&job);
     }
     let Some(out) = &args.out else {
         return Err(Failure::usage("--out DIR is missing"));
     };
-
     let options = OutputOptions {
         dtype,
         force: args.force,
     };
-    let mut writer = checkpoint
-        .create_output(out, &options)
-        .map_err(Failure::writing)?;
-    interrupt::left_over(Some(writer.staging().to_path_buf()));
-    tell_leftovers(&writer, console);
-    let calibration = if calibrated {
-        Some(calibrate(&checkpoint, &config, &flags, console)?)
-    } else {
-        if flags.calibration.is_some() {
-            console.note("--calibration is not read: magnitude needs none");
-        }
-        None
-    };
-    let run = prune(
-        &checkpoint,
-        &mut writer,
-        (&planned, &plan),
-        &*pruner,
-        calibration.as_ref(),
-        console,
-    )?;
-    interrupt::check()?;
-
-    let report = Report {
-        version: env!("CARGO_PKG_VERSION"),
-        model: args.model.clone(),
-        settings: used(&flags)?,
-        recipe_file: args.recipe_file.clone(),
-        calibration: calibration.map(|calibration| CalibrationReport {
-            source: calibration.source.clone(),
-            seed: flags.seed.unwrap_or(0),
-            sequences: calibration.sequences.len(),
-            sequence_length: calibration.sequence_length(),
-            tokens_available: calibration.tokens_available,
-            fingerprint: calibration.fingerprint(),
-        }),
-        weights: run.weights(),
-        zeros: run.zeros(),
-        run,
-    };
-    write_report(writer.staging(), &report)?;
-    console.note("writing and checking the rest of the checkpoint");
-    let written = writer
-        .finish(&expected(&report.run))
-        .map_err(Failure::writing)?;
-    interrupt::left_over(None);
-    console.print(&summary::of(&report, &written, &checkpoint))?;
-    console.print_json(&Outcome {
-        report: &report,
-        output: &written,
-    })
+    match job.plans {
+        [plan] => job.write_one(plan, out, &options),
+        _ => variants::write(&job, out, &options),
+    }
 }
 
 /// Says what runs to the same place had left when they were killed.
-fn tell_leftovers(writer: &CheckpointWriter, console: &Console) {
-    for folder in &writer.leftovers().removed {
+fn tell_leftovers(leftovers: &Leftovers, console: &Console) {
+    for folder in &leftovers.removed {
         console.note(&format!(
             "{}: left by a run that was killed; removed",
             folder.display()
         ));
     }
-    for folder in &writer.leftovers().set_aside {
+    for folder in &leftovers.set_aside {
         console.note(&format!(
             "{}: the output of an earlier run, set aside by one that was killed; move it or remove it",
             folder.display()
@@ -248,6 +235,134 @@ fn resolve(checkpoint: &Checkpoint, plan: &ModelPlan) -> Result<Vec<Vec<PlannedL
     let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
     Ok(plan.resolve(&adapter)?)
+}
+
+impl Job<'_> {
+    fn write_one(
+        &self,
+        plan: &ModelPlan,
+        out: &Path,
+        options: &OutputOptions,
+    ) -> Result<(), Failure> {
+        let mut writer = self
+            .checkpoint
+            .create_output(out, options)
+            .map_err(Failure::writing)?;
+        interrupt::left_over(Some(writer.staging().to_path_buf()));
+        tell_leftovers(writer.leftovers(), self.console);
+        let calibration = self.calibration()?;
+        let run = self.prune(plan, &mut writer, calibration.as_ref())?;
+        interrupt::check()?;
+
+        let report = self.report(run, None, calibration.as_ref())?;
+        let written = self.finish(writer, &report)?;
+        interrupt::left_over(None);
+        self.console
+            .print(&summary::of(&report, &written, self.checkpoint))?;
+        self.console.print_json(&Outcome {
+            report: &report,
+            output: &written,
+        })
+    }
+
+    /// The calibration set, where the method needs one.
+    fn calibration(&self) -> Result<Option<Calibration>, Failure> {
+        if self.flags.layer.method().needs_hessian() {
+            return calibrate(self.checkpoint, self.config, self.flags, self.console).map(Some);
+        }
+        if self.flags.calibration.is_some() {
+            self.console
+                .note("--calibration is not read: magnitude needs none");
+        }
+        Ok(None)
+    }
+
+    /// An adapter whose finished weights go to `sink`.
+    fn adapter<'s>(&self, sink: &'s mut dyn WeightSink) -> Result<LlamaAdapter<'s>, Failure> {
+        LlamaAdapter::new(self.checkpoint.config(), self.checkpoint.tensors(), sink)
+            .map_err(|error| Failure::reading_model(self.checkpoint.path(), error))
+    }
+
+    fn progress(&self, calibration: Option<&Calibration>) -> Progress {
+        let size = CalibrationSize {
+            sequences: calibration.map_or(0, |calibration| calibration.sequences.len()),
+            length: calibration.map_or(0, Calibration::sequence_length),
+        };
+        Progress::new(self.planned, self.config, size, self.console)
+    }
+
+    fn prune(
+        &self,
+        plan: &ModelPlan,
+        writer: &mut CheckpointWriter,
+        calibration: Option<&Calibration>,
+    ) -> Result<ModelReport, Failure> {
+        let mut adapter = self.adapter(writer)?;
+        let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
+        let mut progress = self.progress(calibration);
+        let result = prune_model(&mut adapter, self.pruner, sequences, plan, &mut |event| {
+            progress.show(event)
+        });
+        progress.finish();
+        result.map_err(|interrupted| {
+            self.ended_early(interrupted.error, interrupted.finished.layers.len())
+        })
+    }
+
+    fn ended_early(&self, error: Error, finished: usize) -> Failure {
+        let failure = Failure::from(error);
+        if failure.exit() != Exit::Interrupted {
+            self.console.note(&format!(
+                "{finished} layers were finished before; nothing was written"
+            ));
+        }
+        failure
+    }
+
+    /// What was done, `pattern` being the one of several.
+    fn report(
+        &self,
+        run: ModelReport,
+        pattern: Option<Pattern>,
+        calibration: Option<&Calibration>,
+    ) -> Result<Report, Failure> {
+        Ok(Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: self.args.model.clone(),
+            settings: used(self.flags)?,
+            recipe_file: self.args.recipe_file.clone(),
+            pattern,
+            calibration: calibration.map(|calibration| CalibrationReport {
+                source: calibration.source.clone(),
+                seed: self.flags.seed.unwrap_or(0),
+                sequences: calibration.sequences.len(),
+                sequence_length: calibration.sequence_length(),
+                tokens_available: calibration.tokens_available,
+                fingerprint: calibration.fingerprint(),
+            }),
+            weights: run.weights(),
+            zeros: run.zeros(),
+            run,
+        })
+    }
+
+    /// Completes and checks a checkpoint, with its report in it.
+    fn finish(
+        &self,
+        writer: CheckpointWriter,
+        report: &Report,
+    ) -> Result<WrittenCheckpoint, Failure> {
+        write_report(writer.staging(), report)?;
+        let of = report
+            .pattern
+            .map_or_else(String::new, |pattern| format!(" of {pattern}"));
+        self.console.note(&format!(
+            "writing and checking the rest of the checkpoint{of}"
+        ));
+        writer
+            .finish(&expected(&report.run))
+            .map_err(Failure::writing)
+    }
 }
 
 /// Whether a calibration file holds token ids, which then have a length of their own.
@@ -340,38 +455,6 @@ fn planned_size(
     Ok(CalibrationSize {
         sequences: flags.samples.unwrap_or(DEFAULT_SAMPLES),
         length,
-    })
-}
-
-fn prune(
-    checkpoint: &Checkpoint,
-    writer: &mut CheckpointWriter,
-    (planned, plan): (&[Vec<PlannedLayer>], &ModelPlan),
-    pruner: &dyn LayerPruner,
-    calibration: Option<&Calibration>,
-    console: &Console,
-) -> Result<ModelReport, Failure> {
-    let mut adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), writer)
-        .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
-    let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
-    let size = CalibrationSize {
-        sequences: sequences.len(),
-        length: calibration.map_or(0, Calibration::sequence_length),
-    };
-    let mut progress = progress::Progress::new(planned, adapter.config(), size, console);
-    let result = prune_model(&mut adapter, pruner, sequences, plan, &mut |event| {
-        progress.show(event)
-    });
-    progress.finish();
-    result.map_err(|interrupted| {
-        let finished = interrupted.finished.layers.len();
-        let failure = Failure::from(interrupted.error);
-        if failure.exit() != Exit::Interrupted {
-            console.note(&format!(
-                "{finished} layers were finished before; nothing was written"
-            ));
-        }
-        failure
     })
 }
 

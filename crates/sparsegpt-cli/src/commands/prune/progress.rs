@@ -4,11 +4,10 @@ use std::ops::ControlFlow;
 
 use indicatif::ProgressBar;
 use sparsegpt::ProgressEvent;
-use sparsegpt::driver::PlannedLayer;
 use sparsegpt_models::decoder::LlamaConfig;
 
 use crate::console::Console;
-use crate::cost::{self, BlockCost, CalibrationSize};
+use crate::cost::{self, BlockCost, CalibrationSize, Variants};
 use crate::interrupt;
 
 /// Operations in one unit of the bar.
@@ -24,12 +23,12 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(
-        planned: &[Vec<PlannedLayer>],
+        variants: &Variants,
         config: &LlamaConfig,
         size: CalibrationSize,
         console: &Console,
     ) -> Self {
-        let mut costs = cost::blocks(planned, config, size);
+        let mut costs = cost::blocks(variants, config, size);
         for cost in &mut costs {
             // Layers treated without a Hessian cost next to nothing, but not nothing.
             cost.solve = cost.solve.max(UNIT);

@@ -3,15 +3,51 @@
 use std::fmt::Write;
 
 use sparsegpt::backend::Precision;
+use sparsegpt::report::ModelSeconds;
 use sparsegpt::{LayerReport, ModelReport};
 use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
 
-use super::{REPORT_FILE, Report};
+use super::{Outcome, REPORT_FILE, Report};
 use crate::model;
 use crate::table::{self, Table, left, right};
 
+/// What several patterns in one pass mean for the results.
+pub(super) const DENSE_CALIBRATION: &str = "With several patterns each block is calibrated on the dense model's activations, not on those of the pruned blocks before it: results differ from those of single runs.\n";
+
 pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
-    let run = &report.run;
+    let mut text = layers(&report.run);
+    text += &calibration(report);
+    text += &seconds(&report.run.seconds);
+    text += &place(written);
+    text + &remark(&report.run, written, source)
+}
+
+/// The same for several patterns of one pass, and what that means for the results.
+pub(super) fn of_variants(variants: &[Outcome<'_>], source: &Checkpoint) -> String {
+    let mut text = String::new();
+    for Outcome { report, output } in variants {
+        if let Some(pattern) = report.pattern {
+            let _ = writeln!(text, "pattern {pattern}");
+        }
+        text += &layers(&report.run);
+        let _ = writeln!(text, "{:.2} s solving", report.run.seconds.solve);
+        text += &place(output);
+        text.push('\n');
+    }
+    if let Some(Outcome { report, output }) = variants.first() {
+        text += &calibration(report);
+        let mut all = report.run.seconds.clone();
+        all.solve = variants.iter().map(|v| v.report.run.seconds.solve).sum();
+        text += &seconds(&all);
+        if report.calibration.is_some() {
+            text += DENSE_CALIBRATION;
+        }
+        text += &remark(&report.run, output, source);
+    }
+    text
+}
+
+fn layers(run: &ModelReport) -> String {
     let mut text = by_kind(run).to_string();
     for layer in run.layers.iter().filter(|layer| layer.factor_attempts > 1) {
         let precision = layer
@@ -32,29 +68,41 @@ pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoi
         run.weights(),
         table::percent(run.zero_fraction()),
     );
-    if let Some(calibration) = &report.calibration {
-        let _ = writeln!(
-            text,
-            "calibration: {} x {} tokens, {} (fingerprint {})",
-            calibration.sequences,
-            calibration.sequence_length,
-            calibration.source,
-            calibration.fingerprint
-        );
-    }
-    let s = &run.seconds;
-    let _ = writeln!(
-        text,
-        "seconds: {:.2} in all; {:.2} calibrating (of that {:.2} Hessians), {:.2} solving, {:.2} propagating, {:.2} loading and storing",
+    text
+}
+
+fn calibration(report: &Report) -> String {
+    report
+        .calibration
+        .as_ref()
+        .map_or_else(String::new, |calibration| {
+            format!(
+                "calibration: {} x {} tokens, {} (fingerprint {})\n",
+                calibration.sequences,
+                calibration.sequence_length,
+                calibration.source,
+                calibration.fingerprint
+            )
+        })
+}
+
+fn seconds(s: &ModelSeconds) -> String {
+    format!(
+        "seconds: {:.2} in all; {:.2} calibrating (of that {:.2} Hessians), {:.2} solving, {:.2} propagating, {:.2} loading and storing\n",
         s.total, s.calibrate, s.hessian, s.solve, s.propagate, s.blocks
-    );
-    let _ = writeln!(
-        text,
-        "written and checked: {} ({} tensors, {}; details in {REPORT_FILE})",
+    )
+}
+
+fn place(written: &WrittenCheckpoint) -> String {
+    format!(
+        "written and checked: {} ({} tensors, {}; details in {REPORT_FILE})\n",
         written.path.display(),
         written.tensors,
         table::bytes(written.bytes as f64),
-    );
+    )
+}
+
+fn remark(run: &ModelReport, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
     let before = model::stored_bytes(source);
     let size = if before == written.bytes {
         "the weights take as many bytes as before".to_owned()
@@ -67,11 +115,9 @@ pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoi
     } else {
         ""
     };
-    let _ = writeln!(
-        text,
-        "Zeros are stored like other weights: {size}, and engines that multiply dense matrices run it at the same speed.{codes}"
-    );
-    text
+    format!(
+        "Zeros are stored like other weights: {size}, and engines that multiply dense matrices run it at the same speed.{codes}\n"
+    )
 }
 
 /// A row for each kind of layer: those of the same name but for the block's number. A hard factor is one that

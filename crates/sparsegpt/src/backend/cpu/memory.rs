@@ -194,6 +194,21 @@ impl Buffers {
         None
     }
 
+    /// Bytes without an owner.
+    pub(super) fn bytes(&self) -> usize {
+        let buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let values: usize = buffers.iter().map(Vec::capacity).sum();
+        values * size_of::<f32>()
+    }
+
+    /// Frees them.
+    pub(super) fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     fn keep(&self, values: Vec<f32>) {
         if values.capacity() >= KEPT {
             let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -152,6 +152,18 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// Bytes of the buffers that are kept for the next layers: the workspace of the solves behind, and enough for
+    /// more of the same size without new memory. It belongs to this value and its clones and forks.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        self.buffers.bytes()
+    }
+
+    /// Gives the kept buffers back to the system, as after the last layer of a model.
+    pub fn release_workspace(&self) {
+        self.buffers.clear();
+    }
+
     /// Runs a step inside the pool, telling it how many threads faer may use.
     fn run<T: Send>(&self, step: impl FnOnce(Par) -> T + Send) -> T {
         let par = match NonZeroUsize::new(self.threads()) {

@@ -7,10 +7,12 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matm
 use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Parts a thread, so that none waits long for the last.
-const PARTS: usize = 4;
+/// Parts a thread at least, so that none waits long for the last.
+const PARTS: usize = 2;
 /// Sides of a part below which it is not halved: packing the operands again would cost too much.
 const SMALLEST: usize = 128;
+/// What the sides of parts are multiples of: some tiles of the innermost loops.
+const ALIGNMENT: usize = 48;
 
 /// A product of which any part can be computed, by one thread.
 pub(super) trait Product<T>: Sync {
@@ -107,14 +109,14 @@ fn rectangle<T: Send>(
     if rows * cols <= part || rows.max(cols) < 2 * SMALLEST {
         product.add(c, row, col);
     } else if rows >= cols {
-        let half = (rows / 2).next_multiple_of(SMALLEST);
+        let half = (rows / 2).next_multiple_of(ALIGNMENT);
         let (top, bottom) = c.split_at_row_mut(half);
         rayon::join(
             || rectangle(top, (row, col), product, part),
             || rectangle(bottom, (row + half, col), product, part),
         );
     } else {
-        let half = (cols / 2).next_multiple_of(SMALLEST);
+        let half = (cols / 2).next_multiple_of(ALIGNMENT);
         let (left, right) = c.split_at_col_mut(half);
         rayon::join(
             || rectangle(left, (row, col), product, part),
@@ -129,7 +131,7 @@ fn lower<T: Send>(c: MatMut<'_, T>, start: usize, product: &impl Product<T>, par
         product.add_to_lower(c, start);
         return;
     }
-    let half = (n / 2).next_multiple_of(SMALLEST);
+    let half = (n / 2).next_multiple_of(ALIGNMENT);
     let (first, _, below, second) = c.split_at_mut(half, half);
     rayon::join(
         || rectangle(below, (start + half, start), product, part),

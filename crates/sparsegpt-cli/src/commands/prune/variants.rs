@@ -1,0 +1,93 @@
+//! Several patterns in one pass: a folder of checkpoints, one for each.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sparsegpt::{ModelReport, prune_model_variants};
+use sparsegpt_models::calibration::Calibration;
+use sparsegpt_models::checkpoint::{CheckpointWriter, OutputOptions, Overlay, WeightSink};
+
+use super::{Job, Outcome, summary, tell_leftovers};
+use crate::failure::Failure;
+use crate::flags::folder_name;
+use crate::interrupt;
+
+/// For `--json`.
+#[derive(Debug, Serialize)]
+struct Outcomes<'a> {
+    /// The folder of the folders.
+    output: PathBuf,
+    variants: Vec<Outcome<'a>>,
+}
+
+pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Result<(), Failure> {
+    let patterns = &job.flags.layer.pattern;
+    let mut set = job
+        .checkpoint
+        .create_outputs(out, options)
+        .map_err(Failure::writing)?;
+    interrupt::left_over(Some(set.staging().to_path_buf()));
+    tell_leftovers(set.leftovers(), job.console);
+    let mut writers = patterns
+        .iter()
+        .map(|&pattern| set.begin(&folder_name(pattern)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Failure::writing)?;
+    let calibration = job.calibration()?;
+    let runs = prune(job, &mut writers, calibration.as_ref())?;
+
+    let mut reports = Vec::new();
+    let mut written = Vec::new();
+    for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(patterns) {
+        interrupt::check()?;
+        let report = job.report(run, Some(pattern), calibration.as_ref())?;
+        written.push(job.finish(writer, &report)?);
+        reports.push(report);
+    }
+    interrupt::check()?;
+    let written = set.finish(written).map_err(Failure::writing)?;
+    interrupt::left_over(None);
+
+    let outcomes = Outcomes {
+        output: out.to_path_buf(),
+        variants: reports
+            .iter()
+            .zip(&written)
+            .map(|(report, output)| Outcome { report, output })
+            .collect(),
+    };
+    job.console
+        .print(&summary::of_variants(&outcomes.variants, job.checkpoint))?;
+    job.console.print_json(&outcomes)
+}
+
+/// Weights go to their writers as they are finished, and are rounded to the type in which they are stored.
+fn prune(
+    job: &Job<'_>,
+    writers: &mut [CheckpointWriter],
+    calibration: Option<&Calibration>,
+) -> Result<Vec<ModelReport>, Failure> {
+    // The model stays dense: nothing is ever stored in this.
+    let mut unchanged = Overlay::new(job.checkpoint.tensors());
+    let mut adapter = job.adapter(&mut unchanged)?;
+    let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
+    let mut progress = job.progress(calibration);
+    let result = prune_model_variants(
+        &mut adapter,
+        job.pruner,
+        sequences,
+        job.plans,
+        &mut |layer| {
+            let name = format!("{}.weight", layer.pruned.report.layer);
+            let values: Vec<f32> = layer.pruned.weights.iter().copied().collect();
+            writers[layer.variant].store(&name, &values)?;
+            Ok(())
+        },
+        &mut |event| progress.show(event),
+    );
+    progress.finish();
+    result.map_err(|interrupted| {
+        let finished = interrupted.finished.iter().map(|run| run.layers.len());
+        job.ended_early(interrupted.error, finished.sum())
+    })
+}

@@ -1,0 +1,32 @@
+//! From a running block into its Hessians.
+
+use std::time::Instant;
+
+use super::Tap;
+use crate::error::Error;
+use crate::hessian::{Batch, Statistics};
+
+/// Feeds observed inputs to their Hessians.
+#[derive(Debug, Default)]
+pub(super) struct HessianTap {
+    /// Each with the input it belongs to.
+    pub(super) statistics: Vec<(usize, Box<dyn Statistics>)>,
+    pub(super) error: Option<Error>,
+    pub(super) seconds: f64,
+}
+
+impl Tap for HessianTap {
+    fn wants(&self, input: usize) -> bool {
+        self.statistics.iter().any(|(of, _)| *of == input)
+    }
+
+    fn observe(&mut self, input: usize, batch: Batch<'_>) {
+        let start = Instant::now();
+        if self.error.is_none()
+            && let Some((_, statistics)) = self.statistics.iter_mut().find(|(of, _)| *of == input)
+        {
+            self.error = statistics.update(batch).err();
+        }
+        self.seconds += start.elapsed().as_secs_f64();
+    }
+}
