@@ -14,6 +14,9 @@ use crate::failure::{Exit, Failure};
 
 /// Longest sequence where the user names none; the paper's.
 const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+/// Lets f32 arithmetic serve `--bf16-products` on a processor without bf16 dot products: the same results without their
+/// speed, to measure what the option does to quality.
+const EMULATE_BF16: &str = "SPARSEGPT_EMULATE_BF16";
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
@@ -31,8 +34,16 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
 }
 
 /// The solver on the CPU.
-pub(crate) fn solver(threads: usize) -> Result<Box<dyn LayerPruner>, Failure> {
-    let backend = Cpu::new(threads).map_err(|error| Failure::new(Exit::Work, error))?;
+pub(crate) fn solver(threads: usize, bf16_products: bool) -> Result<Box<dyn LayerPruner>, Failure> {
+    let mut backend = Cpu::new(threads).map_err(|error| Failure::new(Exit::Work, error))?;
+    if bf16_products {
+        if std::env::var_os(EMULATE_BF16).is_some_and(|value| value == "1") {
+            backend = backend.emulating_bf16();
+        }
+        backend = backend
+            .with_bf16_products()
+            .map_err(|error| Failure::new(Exit::Work, format!("--bf16-products: {error}")))?;
+    }
     Ok(Box::new(Solver::new(backend)))
 }
 

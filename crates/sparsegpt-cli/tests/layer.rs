@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Tensor, fail, load, noise, save, succeed, text};
+use common::{Tensor, command, fail, load, noise, run, save, succeed, text};
 
 const ROWS: usize = 12;
 const COLS: usize = 40;
@@ -121,6 +121,37 @@ fn patterns_have_exact_counts() {
             assert!(pruned.chunks(m).all(|group| zeros(group) == n), "{pattern}");
         }
     }
+}
+
+#[test]
+fn bf16_products_are_named_or_refused() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    // Small blocks, so that there are products between them.
+    let flags = ["--pattern=50%", "--block-size=8", "--mask-block-size=8"];
+    assert_eq!(solve(&files, &flags)["products"], "f32");
+    let plain = load(&files.output)["pruned"].to_f32();
+    let mut args = vec![
+        "layer",
+        text(&files.input),
+        text(&files.output),
+        "--force",
+        "--json",
+    ];
+    args.extend(flags);
+    args.push("--bf16-products");
+    let emulated = command(&args)
+        .env("SPARSEGPT_EMULATE_BF16", "1")
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&emulated.stdout).unwrap();
+    assert_eq!(report["products"], "bf16");
+    assert_eq!(report["pruned"], 240);
+    assert_ne!(load(&files.output)["pruned"].to_f32(), plain);
+    if run(&args).code != Some(0) {
+        fail(&args, 1, "avx512bf16");
+    }
+    let wanda = ["--pattern=50%", "--method=wanda", "--bf16-products"];
+    fail(&[&args[..4], &wanda].concat(), 2, "--bf16-products has");
 }
 
 #[test]

@@ -82,6 +82,14 @@ pub enum HostError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// The processor cannot do what an option asks for.
+    #[error("{what}: this processor does not have {missing}; leave the option out")]
+    Unsupported {
+        /// The option.
+        what: &'static str,
+        /// What the processor lacks.
+        missing: String,
+    },
 }
 
 impl BackendError for HostError {
@@ -92,6 +100,7 @@ impl BackendError for HostError {
             }
             Self::Threads { .. } => BackendErrorKind::DeviceUnavailable,
             Self::OutOfMemory { .. } => BackendErrorKind::OutOfMemory,
+            Self::Unsupported { .. } => BackendErrorKind::Unsupported,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::backend::{Operation, Precision};
+use crate::backend::{Operation, Precision, Products};
 use crate::error::Stage;
 
 /// Seconds spent, stage by stage.
@@ -92,6 +92,8 @@ pub struct LayerReport {
     pub sequences: u64,
     /// The backend.
     pub backend: String,
+    /// What the backend's large products multiplied, the trailing updates' operands.
+    pub products: Products,
     /// Operations that ran on the host because the backend or the policy has no native way.
     pub host_operations: Vec<Operation>,
     /// Time spent.
@@ -122,6 +124,9 @@ impl fmt::Display for LayerReport {
         }
         if let Some(precision) = self.precision {
             write!(f, ", damping {} ({precision})", self.damping)?;
+        }
+        if self.products != Products::F32 {
+            write!(f, ", {} products", self.products)?;
         }
         if !self.host_operations.is_empty() {
             write!(f, ", on the host: {:?}", self.host_operations)?;
@@ -172,6 +177,8 @@ pub struct ModelReport {
     pub backend: String,
     /// Its device, in words.
     pub device: String,
+    /// What its large products multiply, the trailing updates' operands.
+    pub products: Products,
     /// Blocks of the model.
     pub blocks: usize,
     /// Calibration sequences.

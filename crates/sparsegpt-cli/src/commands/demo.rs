@@ -182,7 +182,7 @@ fn compare<'a>(
     let bench = Bench {
         checkpoint,
         tokenizer,
-        pruner: model::solver(threads)?,
+        pruner: model::solver(threads, false)?,
         calibration: calibration.sequences,
         held_out,
         args,

@@ -108,7 +108,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     for settings in &variants {
         settings.validate(&name, weights.nrows(), weights.ncols())?;
     }
-    let pruner = model::solver(threads)?;
+    let pruner = model::solver(threads, args.flags.bf16_products())?;
 
     let start = Instant::now();
     let mut statistics = if args.flags.method().needs_hessian() {

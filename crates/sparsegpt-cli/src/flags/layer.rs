@@ -70,11 +70,20 @@ pub(crate) struct LayerFlags {
     /// Columns whose zeros are chosen together [default: 128]
     #[arg(long, value_name = "COLUMNS", help_heading = "Solver")]
     pub(crate) mask_block_size: Option<usize>,
+
+    /// Round the operands of the large products (trailing updates) to bf16 and add up in f32; needs a processor with
+    /// AVX-512 BF16
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
+    pub(crate) bf16_products: Option<bool>,
 }
 
 impl LayerFlags {
     pub(crate) fn method(&self) -> Method {
         self.method.unwrap_or_default()
+    }
+
+    pub(crate) fn bf16_products(&self) -> bool {
+        on(self.bf16_products)
     }
 
     /// The variants to make: one for each pattern, or one without any.
@@ -156,6 +165,7 @@ impl LayerFlags {
             ("--damping", self.damping.is_some()),
             ("--block-size", self.block_size.is_some()),
             ("--mask-block-size", self.mask_block_size.is_some()),
+            ("--bf16-products", on(self.bf16_products)),
         ];
         let first = |flags: &[(&'static str, bool)]| {
             flags

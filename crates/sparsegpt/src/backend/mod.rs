@@ -63,6 +63,28 @@ impl fmt::Display for Precision {
     }
 }
 
+/// Floating-point type of the operands of [`Backend::gemm`]; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Products {
+    /// 32-bit floats, as the matrices hold them.
+    #[default]
+    F32,
+    /// Rounded to bfloat16.
+    Bf16,
+}
+
+impl fmt::Display for Products {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 /// The operations with a default body on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -115,6 +137,8 @@ pub struct BackendInfo {
     pub device: String,
     /// Operations that run on the device. All others run through the host implementation.
     pub native: Vec<Operation>,
+    /// What [`Backend::gemm`] multiplies.
+    pub products: Products,
 }
 
 impl BackendInfo {
@@ -125,7 +149,14 @@ impl BackendInfo {
             name: name.to_owned(),
             device: device.into(),
             native: native.to_vec(),
+            products: Products::F32,
         }
+    }
+
+    /// The same for a backend whose [`Backend::gemm`] rounds its operands.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> Self {
+        Self { products, ..self }
     }
 
     /// Whether an operation runs on the device.
@@ -226,7 +257,7 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// H ← beta·H + alpha·XᵀX on the lower triangle (diagonal included) of `h` (cols x cols); the strict
     /// upper triangle is scratch and may hold anything before and after. `x` is tokens x cols; half
-    /// precision is widened tile by tile, never as a whole.
+    /// precision is multiplied as it is or widened tile by tile, never as a whole.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`.

@@ -265,6 +265,9 @@ impl<'a, B: Backend> UpdateRows<'a, B> {
 
 /// Arguments of [`Backend::gemm`]:
 /// C\[:, c_columns\] += alpha · A\[:, a_columns\] · B\[b_rows, b_columns\].
+///
+/// Where the user has asked for it a backend may round A and B; it says so in
+/// [`BackendInfo::products`](super::BackendInfo::products).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Gemm<'a, B: Backend> {

@@ -112,6 +112,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         let report = ModelReport {
             backend: info.name,
             device: info.device,
+            products: info.products,
             blocks: 0,
             sequences: sequences.len(),
             propagation: self.outlet.propagation(),

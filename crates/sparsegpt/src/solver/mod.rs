@@ -332,6 +332,7 @@ impl<B: Backend> Solver<B> {
             tokens: counts.0,
             sequences: counts.1,
             backend: job.info.name.clone(),
+            products: job.info.products,
             host_operations: job.host_operations(),
             seconds,
         };

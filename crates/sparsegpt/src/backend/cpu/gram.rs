@@ -1,4 +1,4 @@
-//! H ← βH + αXᵀX on the lower triangle.
+//! βH + αXᵀX on the lower triangle.
 //!
 //! Some tokens at a time are packed into panels of a few columns, and every pair of panels is multiplied by the same
 //! packed values: XᵀX has one operand, so it is packed once, without a transposition, and half precision is widened on
@@ -22,15 +22,10 @@ const PACKED: usize = 4 * DEPTH;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-pub(super) fn gram_update(
-    arch: pulp::Arch,
-    h: &mut CpuMatrix,
-    x: Activations<'_>,
-    alpha: f32,
-    beta: f32,
-) {
-    let (cols, stride) = (x.cols(), h.stride());
+/// H ← βH.
+pub(super) fn scale_lower(h: &mut CpuMatrix, beta: f32) {
     if beta != 1.0 {
+        let stride = h.stride();
         let rows = h.padded_mut().par_chunks_mut(stride).enumerate();
         rows.for_each(|(row, values)| {
             for value in &mut values[..=row] {
@@ -38,6 +33,11 @@ pub(super) fn gram_update(
             }
         });
     }
+}
+
+/// H ← H + αXᵀX.
+pub(super) fn add_gram(arch: pulp::Arch, h: &mut CpuMatrix, x: Activations<'_>, alpha: f32) {
+    let (cols, stride) = (x.cols(), h.stride());
     let mut buffer = Vec::new();
     for start in (0..x.tokens()).step_by(PACKED) {
         let tokens = x.slice_tokens(start, x.tokens().min(start + PACKED));

@@ -5,8 +5,10 @@ use std::slice::ChunksExact;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::s;
 use rayon::prelude::*;
 
+use super::bf16_products::{self, Kernel};
 use super::products::add_product;
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
@@ -119,7 +121,8 @@ fn for_each_tile(
         .for_each(|(first, second)| step(first, second.chunks_exact(second_stride), stride));
 }
 
-pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
+/// With a kernel for bf16 the operands are rounded to it.
+pub(super) fn gemm(args: Gemm<'_, Cpu>, bf16: Option<Kernel>, par: Par) {
     let Gemm {
         c,
         c_columns,
@@ -130,10 +133,16 @@ pub(super) fn gemm(args: Gemm<'_, Cpu>, par: Par) {
         b_rows,
         b_columns,
     } = args;
-    let a = a.faer().subcols(a_columns.start, a_columns.len());
-    let b = b
-        .faer()
-        .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
     let c = c.faer_mut().subcols_mut(c_columns.start, c_columns.len());
-    add_product(c, alpha, a, b, par);
+    if let Some(kernel) = bf16 {
+        let a = a.view().slice_move(s![.., a_columns]).reversed_axes();
+        let b = b.view().slice_move(s![b_rows, b_columns]);
+        bf16_products::add_product(kernel, c, alpha, a, b, par);
+    } else {
+        let a = a.faer().subcols(a_columns.start, a_columns.len());
+        let b = b
+            .faer()
+            .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
+        add_product(c, alpha, a, b, par);
+    }
 }

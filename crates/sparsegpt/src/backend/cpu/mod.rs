@@ -5,6 +5,7 @@
 //! Parallelism is explicit: a backend value owns one thread pool, every operation runs inside it, and
 //! faer is told its thread count. Nothing runs on rayon's global pool, and nothing nests.
 
+mod bf16_products;
 mod factor;
 mod gram;
 mod linear;
@@ -24,9 +25,12 @@ use rayon::prelude::*;
 
 pub use memory::CpuMatrix;
 
+use bf16_products::Kernel;
 use memory::Buffers;
 
-use super::{Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows};
+use super::{
+    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Select, UpdateRows,
+};
 use crate::error::HostError;
 use crate::hessian::Activations;
 
@@ -43,6 +47,10 @@ pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     arch: pulp::Arch,
     buffers: Buffers,
+    /// What multiplies bf16 values without widening them, if anything does.
+    bf16: Option<Kernel>,
+    /// What [`Backend::gemm`] multiplies.
+    products: Products,
 }
 
 /// A mask of the [`Cpu`] backend.
@@ -63,10 +71,13 @@ impl Cpu {
                 threads,
                 reason: error.to_string(),
             })?;
+        let arch = pulp::Arch::new();
         Ok(Self {
             pool: Arc::new(pool),
-            arch: pulp::Arch::new(),
+            arch,
             buffers: Buffers::default(),
+            bf16: Kernel::detect(arch),
+            products: Products::F32,
         })
     }
 
@@ -88,10 +99,52 @@ impl Cpu {
         let with = |arch: &pulp::Arch| {
             Ok(Self {
                 arch: *arch,
+                bf16: Kernel::detect(*arch),
                 ..Self::new(threads)?
             })
         };
         levels.get(level).map(with).transpose()
+    }
+
+    /// Rounds the operands of the solver's large products, the trailing updates, to bf16 and adds up in f32, on the
+    /// processor's dot products. Twice the arithmetic an instruction for a little of the result's quality;
+    /// [`BackendInfo::products`] and the reports say so.
+    ///
+    /// ```
+    /// use sparsegpt::backend::{Backend, Cpu, Products};
+    /// use sparsegpt::error::{BackendError, BackendErrorKind};
+    /// match Cpu::new(1)?.with_bf16_products() {
+    ///     Ok(cpu) => assert_eq!(cpu.info().products, Products::Bf16),
+    ///     // Not on this processor.
+    ///     Err(error) => assert_eq!(error.kind(), BackendErrorKind::Unsupported),
+    /// }
+    /// # Ok::<(), sparsegpt::error::HostError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`HostError::Unsupported`] without AVX-512 BF16.
+    pub fn with_bf16_products(self) -> Result<Self, HostError> {
+        if self.bf16.is_none() {
+            return Err(HostError::Unsupported {
+                what: "bf16 products",
+                missing: Kernel::missing(),
+            });
+        }
+        Ok(Self {
+            products: Products::Bf16,
+            ..self
+        })
+    }
+
+    /// The same on a processor without dot products of bf16: f32 arithmetic takes their place, with the same results
+    /// and without their speed, to test them and to measure what they do to quality.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn emulating_bf16(self) -> Self {
+        Self {
+            bf16: Some(Kernel::Emulated(self.arch)),
+            ..self
+        }
     }
 
     /// Threads in the pool.
@@ -131,15 +184,18 @@ impl Backend for Cpu {
         // pulp prints the level with all its features behind it: `V3(V3 { … })`.
         let level = format!("{:?}", self.arch);
         let level = level.split('(').next().unwrap_or_default();
-        BackendInfo::new(
-            "cpu",
-            format!(
-                "{} {level}, {} threads",
-                std::env::consts::ARCH,
-                self.threads()
-            ),
-            &Operation::ALL,
-        )
+        let emulated = self.bf16.is_some_and(Kernel::is_emulated);
+        let products = match self.products {
+            Products::F32 => "",
+            Products::Bf16 if emulated => ", emulated bf16 products",
+            Products::Bf16 => ", bf16 products",
+        };
+        let device = format!(
+            "{} {level}, {} threads{products}",
+            std::env::consts::ARCH,
+            self.threads()
+        );
+        BackendInfo::new("cpu", device, &Operation::ALL).with_products(self.products)
     }
 
     fn fork(&self) -> Result<Self, HostError> {
@@ -201,7 +257,15 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
-        self.run(|_| gram::gram_update(self.arch, h, x, alpha, beta));
+        self.run(|par| {
+            gram::scale_lower(h, beta);
+            match (self.bf16, x) {
+                (Some(kernel), Activations::Bf16(x)) => {
+                    bf16_products::add_gram(kernel, h.faer_mut(), alpha, x, par);
+                }
+                (_, x) => gram::add_gram(self.arch, h, x, alpha),
+            }
+        });
         Ok(())
     }
 
@@ -331,7 +395,8 @@ impl Backend for Cpu {
     }
 
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
-        self.run(|par| linear::gemm(args, par));
+        let bf16 = self.bf16.filter(|_| self.products == Products::Bf16);
+        self.run(|par| linear::gemm(args, bf16, par));
         Ok(())
     }
 }
