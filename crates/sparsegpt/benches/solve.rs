@@ -42,8 +42,11 @@ fn main() {
     }
 }
 
+/// A stage's name, and its seconds.
+type Stage = (&'static str, fn(&StageSeconds) -> f64);
+
 /// The stages whose growth is told.
-const STAGES: [(&str, fn(&StageSeconds) -> f64); 5] = [
+const STAGES: [Stage; 5] = [
     ("total", |s| s.total),
     ("factor", |s| s.factor),
     ("select", |s| s.select),
