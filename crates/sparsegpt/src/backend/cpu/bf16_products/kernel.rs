@@ -159,9 +159,7 @@ impl Block<'_> {
                 let mut values = [[0.0; VECTORS * LANES]; TILE];
                 for row in 0..TILE {
                     let (vectors, _) = S::as_mut_simd_f32s(&mut values[row]);
-                    for vector in 0..VECTORS {
-                        vectors[vector] = sums[row][vector];
-                    }
+                    vectors[..VECTORS].copy_from_slice(&sums[row]);
                 }
                 for (row, values) in (row..end).zip(&values) {
                     self.add_row(simd, row, col, values);
