@@ -72,7 +72,7 @@ pub(crate) struct LayerFlags {
     pub(crate) mask_block_size: Option<usize>,
 
     /// Round the operands of the large products (trailing updates) to bf16 and add up in f32; needs a processor with
-    /// AVX-512 BF16
+    /// AVX-512 BF16. SPARSEGPT_EMULATE_BF16=1 makes f32 arithmetic stand in elsewhere, for measuring only
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
     pub(crate) bf16_products: Option<bool>,
 }
