@@ -104,30 +104,31 @@ fn bracket(candidates: &Candidates<'_>, count: usize) -> Option<(f32, f32)> {
     if sampled < 256 {
         return None;
     }
-    // Steps of about total/φ visit all of the block evenly, without the rhythm of its rows.
-    let step = (total as f64 * 0.618_033_988_749_895) as usize | 1;
-    let mut position = 0;
+    // From row to row, as the memory lies, in steps of about width/φ along them: even in rows and in columns, without a
+    // rhythm that the weights could share.
+    let step = (width as f64 * 0.618_033_988_749_895) as usize;
+    let mut col = 0;
     let mut sample: Vec<f32> = (0..sampled)
-        .map(|_| {
-            position = (position + step) % total;
-            candidates.rank(position / width, position % width)
+        .map(|at| {
+            col += step;
+            col -= if col >= width { width } else { 0 };
+            candidates.rank(at * rows / sampled, col)
         })
         .collect();
     let share = count as f64 / total as f64;
     let middle = share * sampled as f64;
     let spread = DEVIATIONS * (share * (1.0 - share) * sampled as f64).sqrt() + 2.0;
-    let mut ranked = |rank: usize| {
-        let (_, &mut value, _) = sample.select_nth_unstable_by(rank, f32::total_cmp);
-        value
+    // The lower end is looked for among what the search for the upper one has left below it.
+    let (high, below) = match (middle + spread) as usize {
+        rank if rank < sampled => {
+            let (below, &mut high, _) = sample.select_nth_unstable_by(rank, f32::total_cmp);
+            (high, below)
+        }
+        _ => (f32::MAX, &mut sample[..]),
     };
-    let high = match (middle + spread) as usize {
-        rank if rank < sampled => ranked(rank),
-        _ => f32::MAX,
-    };
-    let low = if middle > spread {
-        ranked((middle - spread) as usize)
-    } else {
-        0.0
+    let low = match (middle - spread) as usize {
+        rank if rank > 0 => *below.select_nth_unstable_by(rank, f32::total_cmp).1,
+        _ => 0.0,
     };
     (low >= 0.0 && high < f32::INFINITY).then_some((low, high))
 }
