@@ -16,7 +16,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendErrorKind {
-    /// The damped Hessian is not positive definite; `column` is the first column whose pivot failed.
+    /// The damped Hessian is not positive definite; `column` is the one whose pivot failed, the first that the
+    /// factorization came to. It begins at the last column.
     /// The solver answers with more precision, then with more damping.
     NotPositiveDefinite {
         /// Column of the matrix, counted from 0.
@@ -54,7 +55,8 @@ pub trait BackendError: StdError + Send + Sync + 'static {
     /// The kind of failure, for callers that decide by it.
     fn kind(&self) -> BackendErrorKind;
 
-    /// Wraps a failure of one of the default bodies, which run on the host.
+    /// Wraps a failure of one of the default bodies, which run on the host. None of them fails by itself today; it
+    /// serves a backend's own calls of host functions as well.
     fn from_host(error: HostError) -> Self;
 }
 

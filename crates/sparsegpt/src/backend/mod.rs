@@ -3,10 +3,11 @@
 //! # The contract
 //!
 //! * **A value is a device and a queue.** Methods take `&self`; what they enqueue runs in order.
-//!   [`Backend::fork`] gives a second queue on the same device.
+//!   [`Backend::fork`] gives a second queue on the same device. Several threads may call methods of one value at
+//!   the same time.
 //! * **Validation is the caller's.** The solver checks shapes, ranges, N:M divisibility, NaN and dead
-//!   columns once. A backend may assume them and may panic where they are violated: that is a bug of the
-//!   caller, not of the user.
+//!   columns once, and that there is a row and a column. A backend may assume them and may panic where they are
+//!   violated: that is a bug of the caller, not of the user.
 //! * **No scalar comes back inside the block loop.** [`Backend::select`], [`Backend::fit_grid`],
 //!   [`Backend::update_rows`], [`Backend::gemm`], [`Backend::open_block`] and
 //!   [`Backend::close_block`] return nothing a device would have to wait for;
@@ -21,7 +22,8 @@
 //! backend is correct, and reports say which of its operations ran on the host. Override them for speed
 //! and name them in [`BackendInfo::native`].
 //!
-//! `docs/architecture.md` in the repository says how the solver uses the operations.
+//! In the repository `docs/writing-a-backend.md` builds a backend step by step, and `docs/architecture.md` says how
+//! the solver uses the operations.
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
@@ -208,13 +210,14 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// Rows and columns of a matrix.
     fn shape(&self, matrix: &Self::Matrix) -> (usize, usize);
 
-    /// Copies a host matrix to the device.
+    /// Copies a host matrix to the device; the view may have any layout.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`.
     fn upload(&self, host: ArrayView2<'_, f32>) -> Result<Self::Matrix, Self::Error>;
 
-    /// Copies a device matrix to the host, after everything enqueued before it.
+    /// Copies a device matrix to the host, after everything enqueued before it, in the standard (row-major)
+    /// layout.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`.
@@ -257,7 +260,8 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// H ← beta·H + alpha·XᵀX on the lower triangle (diagonal included) of `h` (cols x cols); the strict
     /// upper triangle is scratch and may hold anything before and after. `x` is tokens x cols; half
-    /// precision is multiplied as it is or widened tile by tile, never as a whole.
+    /// precision is multiplied as it is or widened tile by tile, never as a whole. There may be no tokens: H is
+    /// then only scaled.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`.
@@ -280,11 +284,13 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// the rest of R is ever formed.
     ///
     /// **The strict lower triangle must be left as it was**, on success and on failure: the solver comes
-    /// back with another precision or diagonal, and measures errors with it.
+    /// back with another precision or diagonal, and measures errors with it. After a failure the upper one may hold
+    /// anything. More precision than asked for is allowed.
     ///
     /// # Errors
-    /// `NotPositiveDefinite` with the column of `h` whose pivot was not positive or not finite;
-    /// `Unsupported` for a precision the device does not have; `OutOfMemory`, `DeviceLost`.
+    /// `NotPositiveDefinite` with the column of `h` whose pivot was not positive or not finite: of several the
+    /// largest, as the factorization begins at the last column. `Unsupported` for a precision the device does not
+    /// have; `OutOfMemory`, `DeviceLost`.
     fn inverse_factor(
         &self,
         h: &mut Self::Matrix,
