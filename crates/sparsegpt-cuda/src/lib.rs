@@ -1,0 +1,16 @@
+//! SparseGPT on an NVIDIA GPU: the [`Backend`](sparsegpt::backend::Backend) trait on hand-written PTX.
+//!
+//! The kernels (`src/kernels/*.ptx`) are text in this crate, loaded through the driver when a device is opened; nothing
+//! of CUDA is needed to build. [`CudaBackend`] is the backend over anything that runs kernels ([`Device`]): the driver,
+//! or an emulator where there is no GPU.
+
+mod device;
+mod error;
+mod kernels;
+mod matrix;
+mod operations;
+
+pub use device::{Argument, Device, Limits};
+pub use error::CudaError;
+pub use kernels::{Kernel, Module, Parameter};
+pub use matrix::{DeviceMask, DeviceMatrix};
