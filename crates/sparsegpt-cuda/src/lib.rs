@@ -4,12 +4,14 @@
 //! of CUDA is needed to build. [`CudaBackend`] is the backend over anything that runs kernels ([`Device`]): the driver,
 //! or an emulator where there is no GPU.
 
+mod backend;
 mod device;
 mod error;
 mod kernels;
 mod matrix;
 mod operations;
 
+pub use backend::CudaBackend;
 pub use device::{Argument, Device, Limits};
 pub use error::CudaError;
 pub use kernels::{Kernel, Module, Parameter};
