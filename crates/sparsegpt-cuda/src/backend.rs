@@ -2,14 +2,17 @@
 
 use ndarray::{Array2, ArrayView2};
 use sparsegpt::Activations;
-use sparsegpt::backend::{Backend, BackendInfo, Operation, Precision, host};
+use sparsegpt::backend::{
+    Backend, BackendInfo, FitGrid, Operation, Precision, Select, UpdateRows, host,
+};
 
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::matrix::{DeviceMask, DeviceMatrix};
+use crate::operations::{grid, select, sweep};
 
 /// The operations that have kernels.
-const NATIVE: &[Operation] = &[];
+const NATIVE: &[Operation] = &[Operation::Select, Operation::FitGrid, Operation::UpdateRows];
 
 /// The backend on a device: a GPU, or an emulator.
 #[derive(Debug)]
@@ -100,5 +103,17 @@ impl<D: Device> Backend for CudaBackend<D> {
         host::inverse_factor(on_host.view_mut(), diagonal, blocks, precision)?;
         *h = self.upload(on_host.view())?;
         Ok(())
+    }
+
+    fn select(&self, args: Select<'_, Self>) -> Result<DeviceMask<D>, CudaError> {
+        select::select(&self.device, &args)
+    }
+
+    fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), CudaError> {
+        grid::fit_grid(&self.device, args)
+    }
+
+    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<DeviceMask<D>>, CudaError> {
+        sweep::update_rows(&self.device, args)
     }
 }

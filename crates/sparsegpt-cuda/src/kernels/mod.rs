@@ -63,3 +63,7 @@ macro_rules! module {
 }
 #[allow(unused_imports)]
 pub(crate) use module;
+
+pub(crate) mod grid;
+pub(crate) mod select;
+pub(crate) mod sweep;
