@@ -217,11 +217,7 @@ mod tests {
     #[test]
     fn a_library_that_is_no_driver_is_told_from_one() {
         let (_, library) = open(&["libm.so.6"]).unwrap();
-        assert!(
-            version_of(&library)
-                .unwrap_err()
-                .contains("cuDriverGetVersion")
-        );
+        assert!(version_of(&library).is_err());
         assert_eq!(missing(&library, FUNCTIONS), Some("cuCtxGetCurrent"));
     }
 }

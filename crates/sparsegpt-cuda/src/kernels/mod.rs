@@ -37,7 +37,7 @@ pub struct Kernel {
 }
 
 /// Each module's kernels.
-const MODULES: &[&[&Kernel]] = &[];
+const MODULES: &[&[&Kernel]] = &[grid::KERNELS, select::KERNELS, sweep::KERNELS];
 
 /// All kernels, module by module.
 pub fn all() -> impl Iterator<Item = &'static Kernel> {
