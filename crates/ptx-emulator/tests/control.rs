@@ -219,3 +219,30 @@ fn endless_loops_stop_at_the_limit() {
         .unwrap_err();
     assert_eq!(fault.cause, Cause::Limit { limit: 1000 });
 }
+
+#[test]
+fn ways_meet_before_a_loop_that_only_predicated_exits_leave() {
+    // Each lane counts to its own number, all exchange, then each writes until it has written twice.
+    let module = module(
+        "",
+        "mov.u32 %r1, 0;
+         COUNT: setp.ge.u32 %p1, %r1, %r0;
+         @%p1 bra MEET;
+         add.u32 %r1, %r1, 1;
+         bra COUNT;
+         MEET: shfl.sync.bfly.b32 %r2, %r1, 31, 31, 0xffffffff;
+         mov.u32 %r3, 0;
+         mul.wide.u32 %rd1, %r0, 4;
+         add.u64 %rd1, %rd1, %rd0;
+         WRITE: setp.ge.u32 %p1, %r3, 2;
+         @%p1 ret;
+         st.global.u32 [%rd1], %r2;
+         add.u32 %r3, %r3, 1;
+         bra WRITE;",
+    );
+    let mut bench = Bench::new(128);
+    bench.launch(&module, (1, 32), &[]).unwrap();
+    let found = bench.memory.read::<u32>(bench.out, 32).unwrap();
+    let expected: Vec<u32> = (0..32).rev().collect();
+    assert_eq!(found, expected);
+}
