@@ -51,6 +51,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.synchronize()
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>, CudaError> {
+        self.device.free_bytes().map(Some)
+    }
+
     fn zeros(&self, rows: usize, cols: usize) -> Result<DeviceMatrix<D>, CudaError> {
         DeviceMatrix::zeros(&self.device, rows, cols)
     }
