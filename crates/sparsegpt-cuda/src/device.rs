@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::CudaError;
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, Parameter};
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +15,58 @@ pub enum Argument {
     U32(u32),
     /// A factor.
     F32(f32),
+}
+
+/// Holds arguments to a kernel's parameters: a difference is a mistake in this crate's launch code.
+///
+/// # Errors
+/// [`CudaError::Failed`] that names the first difference.
+pub fn check_arguments(kernel: &Kernel, arguments: &[Argument]) -> Result<(), CudaError> {
+    let wrong = |reason: String| CudaError::Failed {
+        what: format!("the launch of {}", kernel.name),
+        reason,
+    };
+    if arguments.len() != kernel.parameters.len() {
+        return Err(wrong(format!(
+            "it has {} parameters, given were {}",
+            kernel.parameters.len(),
+            arguments.len()
+        )));
+    }
+    for (argument, (name, parameter)) in arguments.iter().zip(kernel.parameters) {
+        let fits = matches!(
+            (argument, parameter),
+            (Argument::Address(_), Parameter::Address)
+                | (Argument::U32(_), Parameter::U32)
+                | (Argument::F32(_), Parameter::F32)
+        );
+        if !fits {
+            return Err(wrong(format!(
+                "{name} is {parameter:?}, given was {argument:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// C ← C + alpha·A·B, each matrix by the address of its first value and the values between the beginnings of two rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Product {
+    /// Rows of A and C.
+    pub rows: usize,
+    /// Columns of B and C.
+    pub cols: usize,
+    /// Columns of A, rows of B.
+    pub depth: usize,
+    /// The factor of the product.
+    pub alpha: f32,
+    /// A.
+    pub a: (u64, usize),
+    /// B.
+    pub b: (u64, usize),
+    /// C.
+    pub c: (u64, usize),
 }
 
 /// What a device can do.
@@ -132,4 +184,10 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
         dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError>;
+
+    /// A product by a library of the device's own; `None` where there is none, or none that is to be used.
+    fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
+        let _ = product;
+        None
+    }
 }

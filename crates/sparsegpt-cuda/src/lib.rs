@@ -6,13 +6,15 @@
 
 mod backend;
 mod device;
+mod driver;
 mod error;
 mod kernels;
 mod matrix;
 mod operations;
 
 pub use backend::CudaBackend;
-pub use device::{Argument, Device, Limits};
+pub use device::{Argument, Device, Limits, Product, check_arguments};
+pub use driver::{Buffer, Cuda, Driver};
 pub use error::CudaError;
-pub use kernels::{Kernel, Module, Parameter};
+pub use kernels::{Kernel, Module, Parameter, all as kernels};
 pub use matrix::{DeviceMask, DeviceMatrix};

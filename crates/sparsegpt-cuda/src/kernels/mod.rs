@@ -36,7 +36,16 @@ pub struct Kernel {
     pub parameters: &'static [(&'static str, Parameter)],
 }
 
-/// A module, and its kernels: name, threads in a block, parameters.
+/// Each module's kernels.
+const MODULES: &[&[&Kernel]] = &[grid::KERNELS, select::KERNELS, sweep::KERNELS];
+
+/// All kernels, module by module.
+pub fn all() -> impl Iterator<Item = &'static Kernel> {
+    MODULES.iter().flat_map(|kernels| kernels.iter().copied())
+}
+
+/// A module, and its kernels: name, threads in a block, parameters. One a file, which then has a list of them all,
+/// `KERNELS`, for [`MODULES`].
 macro_rules! module {
     ($module:ident, $file:literal, $($kernel:ident = $name:literal [$threads:literal] ($($parameter:ident: $type:ident),* $(,)?);)*) => {
         pub(crate) static $module: $crate::kernels::Module = $crate::kernels::Module {
@@ -49,6 +58,7 @@ macro_rules! module {
             threads: $threads,
             parameters: &[$((stringify!($parameter), $crate::kernels::Parameter::$type)),*],
         };)*
+        pub(crate) static KERNELS: &[&$crate::kernels::Kernel] = &[$(&$kernel),*];
     };
 }
 #[allow(unused_imports)]
