@@ -56,7 +56,11 @@ fn a_row_too_many_is_a_store_out_of_bounds() {
         right: "WRITE:\n    setp.ge.u32 %q, %row, %end;",
         wrong: "WRITE:\n    setp.gt.u32 %q, %row, %end;",
     };
-    is_caught(&mistake, "operations/fit_grid/", "store of 4 bytes out of bounds of global memory");
+    is_caught(
+        &mistake,
+        "operations/fit_grid/",
+        "store of 4 bytes out of bounds of global memory",
+    );
 }
 
 #[test]
@@ -72,7 +76,10 @@ fn a_wrong_constant_is_a_wrong_result() {
 
 #[test]
 fn the_same_cases_pass_without_a_mistake() {
-    for (module, filter) in [("sweep", "operations/update_rows/"), ("grid", "operations/fit_grid/")] {
+    for (module, filter) in [
+        ("sweep", "operations/update_rows/"),
+        ("grid", "operations/fit_grid/"),
+    ] {
         let nothing = Mistake {
             module,
             right: ".version 7.0",
