@@ -135,8 +135,7 @@ impl Warp {
 
     pub(super) fn reduce_lanes(
         &mut self,
-        op: Reduce,
-        int: Int,
+        (op, int): (Reduce, Int),
         d: Slot,
         a: Slot,
         members: Slot,
