@@ -106,6 +106,16 @@ fn predicated_instructions_write_active_lanes_only() {
 }
 
 #[test]
+fn a_value_that_is_not_selected_need_not_be_there() {
+    let body = format!(
+        "setp.lt.u32 %p1, %r0, 9; @%p1 mov.u32 %r1, 5; selp.u32 %r2, %r1, 6, %p1; {}",
+        store("u32", 4, "%r2")
+    );
+    let expected: Vec<u32> = (0..32).map(|t| if t < 9 { 5 } else { 6 }).collect();
+    assert_eq!(run_warp::<u32>(&body).unwrap(), expected);
+}
+
+#[test]
 fn labels_and_registers_of_inner_scopes_hide_outer_ones() {
     let body = format!(
         "mov.u32 %r1, 1; {{ .reg .b32 %r1; mov.u32 %r1, 50; bra L; mov.u32 %r1, 9; L: add.u32 %r2, %r1, 0; }}
@@ -154,6 +164,36 @@ fn barriers_of_some_warps_wait_for_those() {
     let mut bench = Bench::new(512);
     let report = bench.launch(&module("", &body), (1, 128), &[]).unwrap();
     assert_eq!(report.barriers, 3);
+}
+
+#[test]
+fn who_comes_too_many_to_a_barrier_waits_for_its_next_round() {
+    let found = cause(96, "bar.sync 1, 64;");
+    let expected = Cause::BarrierNotReached {
+        id: 1,
+        expected: 64,
+        arrived: 32,
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_warp_that_arrives_without_waiting_counts() {
+    // The second warp only announces; the first waits for it.
+    let body = "setp.ge.u32 %p1, %r0, 32; @%p1 bra PRODUCE; bar.sync 1, 64; ret; PRODUCE: bar.arrive 1, 64;";
+    let mut bench = Bench::new(4);
+    assert_eq!(
+        bench
+            .launch(&module("", body), (1, 64), &[])
+            .unwrap()
+            .barriers,
+        1
+    );
+    let found = cause(64, &body.replace("bar.arrive 1", "bar.arrive 2"));
+    assert!(
+        matches!(found, Cause::BarrierNotReached { id: 1, .. }),
+        "{found}"
+    );
 }
 
 #[test]
