@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module};
+use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module, Options};
 use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, check_arguments};
 
 /// Shared memory that every device from compute capability 8.6 on grants a block.
@@ -215,7 +215,8 @@ impl Device for Emulated {
             Block::x(kernel.threads),
             &arguments,
         )
-        .dynamic_shared(dynamic_shared as usize);
+        .dynamic_shared(dynamic_shared as usize)
+        .options(options(kernel.name));
         let memory = self.memory();
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
         let ran = launch.run(&mut memory).map_err(|fault| CudaError::Failed {
@@ -225,6 +226,14 @@ impl Device for Emulated {
         count(kernel.name, ran.thread_instructions);
         Ok(())
     }
+}
+
+/// Kernels that a factorization is made of meet what is not finite, and must come to refuse it. All others stop at a NaN.
+fn options(kernel: &str) -> Options {
+    let mut options = Options::default();
+    let factors = ["gemm", "factor_leaf", "narrow_upper"];
+    options.trap_nan = !factors.iter().any(|name| kernel.starts_with(name));
+    options
 }
 
 thread_local! {
