@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module};
+use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module, Options};
 use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits, check_arguments};
 
 /// Shared memory that every device from compute capability 8.6 on grants a block.
@@ -208,7 +208,8 @@ impl Device for Emulated {
             Block::x(kernel.threads),
             &arguments,
         )
-        .dynamic_shared(dynamic_shared as usize);
+        .dynamic_shared(dynamic_shared as usize)
+        .options(options(kernel.name));
         let memory = self.memory();
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
         launch.run(&mut memory).map_err(|fault| CudaError::Failed {
@@ -217,4 +218,12 @@ impl Device for Emulated {
         })?;
         Ok(())
     }
+}
+
+/// Kernels that a factorization is made of meet what is not finite, and must come to refuse it. All others stop at a NaN.
+fn options(kernel: &str) -> Options {
+    let mut options = Options::default();
+    let factors = ["gemm", "factor_leaf", "narrow_upper"];
+    options.trap_nan = !factors.iter().any(|name| kernel.starts_with(name));
+    options
 }
