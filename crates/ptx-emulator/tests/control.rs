@@ -39,7 +39,11 @@ fn loops_of_different_trip_counts_meet_behind_the_loop() {
     let collatz = |mut n: u32| {
         let mut steps = 0;
         while n != 1 {
-            n = if n % 2 == 0 { n / 2 } else { 3 * n + 1 };
+            n = if n.is_multiple_of(2) {
+                n / 2
+            } else {
+                3 * n + 1
+            };
             steps += 1;
         }
         steps
@@ -102,6 +106,16 @@ fn predicated_instructions_write_active_lanes_only() {
 }
 
 #[test]
+fn a_value_that_is_not_selected_need_not_be_there() {
+    let body = format!(
+        "setp.lt.u32 %p1, %r0, 9; @%p1 mov.u32 %r1, 5; selp.u32 %r2, %r1, 6, %p1; {}",
+        store("u32", 4, "%r2")
+    );
+    let expected: Vec<u32> = (0..32).map(|t| if t < 9 { 5 } else { 6 }).collect();
+    assert_eq!(run_warp::<u32>(&body).unwrap(), expected);
+}
+
+#[test]
 fn labels_and_registers_of_inner_scopes_hide_outer_ones() {
     let body = format!(
         "mov.u32 %r1, 1; {{ .reg .b32 %r1; mov.u32 %r1, 50; bra L; mov.u32 %r1, 9; L: add.u32 %r2, %r1, 0; }}
@@ -150,6 +164,36 @@ fn barriers_of_some_warps_wait_for_those() {
     let mut bench = Bench::new(512);
     let report = bench.launch(&module("", &body), (1, 128), &[]).unwrap();
     assert_eq!(report.barriers, 3);
+}
+
+#[test]
+fn who_comes_too_many_to_a_barrier_waits_for_its_next_round() {
+    let found = cause(96, "bar.sync 1, 64;");
+    let expected = Cause::BarrierNotReached {
+        id: 1,
+        expected: 64,
+        arrived: 32,
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_warp_that_arrives_without_waiting_counts() {
+    // The second warp only announces; the first waits for it.
+    let body = "setp.ge.u32 %p1, %r0, 32; @%p1 bra PRODUCE; bar.sync 1, 64; ret; PRODUCE: bar.arrive 1, 64;";
+    let mut bench = Bench::new(4);
+    assert_eq!(
+        bench
+            .launch(&module("", body), (1, 64), &[])
+            .unwrap()
+            .barriers,
+        1
+    );
+    let found = cause(64, &body.replace("bar.arrive 1", "bar.arrive 2"));
+    assert!(
+        matches!(found, Cause::BarrierNotReached { id: 1, .. }),
+        "{found}"
+    );
 }
 
 #[test]
@@ -218,4 +262,31 @@ fn endless_loops_stop_at_the_limit() {
         .launch_with(&module, (1, 32), &[], options)
         .unwrap_err();
     assert_eq!(fault.cause, Cause::Limit { limit: 1000 });
+}
+
+#[test]
+fn ways_meet_before_a_loop_that_only_predicated_exits_leave() {
+    // Each lane counts to its own number, all exchange, then each writes until it has written twice.
+    let module = module(
+        "",
+        "mov.u32 %r1, 0;
+         COUNT: setp.ge.u32 %p1, %r1, %r0;
+         @%p1 bra MEET;
+         add.u32 %r1, %r1, 1;
+         bra COUNT;
+         MEET: shfl.sync.bfly.b32 %r2, %r1, 31, 31, 0xffffffff;
+         mov.u32 %r3, 0;
+         mul.wide.u32 %rd1, %r0, 4;
+         add.u64 %rd1, %rd1, %rd0;
+         WRITE: setp.ge.u32 %p1, %r3, 2;
+         @%p1 ret;
+         st.global.u32 [%rd1], %r2;
+         add.u32 %r3, %r3, 1;
+         bra WRITE;",
+    );
+    let mut bench = Bench::new(128);
+    bench.launch(&module, (1, 32), &[]).unwrap();
+    let found = bench.memory.read::<u32>(bench.out, 32).unwrap();
+    let expected: Vec<u32> = (0..32).rev().collect();
+    assert_eq!(found, expected);
 }

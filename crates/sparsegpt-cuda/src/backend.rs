@@ -1,18 +1,20 @@
 //! The trait's operations on a device that runs kernels.
 
+use std::ops::Range;
+
 use ndarray::{Array2, ArrayView2};
 use sparsegpt::Activations;
 use sparsegpt::backend::{
-    Backend, BackendInfo, FitGrid, Operation, Precision, Select, UpdateRows, host,
+    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows,
 };
 
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::matrix::{DeviceMask, DeviceMatrix};
-use crate::operations::{grid, select, sweep};
+use crate::operations::{blocks, elementwise, factor, gemm, gram, grid, select, sweep};
 
 /// The operations that have kernels.
-const NATIVE: &[Operation] = &[Operation::Select, Operation::FitGrid, Operation::UpdateRows];
+const NATIVE: &[Operation] = &Operation::ALL;
 
 /// The backend on a device: a GPU, or an emulator.
 #[derive(Debug)]
@@ -51,6 +53,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.device.synchronize()
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>, CudaError> {
+        self.device.free_bytes().map(Some)
+    }
+
     fn zeros(&self, rows: usize, cols: usize) -> Result<DeviceMatrix<D>, CudaError> {
         DeviceMatrix::zeros(&self.device, rows, cols)
     }
@@ -86,10 +92,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         alpha: f32,
         beta: f32,
     ) -> Result<(), CudaError> {
-        let mut on_host = self.download(h)?;
-        host::gram_update(on_host.view_mut(), x, alpha, beta);
-        *h = self.upload(on_host.view())?;
-        Ok(())
+        gram::gram_update(&self.device, h, x, alpha, beta)
     }
 
     fn inverse_factor(
@@ -99,10 +102,46 @@ impl<D: Device> Backend for CudaBackend<D> {
         blocks: &[usize],
         precision: Precision,
     ) -> Result<(), CudaError> {
-        let mut on_host = self.download(h)?;
-        host::inverse_factor(on_host.view_mut(), diagonal, blocks, precision)?;
-        *h = self.upload(on_host.view())?;
-        Ok(())
+        factor::inverse_factor(&self.device, h, diagonal, blocks, precision)
+    }
+
+    fn diagonal(&self, matrix: &DeviceMatrix<D>) -> Result<Vec<f32>, CudaError> {
+        elementwise::diagonal(&self.device, matrix)
+    }
+
+    fn set_diagonal(
+        &self,
+        matrix: &mut DeviceMatrix<D>,
+        diagonal: &[f32],
+    ) -> Result<(), CudaError> {
+        elementwise::set_diagonal(&self.device, matrix, diagonal)
+    }
+
+    fn combine(
+        &self,
+        target: &mut DeviceMatrix<D>,
+        alpha: f32,
+        other: &DeviceMatrix<D>,
+        beta: f32,
+    ) -> Result<(), CudaError> {
+        elementwise::combine(&self.device, target, alpha, other, beta)
+    }
+
+    fn permute_hessian(
+        &self,
+        h: &DeviceMatrix<D>,
+        order: &[usize],
+    ) -> Result<DeviceMatrix<D>, CudaError> {
+        elementwise::permute_hessian(&self.device, h, order)
+    }
+
+    fn row_energies(
+        &self,
+        w: &DeviceMatrix<D>,
+        h: &DeviceMatrix<D>,
+        diagonal: &[f32],
+    ) -> Result<Vec<f64>, CudaError> {
+        elementwise::row_energies(&self.device, w, h, diagonal)
     }
 
     fn select(&self, args: Select<'_, Self>) -> Result<DeviceMask<D>, CudaError> {
@@ -115,5 +154,28 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<DeviceMask<D>>, CudaError> {
         sweep::update_rows(&self.device, args)
+    }
+
+    fn open_block(
+        &self,
+        weights: &mut DeviceMatrix<D>,
+        rest: &DeviceMatrix<D>,
+        factor: &DeviceMatrix<D>,
+        columns: Range<usize>,
+    ) -> Result<(), CudaError> {
+        blocks::open_block(&self.device, weights, rest, factor, columns)
+    }
+
+    fn close_block(
+        &self,
+        rest: &mut DeviceMatrix<D>,
+        weights: &DeviceMatrix<D>,
+        columns: Range<usize>,
+    ) -> Result<(), CudaError> {
+        blocks::close_block(&self.device, rest, weights, columns)
+    }
+
+    fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), CudaError> {
+        gemm::gemm(&self.device, args)
     }
 }

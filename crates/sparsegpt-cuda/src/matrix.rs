@@ -65,7 +65,7 @@ fn allocate<D: Device>(
 }
 
 /// Copies a matrix of the host, some rows at a time where they do not lie one behind the other.
-fn upload<D: Device, T: bytemuck::NoUninit>(
+pub(crate) fn upload<D: Device, T: bytemuck::NoUninit>(
     device: &D,
     (to, pitch): (u64, usize),
     host: ArrayView2<'_, T>,

@@ -6,13 +6,15 @@ mod emulated;
 
 use std::process::ExitCode;
 
+use emulated::Emulated;
+use emulated::seen::{ORDINARY, seen_as};
 use libtest_mimic::{Arguments, Failed, Trial};
 use sparsegpt::backend::{Backend, BackendInfo};
 use sparsegpt::error::{BackendError, BackendErrorKind};
 use sparsegpt::ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
 use sparsegpt::{LayerSettings, Pattern, PrunedLayer, Solver};
-use sparsegpt_cuda::{Cuda, CudaError};
+use sparsegpt_cuda::{Cuda, CudaError, Driver};
 
 /// Set to `1`, a device that is not there is a failure and no reason to skip.
 const REQUIRE_DEVICE: &str = "SPARSEGPT_REQUIRE_DEVICE";
@@ -60,15 +62,18 @@ fn tests() -> Vec<Trial> {
     tests
 }
 
-/// The conformance suite, libraries left out and taken in.
+/// The conformance suite: as the device is, with its products on ordinary units, and with libraries.
 fn conformance() -> Result<(), Failed> {
     let summary = sparsegpt_conformance::check(|| Cuda::open(0))?;
+    let ordinary = sparsegpt_conformance::check(|| Ok(seen_as(ORDINARY, Driver::open(0)?)))?;
     let with_libraries = sparsegpt_conformance::check(|| {
-        Ok::<_, CudaError>(Cuda::new(
-            sparsegpt_cuda::Driver::open(0)?.with_libraries()?,
-        ))
+        Ok::<_, CudaError>(Cuda::new(Driver::open(0)?.with_libraries()?))
     })?;
-    for (which, summary) in [("own kernels", summary), ("libraries", with_libraries)] {
+    for (which, summary) in [
+        ("own kernels", summary),
+        ("ordinary units", ordinary),
+        ("libraries", with_libraries),
+    ] {
         println!(
             "conformance with {which}: {} passed, {} failed, {} skipped",
             summary.passed.len(),
@@ -207,8 +212,9 @@ fn solve<B: Backend>(backend: B, case: LayerCase) -> Result<(PrunedLayer, Backen
 }
 
 fn same_bits(case: LayerCase) -> Result<(), Failed> {
-    let (on_device, info) = solve(Cuda::open(0)?, case)?;
-    let (emulated, _) = solve(emulated::emulator(), case)?;
+    // What a tensor core does with the last bits of a sum is its own affair.
+    let (on_device, info) = solve(seen_as(ORDINARY, Driver::open(0)?), case)?;
+    let (emulated, _) = solve(seen_as(ORDINARY, Emulated::new()), case)?;
     let different = on_device
         .weights
         .indexed_iter()

@@ -163,7 +163,7 @@ impl Decoder {
         Ok(values.into_iter().map(|(slot, _)| slot).collect())
     }
 
-    fn four(&mut self, o: &mut Operands<'_>, ty: ScalarType) -> Parsed<[Slot; 4]> {
+    fn four(&self, o: &mut Operands<'_>, ty: ScalarType) -> Parsed<[Slot; 4]> {
         let mut slots = [0; 4];
         for (slot, register) in slots.iter_mut().zip(self.written(o, ty, 4)?) {
             *slot = register;
@@ -172,7 +172,7 @@ impl Decoder {
     }
 
     /// Registers to write, all of them.
-    fn written(&mut self, o: &mut Operands<'_>, ty: ScalarType, count: usize) -> Parsed<Vec<Slot>> {
+    fn written(&self, o: &mut Operands<'_>, ty: ScalarType, count: usize) -> Parsed<Vec<Slot>> {
         self.registers(o, ty, count, Width::Exact)?
             .into_iter()
             .map(|register| match register {

@@ -3,7 +3,8 @@
 //! Every way from a branch to the end of the kernel passes its immediate post-dominator, and it is the
 //! first such place, so lanes that part at the branch can be run one way after the other up to there
 //! and together from there on. Predicated exits count as falling through: lanes that leave are gone, the
-//! others go on, and meet where they would have met without the exit.
+//! others go on, and meet where they would have met without the exit. Only where there is no other way to the end, as out of
+//! a loop that is left by predicated exits alone, do they count as ways out.
 //!
 //! The algorithm is that of Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm" (2001), on
 //! the reversed graph of instructions.
@@ -21,10 +22,11 @@ pub(super) fn join_branches(code: &mut [Instruction]) {
     }
 }
 
-fn successors(code: &[Instruction], at: usize) -> [Option<usize>; 2] {
+fn successors(code: &[Instruction], reaches_end: &[bool], at: usize) -> [Option<usize>; 2] {
     let instruction = &code[at];
     let next = Some(at + 1);
     match &instruction.op {
+        Op::Exit | Op::Trap if !reaches_end[at] => [Some(code.len()), next],
         Op::Branch { target, .. } => {
             let falls_through = instruction.guard.is_some();
             [Some(*target as usize), next.filter(|_| falls_through)]
@@ -34,15 +36,37 @@ fn successors(code: &[Instruction], at: usize) -> [Option<usize>; 2] {
     }
 }
 
-/// Immediate post-dominators; none for code from which no way leads to the end.
-fn post_dominators(code: &[Instruction]) -> Vec<Option<usize>> {
+fn predecessors(code: &[Instruction], reaches_end: &[bool]) -> Vec<Vec<usize>> {
     let end = code.len();
     let mut predecessors = vec![Vec::new(); end + 1];
     for at in 0..end {
-        for next in successors(code, at).into_iter().flatten() {
+        for next in successors(code, reaches_end, at).into_iter().flatten() {
             predecessors[next.min(end)].push(at);
         }
     }
+    predecessors
+}
+
+/// From where a way leads to the end, predicated exits left out.
+fn reaching_end(code: &[Instruction]) -> Vec<bool> {
+    let end = code.len();
+    let mut reaches = vec![true; end + 1];
+    let predecessors = predecessors(code, &reaches);
+    reaches.fill(false);
+    let mut stack = vec![end];
+    while let Some(at) = stack.pop() {
+        if !std::mem::replace(&mut reaches[at], true) {
+            stack.extend(&predecessors[at]);
+        }
+    }
+    reaches
+}
+
+/// Immediate post-dominators; none for code from which no way leads to the end.
+fn post_dominators(code: &[Instruction]) -> Vec<Option<usize>> {
+    let end = code.len();
+    let reaches_end = reaching_end(code);
+    let predecessors = predecessors(code, &reaches_end);
     // Postorder of the reversed graph from the end.
     let mut number = vec![usize::MAX; end + 1];
     let mut order = Vec::with_capacity(end + 1);
@@ -69,7 +93,7 @@ fn post_dominators(code: &[Instruction]) -> Vec<Option<usize>> {
         changed = false;
         for at in order.iter().rev().copied().filter(|at| *at != end) {
             let mut meet = None;
-            for next in successors(code, at).into_iter().flatten() {
+            for next in successors(code, &reaches_end, at).into_iter().flatten() {
                 let next = next.min(end);
                 if dominator[next].is_none() {
                     continue;

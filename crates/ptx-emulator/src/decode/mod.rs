@@ -102,7 +102,8 @@ pub(crate) fn kernel(entry: Entry, shared: &[Variable], constants: &Constants) -
     for (name, address) in &constants.addresses {
         decoder.scopes[0].insert(name.clone(), Named::Variable(Initial::Constant(*address)));
     }
-    for variable in shared {
+    // A kernel has the module's shared variables that it mentions.
+    for variable in shared.iter().filter(|v| entry.mentions(&v.name)) {
         decoder.variable(variable)?;
     }
     let mut parameters = Vec::new();

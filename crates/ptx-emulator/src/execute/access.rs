@@ -39,6 +39,30 @@ fn atomic_result(op: AtomicOp, int: Int, old: u64, b: u64, c: u64) -> u64 {
     })
 }
 
+/// Puts a new value in place of the old one, and gives the old one.
+fn exchange_value<const N: usize>(
+    m: &mut Machine<'_>,
+    access: &Access,
+    moment: &Moment,
+    new: impl Fn(u64) -> u64,
+) -> Trapped<u64> {
+    let [old, ..] = m.load::<N>(access, &[true], Touch::Strong, moment)?;
+    m.store::<N>(access, std::iter::once(new(old)), Touch::Strong, moment)?;
+    Ok(old)
+}
+
+#[cold]
+fn nan_loaded(m: &Machine<'_>, space: Space, address: u64, bytes: usize, lane: u32) -> Box<Trap> {
+    let nearest = m.describe(&Access {
+        name: "load",
+        space,
+        address,
+        bytes,
+        lane,
+    });
+    Trap::new(lane, Cause::NotANumberLoaded { address, nearest })
+}
+
 impl Warp {
     /// Addresses of an operand in active lanes.
     pub(super) fn addresses(
@@ -85,14 +109,33 @@ impl Warp {
         active: u32,
         m: &mut Machine<'_>,
     ) -> Trapped<()> {
+        match element.bytes {
+            1 => self.load_elements::<1>(values, address, element, order, active, m),
+            2 => self.load_elements::<2>(values, address, element, order, active, m),
+            4 => self.load_elements::<4>(values, address, element, order, active, m),
+            _ => self.load_elements::<8>(values, address, element, order, active, m),
+        }
+    }
+
+    fn load_elements<const N: usize>(
+        &mut self,
+        values: &[Option<Slot>],
+        address: Address,
+        element: Element,
+        order: Order,
+        active: u32,
+        m: &mut Machine<'_>,
+    ) -> Trapped<()> {
         let touch = match order {
             Order::Plain => Touch::Read,
             Order::ReadOnly => Touch::ReadOnly,
             Order::Strong => Touch::Strong,
         };
-        let width = usize::from(element.bytes);
+        let mut wanted = [false; 4];
+        for (wanted, slot) in wanted.iter_mut().zip(values) {
+            *wanted = slot.is_some();
+        }
         let addresses = self.addresses(address, active, m)?;
-        let trap_nan = m.options.trap_nan;
         let mut moment = self.moment(m);
         let mut out = [[0; LANES]; 4];
         for lane in lanes(active) {
@@ -101,38 +144,54 @@ impl Warp {
                 name: "load",
                 space: address.space,
                 address: addresses[lane],
-                bytes: width * values.len(),
+                bytes: N * values.len(),
                 lane: lane as u32,
             };
-            for (i, slot) in values.iter().enumerate() {
-                if slot.is_none() {
-                    continue;
-                }
-                let value = m.load(&access, i * width, width, touch, &moment)?;
-                if trap_nan && is_nan(value, element.float) {
-                    let address = access.address + (i * width) as u64;
-                    let nearest = m.describe(&access);
-                    return Err(Trap::new(
-                        access.lane,
-                        Cause::NotANumberLoaded { address, nearest },
-                    ));
-                }
-                out[i][lane] = extend_element(value, element);
+            let loaded = m.load::<N>(&access, &wanted[..values.len()], touch, &moment)?;
+            for i in 0..values.len() {
+                out[i][lane] = loaded[i];
             }
         }
-        for (slot, out) in values.iter().zip(&out) {
-            if let Some(slot) = slot {
-                self.write(*slot, active, out);
+        for (i, slot) in values.iter().enumerate() {
+            let Some(slot) = slot else { continue };
+            if element.float.is_some() && m.options.trap_nan {
+                let nan = lanes(active).find(|lane| is_nan(out[i][*lane], element.float));
+                if let Some(lane) = nan {
+                    let at = addresses[lane] + (i * N) as u64;
+                    return Err(nan_loaded(m, address.space, at, N, lane as u32));
+                }
             }
+            if element.register > element.bytes {
+                for value in &mut out[i] {
+                    *value = extend_element(*value, element);
+                }
+            }
+            self.write(*slot, active, &out[i]);
         }
         Ok(())
     }
 
     pub(super) fn store(
-        &mut self,
+        &self,
         values: &[Slot],
         address: Address,
         element: Element,
+        order: Order,
+        active: u32,
+        m: &mut Machine<'_>,
+    ) -> Trapped<()> {
+        match element.bytes {
+            1 => self.store_elements::<1>(values, address, order, active, m),
+            2 => self.store_elements::<2>(values, address, order, active, m),
+            4 => self.store_elements::<4>(values, address, order, active, m),
+            _ => self.store_elements::<8>(values, address, order, active, m),
+        }
+    }
+
+    fn store_elements<const N: usize>(
+        &self,
+        values: &[Slot],
+        address: Address,
         order: Order,
         active: u32,
         m: &mut Machine<'_>,
@@ -142,7 +201,6 @@ impl Warp {
         } else {
             Touch::Write
         };
-        let width = usize::from(element.bytes);
         let addresses = self.addresses(address, active, m)?;
         let mut moment = self.moment(m);
         for slot in values {
@@ -154,13 +212,13 @@ impl Warp {
                 name: "store",
                 space: address.space,
                 address: addresses[lane],
-                bytes: width * values.len(),
+                bytes: N * values.len(),
                 lane: lane as u32,
             };
-            for (i, slot) in values.iter().enumerate() {
-                let value = self.registers[*slot as usize][lane];
-                m.store(&access, i * width, width, value, touch, &moment)?;
-            }
+            let stored = values
+                .iter()
+                .map(|slot| self.registers[*slot as usize][lane]);
+            m.store::<N>(&access, stored, touch, &moment)?;
         }
         Ok(())
     }
@@ -171,8 +229,7 @@ impl Warp {
         op: AtomicOp,
         element: Element,
         d: Option<Slot>,
-        address: Address,
-        (b, c): (Slot, Slot),
+        (address, b, c): (Address, Slot, Slot),
         active: u32,
         m: &mut Machine<'_>,
     ) -> Trapped<()> {
@@ -196,10 +253,11 @@ impl Warp {
                 bytes: width,
                 lane: lane as u32,
             };
-            let old = m.load(&access, 0, width, Touch::Strong, &moment)?;
-            let new = atomic_result(op, int, old, b[lane], c[lane]);
-            m.store(&access, 0, width, new, Touch::Strong, &moment)?;
-            out[lane] = old;
+            let exchange = |old| atomic_result(op, int, old, b[lane], c[lane]);
+            out[lane] = match element.bytes {
+                4 => exchange_value::<4>(m, &access, &moment, exchange)?,
+                _ => exchange_value::<8>(m, &access, &moment, exchange)?,
+            };
         }
         if let Some(d) = d {
             self.write(d, active, &out);

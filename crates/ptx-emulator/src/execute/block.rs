@@ -33,9 +33,10 @@ pub(crate) fn run(
             if let Err(trap) = warp.run(machine) {
                 return Err(fault(machine, warp, *trap));
             }
+            // At once: who comes after the last that a barrier waits for comes to its next round.
+            release(machine, warps, threads);
         }
-        let released = release(machine, warps, threads);
-        if !ran && !released {
+        if !ran {
             break;
         }
     }
@@ -49,7 +50,7 @@ pub(crate) fn run(
 }
 
 /// Lets warps go on whose barrier is complete.
-fn release(machine: &mut Machine<'_>, warps: &mut [Warp], threads: u32) -> bool {
+fn release(machine: &mut Machine<'_>, warps: &mut [Warp], threads: u32) {
     let exited: u32 = warps.iter().map(|w| (w.all & !w.live).count_ones()).sum();
     let present = threads
         - if machine.options.allow_exited_at_barriers {
@@ -57,12 +58,10 @@ fn release(machine: &mut Machine<'_>, warps: &mut [Warp], threads: u32) -> bool 
         } else {
             0
         };
-    let mut released = false;
     for (id, state) in machine.barriers.used() {
         if state.arrived < state.asked.unwrap_or(present) {
             continue;
         }
-        released = true;
         machine.report.barriers += 1;
         machine.barriers.reset(id);
         let now = machine.tick();
@@ -102,7 +101,6 @@ fn release(machine: &mut Machine<'_>, warps: &mut [Warp], threads: u32) -> bool 
             }
         }
     }
-    released
 }
 
 fn fault(machine: &Machine<'_>, warp: &Warp, trap: Trap) -> Box<Fault> {

@@ -102,7 +102,10 @@ impl Warp {
                     bytes: unit,
                     ..source
                 };
-                let value = m.load(&part, 0, unit, Touch::Read, &moment)?;
+                let [value, ..] = match unit {
+                    4 => m.load::<4>(&part, &[true], Touch::Read, &moment)?,
+                    _ => m.load::<1>(&part, &[true], Touch::Read, &moment)?,
+                };
                 copied.extend(&value.to_le_bytes()[..unit]);
             }
             copied.resize(size, 0);

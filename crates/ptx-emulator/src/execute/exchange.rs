@@ -26,6 +26,9 @@ impl Warp {
     /// have not exited are here, and they all say the same mask. Gives each lane's mask.
     fn members(&self, members: Slot, active: u32, m: &Machine<'_>) -> Trapped<[u32; LANES]> {
         let masks = self.read(members, active, m)?.map(|mask| mask as u32);
+        if active == u32::MAX && masks == [u32::MAX; LANES] {
+            return Ok(masks);
+        }
         for lane in lanes(active) {
             let mask = masks[lane];
             let fits = mask >> lane & 1 == 1
@@ -135,8 +138,7 @@ impl Warp {
 
     pub(super) fn reduce_lanes(
         &mut self,
-        op: Reduce,
-        int: Int,
+        (op, int): (Reduce, Int),
         d: Slot,
         a: Slot,
         members: Slot,

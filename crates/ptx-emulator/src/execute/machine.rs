@@ -84,7 +84,7 @@ impl Machine<'_> {
     }
 
     /// Where an access goes, in bounds and aligned.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn spot(&mut self, access: &Access, moment: &Moment) -> Trapped<Spot<'_>> {
         let Access { address, bytes, .. } = *access;
         if !address.is_multiple_of(bytes as u64) {
@@ -230,31 +230,39 @@ impl Machine<'_> {
         }
     }
 
-    /// Reads an element at `at` bytes into a spot's access.
+    /// Reads elements of N bytes each, one after the other, as far as they are wanted.
     #[inline]
-    pub(crate) fn load(
+    pub(crate) fn load<const N: usize>(
         &mut self,
         access: &Access,
-        at: usize,
-        bytes: usize,
+        wanted: &[bool],
         touch: Touch,
         moment: &Moment,
-    ) -> Trapped<u64> {
+    ) -> Trapped<[u64; 4]> {
         let spot = self.spot(access, moment)?;
-        let result = spot
-            .store
-            .load(spot.at + at, bytes, touch, spot.watch.as_ref());
-        result.map_err(|trouble| self.trouble(access, access.address + at as u64, trouble))
+        let mut values = [0; 4];
+        for (i, value) in values.iter_mut().take(wanted.len()).enumerate() {
+            if wanted[i] {
+                match spot
+                    .store
+                    .load::<N>(spot.at + i * N, touch, spot.watch.as_ref())
+                {
+                    Ok(loaded) => *value = loaded,
+                    Err(trouble) => {
+                        return Err(self.trouble(access, access.address + (i * N) as u64, trouble));
+                    }
+                }
+            }
+        }
+        Ok(values)
     }
 
-    /// Writes an element at `at` bytes into a spot's access.
+    /// Writes elements of N bytes each, one after the other.
     #[inline]
-    pub(crate) fn store(
+    pub(crate) fn store<const N: usize>(
         &mut self,
         access: &Access,
-        at: usize,
-        bytes: usize,
-        value: u64,
+        values: impl Iterator<Item = u64>,
         touch: Touch,
         moment: &Moment,
     ) -> Trapped<()> {
@@ -267,9 +275,14 @@ impl Machine<'_> {
                 },
             ));
         }
-        let result = spot
-            .store
-            .store(spot.at + at, bytes, value, touch, spot.watch.as_ref());
-        result.map_err(|trouble| self.trouble(access, access.address + at as u64, trouble))
+        for (i, value) in values.enumerate() {
+            let done = spot
+                .store
+                .store::<N>(spot.at + i * N, value, touch, spot.watch.as_ref());
+            if let Err(trouble) = done {
+                return Err(self.trouble(access, access.address + (i * N) as u64, trouble));
+            }
+        }
+        Ok(())
     }
 }

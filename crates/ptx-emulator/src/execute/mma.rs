@@ -127,8 +127,8 @@ impl Warp {
                 // Two readers: so an unordered write by any thread is a race, the namer's own too.
                 for reader in [lane, (lane + 1) % LANES] {
                     moment.thread = self.thread(reader);
-                    for word in 0..4 {
-                        let value = m.load(&access, 4 * word, 4, Touch::Read, &moment)?;
+                    let words = m.load::<4>(&access, &[true; 4], Touch::Read, &moment)?;
+                    for (word, value) in words.into_iter().enumerate() {
                         row[2 * word] = value as u16;
                         row[2 * word + 1] = (value >> 16) as u16;
                     }

@@ -143,7 +143,7 @@ impl Warp {
                 address,
                 b,
                 c,
-            } => self.atomic(*op, *element, *d, *address, (*b, *c), active, machine),
+            } => self.atomic(*op, *element, *d, (*address, *b, *c), active, machine),
             Op::CopyAsync {
                 to,
                 from,
@@ -174,7 +174,7 @@ impl Warp {
                 d,
                 a,
                 members,
-            } => self.reduce_lanes(*op, *int, *d, *a, *members, active, machine),
+            } => self.reduce_lanes((*op, *int), *d, *a, *members, active, machine),
             Op::Mma(mma) => self.mma(mma, active, machine),
             Op::LoadMatrix {
                 values,

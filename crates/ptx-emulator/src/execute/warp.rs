@@ -86,19 +86,17 @@ impl Warp {
         self.warp_start = machine.now();
         for (slot, initial) in &kernel.initial {
             self.defined[*slot as usize] = u32::MAX;
-            self.registers[*slot as usize] =
-                std::array::from_fn(|lane| self.initial_value(machine, *initial, lane as u32));
+            self.registers[*slot as usize] = match initial {
+                Initial::Constant(value) => [*value; LANES],
+                Initial::DynamicShared => [kernel.dynamic_shared.unwrap_or(0) as u64; LANES],
+                Initial::Special(special) => {
+                    std::array::from_fn(|lane| self.special(machine, *special, lane as u32))
+                }
+            };
         }
     }
 
-    fn initial_value(&self, machine: &Machine<'_>, initial: Initial, lane: u32) -> u64 {
-        let special = match initial {
-            Initial::Constant(value) => return value,
-            Initial::DynamicShared => {
-                return machine.kernel.dynamic_shared.unwrap_or(0) as u64;
-            }
-            Initial::Special(special) => special,
-        };
+    fn special(&self, machine: &Machine<'_>, special: Special, lane: u32) -> u64 {
         let [x, y, z] = machine.block;
         let thread = self.index * LANES as u32 + lane;
         let axis = |values: [u32; 3], axis: u8| values[usize::from(axis)];

@@ -76,32 +76,45 @@ pub enum MemoryError {
 /// Values that can be copied to and from device memory.
 pub trait Value: Copy + private::Sealed {
     #[doc(hidden)]
-    fn append(self, bytes: &mut Vec<u8>);
+    fn to_bytes(values: &[Self]) -> Vec<u8>;
     #[doc(hidden)]
-    fn take(bytes: &[u8]) -> Self;
+    fn from_bytes(bytes: &[u8]) -> Vec<Self>;
 }
 
 mod private {
     pub trait Sealed {}
 }
 
+impl private::Sealed for u8 {}
+
+impl Value for u8 {
+    fn to_bytes(values: &[Self]) -> Vec<u8> {
+        values.to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Vec<Self> {
+        bytes.to_vec()
+    }
+}
+
 macro_rules! values {
     ($($ty:ty)*) => {$(
         impl private::Sealed for $ty {}
+
         impl Value for $ty {
-            fn append(self, bytes: &mut Vec<u8>) {
-                bytes.extend(self.to_le_bytes());
+            fn to_bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect()
             }
-            fn take(bytes: &[u8]) -> Self {
-                let mut array = [0; size_of::<Self>()];
-                array.copy_from_slice(bytes);
-                Self::from_le_bytes(array)
+
+            fn from_bytes(bytes: &[u8]) -> Vec<Self> {
+                let (values, _) = bytes.as_chunks();
+                values.iter().map(|value| Self::from_le_bytes(*value)).collect()
             }
         }
     )*};
 }
 
-values!(u8 i8 u16 i16 u32 i32 u64 i64 f32 f64);
+values!(i8 u16 i16 u32 i32 u64 i64 f32 f64);
 
 #[derive(Clone, Debug)]
 struct Allocation {
@@ -215,10 +228,7 @@ impl Memory {
     ///
     /// [`MemoryError::NotAllocated`].
     pub fn write<T: Value>(&mut self, to: DevicePointer, values: &[T]) -> Result<(), MemoryError> {
-        let mut bytes = Vec::with_capacity(size_of_val(values));
-        for value in values {
-            value.append(&mut bytes);
-        }
+        let bytes = T::to_bytes(values);
         let (index, at) = self.locate(to.0, bytes.len())?;
         self.store_mut(index).put(at, &bytes);
         Ok(())
@@ -241,10 +251,7 @@ impl Memory {
                 byte,
             });
         }
-        Ok(store.bytes[at..at + bytes]
-            .chunks_exact(size_of::<T>())
-            .map(T::take)
-            .collect())
+        Ok(T::from_bytes(&store.bytes[at..at + bytes]))
     }
 
     /// Sets bytes, as `cudaMemset` does.

@@ -317,11 +317,17 @@ mod tests {
 
     #[test]
     fn every_reader_counts_and_not_only_the_last() {
-        let mut shadow = Shadow::default();
-        for reader in [5, 40, 3] {
-            shadow.touch(0, 4, 64, Touch::Read, &by(reader)).unwrap();
+        // Another lane, another warp, another block, each before a read by the writer itself.
+        for first in [5, 40] {
+            let mut shadow = Shadow::default();
+            for reader in [first, 3] {
+                shadow.touch(0, 4, 64, Touch::Read, &by(reader)).unwrap();
+            }
+            assert!(
+                shadow.touch(0, 4, 64, Touch::Write, &by(3)).is_err(),
+                "{first}"
+            );
         }
-        assert!(shadow.touch(0, 4, 64, Touch::Write, &by(3)).is_err());
         let mut shadow = Shadow::default();
         shadow.touch(0, 4, 64, Touch::Read, &by(5)).unwrap();
         let next_block = Moment {

@@ -77,24 +77,15 @@ impl Store {
         self.state[at..at + part.1.len()].copy_from_slice(&part.1);
     }
 
-    #[inline]
-    fn state_word<const N: usize>(&self, at: usize) -> u64 {
+    /// What is known of N bytes; bytes past them count as defined.
+    #[inline(always)]
+    fn states<const N: usize>(&self, at: usize) -> u64 {
         let mut word = [DEFINED; 8];
         word[..N].copy_from_slice(&self.state[at..at + N]);
         u64::from_le_bytes(word)
     }
 
-    #[inline]
-    fn states(&self, at: usize, bytes: usize) -> u64 {
-        match bytes {
-            1 => self.state_word::<1>(at),
-            2 => self.state_word::<2>(at),
-            4 => self.state_word::<4>(at),
-            _ => self.state_word::<8>(at),
-        }
-    }
-
-    #[inline]
+    #[cold]
     fn trouble(states: u64) -> Trouble {
         if states.to_le_bytes().contains(&IN_FLIGHT) {
             Trouble::InFlight
@@ -103,7 +94,7 @@ impl Store {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn touch(
         &mut self,
         at: usize,
@@ -122,51 +113,40 @@ impl Store {
         }
     }
 
-    #[inline]
-    fn get(&self, at: usize, bytes: usize) -> u64 {
-        let mut word = [0; 8];
-        match bytes {
-            1 => word[..1].copy_from_slice(&self.bytes[at..at + 1]),
-            2 => word[..2].copy_from_slice(&self.bytes[at..at + 2]),
-            4 => word[..4].copy_from_slice(&self.bytes[at..at + 4]),
-            _ => word.copy_from_slice(&self.bytes[at..at + 8]),
-        }
-        u64::from_le_bytes(word)
-    }
-
-    /// Reads 1, 2, 4 or 8 bytes inside the range.
-    #[inline]
-    pub(crate) fn load(
+    /// Reads N = 1, 2, 4 or 8 bytes inside the range.
+    #[inline(always)]
+    pub(crate) fn load<const N: usize>(
         &mut self,
         at: usize,
-        bytes: usize,
         touch: Touch,
         moment: Option<&Moment>,
     ) -> Result<u64, Trouble> {
-        let states = self.states(at, bytes);
+        let states = self.states::<N>(at);
         if states != u64::from_le_bytes([DEFINED; 8]) {
             return Err(Self::trouble(states));
         }
-        self.touch(at, bytes, touch, moment)?;
-        Ok(self.get(at, bytes))
+        self.touch(at, N, touch, moment)?;
+        let mut word = [0; 8];
+        word[..N].copy_from_slice(&self.bytes[at..at + N]);
+        Ok(u64::from_le_bytes(word))
     }
 
-    /// Writes 1, 2, 4 or 8 bytes inside the range.
-    #[inline]
-    pub(crate) fn store(
+    /// Writes N = 1, 2, 4 or 8 bytes inside the range.
+    #[inline(always)]
+    pub(crate) fn store<const N: usize>(
         &mut self,
         at: usize,
-        bytes: usize,
         value: u64,
         touch: Touch,
         moment: Option<&Moment>,
     ) -> Result<(), Trouble> {
-        if self.states(at, bytes).to_le_bytes().contains(&IN_FLIGHT) {
+        let states = self.states::<N>(at);
+        if states != u64::from_le_bytes([DEFINED; 8]) && states.to_le_bytes().contains(&IN_FLIGHT) {
             return Err(Trouble::InFlight);
         }
-        self.touch(at, bytes, touch, moment)?;
-        self.bytes[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
-        self.state[at..at + bytes].fill(DEFINED);
+        self.touch(at, N, touch, moment)?;
+        self.bytes[at..at + N].copy_from_slice(&value.to_le_bytes()[..N]);
+        self.state[at..at + N].fill(DEFINED);
         Ok(())
     }
 

@@ -83,6 +83,16 @@ pub(crate) struct Entry {
     pub(crate) body: Vec<Item>,
 }
 
+impl Entry {
+    /// Whether an operand of the body has this name.
+    pub(crate) fn mentions(&self, name: &str) -> bool {
+        self.body.iter().any(|item| match item {
+            Item::Statement(statement) => statement.operands.iter().any(|o| o.mentions(name)),
+            _ => false,
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Item {
     Registers {
@@ -127,9 +137,9 @@ pub(crate) enum Operand {
     F64(u64),
     /// A float in decimal digits.
     Decimal(f64),
-    Vector(Vec<Operand>),
+    Vector(Vec<Self>),
     Address {
-        base: Box<Operand>,
+        base: Box<Self>,
         offset: i64,
     },
     /// `_`
@@ -137,6 +147,15 @@ pub(crate) enum Operand {
 }
 
 impl Operand {
+    fn mentions(&self, name: &str) -> bool {
+        match self {
+            Self::Name(own) => own == name,
+            Self::Vector(parts) => parts.iter().any(|part| part.mentions(name)),
+            Self::Address { base, .. } => base.mentions(name),
+            _ => false,
+        }
+    }
+
     /// For error messages.
     pub(crate) fn describe(&self) -> String {
         match self {

@@ -185,7 +185,7 @@ impl<'t> Parser<'t> {
         let variable = Variable {
             line: token.line,
             space,
-            align: align.unwrap_or(ty.bytes()),
+            align: align.unwrap_or_else(|| ty.bytes()),
             ty,
             name,
             count,
@@ -322,7 +322,7 @@ impl<'t> Parser<'t> {
         }
         Ok(ParameterText {
             ty,
-            align: align.unwrap_or(ty.bytes()),
+            align: align.unwrap_or_else(|| ty.bytes()),
             name,
             count,
         })

@@ -144,6 +144,9 @@ impl Device for Driver {
     }
 
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.queue.gpu.bind()?;
         let stream = self.queue.stream.cu_stream();
         // SAFETY: the stream is one of the bound context's; the range is the caller's to name.
@@ -182,6 +185,9 @@ impl Device for Driver {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.queue.gpu.bind()?;
         let stream = self.queue.stream.cu_stream();
         // SAFETY: the stream is one of the bound context's; the ranges are the caller's to name.

@@ -71,7 +71,6 @@ const FUNCTIONS: &[&str] = &[
     "cuMemPoolTrimTo",
     "cuMemcpy2DAsync_v2",
     "cuMemcpyDtoDAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
     "cuModuleGetFunction",
     "cuModuleLoadDataEx",

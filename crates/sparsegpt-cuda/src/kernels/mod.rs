@@ -37,7 +37,18 @@ pub struct Kernel {
 }
 
 /// Each module's kernels.
-const MODULES: &[&[&Kernel]] = &[grid::KERNELS, select::KERNELS, sweep::KERNELS];
+const MODULES: &[&[&Kernel]] = &[
+    elementwise::KERNELS,
+    factor::KERNELS,
+    factor_double::KERNELS,
+    gemm::KERNELS,
+    gemm_double::KERNELS,
+    gemm_tensor::KERNELS,
+    gram::KERNELS,
+    grid::KERNELS,
+    select::KERNELS,
+    sweep::KERNELS,
+];
 
 /// All kernels, module by module.
 pub fn all() -> impl Iterator<Item = &'static Kernel> {
@@ -64,6 +75,13 @@ macro_rules! module {
 #[allow(unused_imports)]
 pub(crate) use module;
 
+pub(crate) mod elementwise;
+pub(crate) mod factor;
+pub(crate) mod factor_double;
+pub(crate) mod gemm;
+pub(crate) mod gemm_double;
+pub(crate) mod gemm_tensor;
+pub(crate) mod gram;
 pub(crate) mod grid;
 pub(crate) mod select;
 pub(crate) mod sweep;

@@ -1,6 +1,12 @@
 //! The operations of the trait as launches. One file an operation, or a family of them.
 
+pub(crate) mod blocks;
+pub(crate) mod elementwise;
+pub(crate) mod factor;
+pub(crate) mod gemm;
+pub(crate) mod gram;
 pub(crate) mod grid;
+mod product;
 pub(crate) mod select;
 pub(crate) mod sweep;
 

@@ -2,24 +2,17 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
-use std::cell::RefCell;
+pub(crate) mod seen;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module};
-use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, check_arguments};
+use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module, Options};
+use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits, check_arguments};
 
 /// Shared memory that every device from compute capability 8.6 on grants a block.
 const SHARED_BYTES: u32 = 99 << 10;
-
-/// The backend on the emulator.
-pub(crate) type Emulator = CudaBackend<Emulated>;
-
-/// The backend with the kernels as they are.
-pub(crate) fn emulator() -> Emulator {
-    CudaBackend::new(Emulated::new())
-}
 
 /// An emulated device. Each thread has memory of its own on it, so that tests which run side by side do not wait for each
 /// other; what one thread has made is of no use to another.
@@ -116,7 +109,7 @@ impl Device for Emulated {
     }
 
     fn limits(&self) -> Limits {
-        Limits::new((8, 0), 4, SHARED_BYTES)
+        Limits::new(seen::TENSOR, 4, SHARED_BYTES)
     }
 
     fn free_bytes(&self) -> Result<usize, CudaError> {
@@ -215,27 +208,22 @@ impl Device for Emulated {
             Block::x(kernel.threads),
             &arguments,
         )
-        .dynamic_shared(dynamic_shared as usize);
+        .dynamic_shared(dynamic_shared as usize)
+        .options(options(kernel.name));
         let memory = self.memory();
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let ran = launch.run(&mut memory).map_err(|fault| CudaError::Failed {
+        launch.run(&mut memory).map_err(|fault| CudaError::Failed {
             what: format!("{}.ptx", kernel.module.name),
             reason: fault.to_string(),
         })?;
-        count(kernel.name, ran.thread_instructions);
         Ok(())
     }
 }
 
-thread_local! {
-    static INSTRUCTIONS: RefCell<HashMap<&'static str, u64>> = RefCell::default();
-}
-
-fn count(kernel: &'static str, instructions: u64) {
-    INSTRUCTIONS.with_borrow_mut(|counts| *counts.entry(kernel).or_default() += instructions);
-}
-
-/// The kernels that this thread has launched, with the instructions of their threads.
-pub(crate) fn launched() -> HashMap<&'static str, u64> {
-    INSTRUCTIONS.with_borrow(Clone::clone)
+/// Kernels that a factorization is made of meet what is not finite, and must come to refuse it. All others stop at a NaN.
+fn options(kernel: &str) -> Options {
+    let mut options = Options::default();
+    let factors = ["gemm", "factor_leaf", "narrow_upper"];
+    options.trap_nan = !factors.iter().any(|name| kernel.starts_with(name));
+    options
 }
