@@ -6,11 +6,13 @@
 
 mod emulated;
 
+use emulated::Emulated;
 use ndarray::{Array2, s};
 use sparsegpt::UniformGrid;
 use sparsegpt::backend::{
     Backend, FitGrid, GridKind, GridRef, Host, PruneRef, Select, SelectRule, UpdateRows,
 };
+use sparsegpt_cuda::CudaBackend;
 
 /// Multiples of 1/4 between -2 and 2, each often.
 fn quarters(rows: usize, cols: usize, seed: usize) -> Array2<f32> {
@@ -41,7 +43,7 @@ fn chosen<B: Backend>(backend: &B, weights: &Array2<f32>, rule: SelectRule<'_>) 
 #[test]
 fn groups_and_rows_longer_than_a_block_has_threads() {
     let weights = quarters(3, 1200, 1);
-    let emulator = emulated::emulator();
+    let emulator = CudaBackend::new(Emulated::new());
     for rule in [
         // Positions of more than one digit, several columns a thread.
         SelectRule::LowestPerRow {
@@ -70,7 +72,7 @@ fn groups_and_rows_longer_than_a_block_has_threads() {
 #[test]
 fn a_tie_that_only_the_last_digit_of_the_position_decides() {
     let weights = Array2::from_elem((70, 129), -0.5);
-    let emulator = emulated::emulator();
+    let emulator = CudaBackend::new(Emulated::new());
     for count in [1, 4515, 9029] {
         let rule = SelectRule::Lowest { count };
         assert_eq!(
@@ -86,7 +88,7 @@ fn one_grid_for_more_rows_than_slices() {
     let weights = quarters(1500, 3, 2);
     let fit = |mse: bool| {
         let grid = UniformGrid::new(3).unwrap().with_mse(mse);
-        let emulator = emulated::emulator();
+        let emulator = CudaBackend::new(Emulated::new());
         let device = emulator.upload(weights.view()).unwrap();
         let (mut scale, mut zero) = (
             emulator.zeros(1500, 1).unwrap(),
@@ -162,7 +164,7 @@ fn swept<B: Backend>(
 
 #[test]
 fn groups_of_every_reach() {
-    let emulator = emulated::emulator();
+    let emulator = CudaBackend::new(Emulated::new());
     let levels = [-2.0, -0.5, 0.0, 0.25, 1.5];
     for prune in [(1, 2), (3, 64), (31, 32), (50, 128), (128, 128)] {
         for kind in [
