@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sparsegpt::backend::Cpu;
-use sparsegpt::{LayerPruner, Solver};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::Checkpoint;
 use sparsegpt_models::decoder::{Llama, LlamaConfig};
@@ -14,9 +12,6 @@ use crate::failure::{Exit, Failure};
 
 /// Longest sequence where the user names none; the paper's.
 const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
-/// Lets f32 arithmetic serve `--bf16-products` on a processor without bf16 dot products: the same results without their
-/// speed, to measure what the option does to quality.
-const EMULATE_BF16: &str = "SPARSEGPT_EMULATE_BF16";
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
@@ -31,20 +26,6 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
         .num_threads(threads)
         .build_global()
         .map_err(|error| Failure::new(Exit::Work, format!("cannot start threads: {error}")))
-}
-
-/// The solver on the CPU.
-pub(crate) fn solver(threads: usize, bf16_products: bool) -> Result<Box<dyn LayerPruner>, Failure> {
-    let mut backend = Cpu::new(threads).map_err(|error| Failure::new(Exit::Work, error))?;
-    if bf16_products {
-        if std::env::var_os(EMULATE_BF16).is_some_and(|value| value == "1") {
-            backend = backend.emulating_bf16();
-        }
-        backend = backend
-            .with_bf16_products()
-            .map_err(|error| Failure::new(Exit::Work, format!("--bf16-products: {error}")))?;
-    }
-    Ok(Box::new(Solver::new(backend)))
 }
 
 pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {

@@ -45,6 +45,17 @@ impl StageSeconds {
         };
         *slot += time.as_secs_f64();
     }
+
+    /// Adds the stages of a part; the total is the whole's own.
+    pub(crate) fn take_in(&mut self, part: &Self) {
+        self.transfer += part.transfer;
+        self.factor += part.factor;
+        self.select += part.select;
+        self.grid += part.grid;
+        self.update_rows += part.update_rows;
+        self.trailing += part.trailing;
+        self.measure += part.measure;
+    }
 }
 
 /// What happened to one layer.

@@ -24,7 +24,7 @@ use super::generate::continue_text;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::table::{self, Table, left, right};
-use crate::{interrupt, model};
+use crate::{backend, interrupt, model};
 
 /// The bundled model; its README.md says where it comes from.
 const FILES: [(&str, &[u8]); 6] = [
@@ -182,7 +182,7 @@ fn compare<'a>(
     let bench = Bench {
         checkpoint,
         tokenizer,
-        pruner: model::solver(threads, false)?,
+        pruner: backend::cpu(threads, false)?,
         calibration: calibration.sequences,
         held_out,
         args,

@@ -18,8 +18,8 @@ use sparsegpt::{
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::flags::LayerFlags;
+use crate::interrupt;
 use crate::tensor_file::{self, Floats, OwnedTensor, TensorFile, check_output};
-use crate::{interrupt, model};
 
 const WEIGHT: &str = "weight";
 const HESSIAN: &str = "hessian";
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     for settings in &variants {
         settings.validate(&name, weights.nrows(), weights.ncols())?;
     }
-    let pruner = model::solver(threads, args.flags.bf16_products())?;
+    let pruner = args.flags.solver(threads, console)?;
 
     let start = Instant::now();
     let mut statistics = if args.flags.method().needs_hessian() {

@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod generate;
+pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod layer;
 pub(crate) mod logits;

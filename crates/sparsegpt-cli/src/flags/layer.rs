@@ -7,9 +7,11 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::{LayerSettings, Method, Pattern};
+use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
+use crate::backend::BackendChoice;
+use crate::console::Console;
 use crate::failure::Failure;
 
 /// Everything is optional here, so that "not given" can be told from a default: a recipe file may fill it in.
@@ -75,6 +77,10 @@ pub(crate) struct LayerFlags {
     /// AVX-512 BF16. SPARSEGPT_EMULATE_BF16=1 makes f32 arithmetic stand in elsewhere, for measuring only
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
     pub(crate) bf16_products: Option<bool>,
+
+    /// Where layers are solved: cpu (default), cuda (the first NVIDIA GPU), or auto (that GPU where there is one, else cpu)
+    #[arg(long, hide_possible_values = true, help_heading = "Solver")]
+    pub(crate) backend: Option<BackendChoice>,
 }
 
 impl LayerFlags {
@@ -82,8 +88,17 @@ impl LayerFlags {
         self.method.unwrap_or_default()
     }
 
-    pub(crate) fn bf16_products(&self) -> bool {
-        on(self.bf16_products)
+    /// The solver on the device that was asked for.
+    ///
+    /// # Errors
+    /// As [`BackendChoice::solver`].
+    pub(crate) fn solver(
+        &self,
+        threads: usize,
+        console: &Console,
+    ) -> Result<Box<dyn LayerPruner>, Failure> {
+        let backend = self.backend.unwrap_or_default();
+        backend.solver(threads, on(self.bf16_products), console)
     }
 
     /// The variants to make: one for each pattern, or one without any.

@@ -195,6 +195,15 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// Whatever went wrong in the meantime.
     fn synchronize(&self) -> Result<(), Self::Error>;
 
+    /// Bytes left for matrices on a device whose memory is not the host's; `None` where it is. The solver takes a layer that
+    /// needs more in slices of rows.
+    ///
+    /// # Errors
+    /// `DeviceLost`.
+    fn free_bytes(&self) -> Result<Option<usize>, Self::Error> {
+        Ok(None)
+    }
+
     /// Runs the host's part of a layer's treatment. A backend with threads of its own runs `work` on one of
     /// them, so that the many operations inside need not wake them one by one.
     fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

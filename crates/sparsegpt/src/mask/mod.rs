@@ -158,6 +158,12 @@ pub trait MaskPolicy: Debug + Send + Sync {
         true
     }
 
+    /// Whether a row's zeros depend on that row's weights alone, and no answer on the number of rows. A layer larger than
+    /// a device's memory is then treated some rows at a time.
+    fn rows_are_independent(&self) -> bool {
+        false
+    }
+
     /// Columns in a group that a block must not cut; 1 for policies without groups.
     fn group(&self) -> usize {
         1

@@ -253,6 +253,10 @@ impl MaskPolicy for Pattern {
         }
     }
 
+    fn rows_are_independent(&self) -> bool {
+        !matches!(self, Self::Unstructured(_))
+    }
+
     fn group(&self) -> usize {
         match self {
             Self::NofM { group, .. } => *group,

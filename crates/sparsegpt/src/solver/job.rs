@@ -1,6 +1,7 @@
 //! What every step of a layer's treatment needs to know, and what it leaves for the report.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Instant;
 
 use ndarray::{Array2, ArrayView2};
@@ -80,6 +81,29 @@ impl<'a, B: Backend> Job<'a, B> {
             seconds: StageSeconds::default(),
             host_operations: BTreeSet::new(),
         })
+    }
+
+    /// The same for some of the rows; [`merge`](Self::merge) takes in what it leaves for the report.
+    pub(super) fn of_rows(&self, rows: Range<usize>) -> Self {
+        Self {
+            backend: self.backend,
+            info: self.info.clone(),
+            layer: self.layer,
+            rows: rows.len(),
+            cols: self.cols,
+            settings: self.settings,
+            order: self.order.clone(),
+            dead: self.dead.clone(),
+            protected_columns: self.protected_columns.clone(),
+            protected_rows: self.protected_rows[rows].to_vec(),
+            seconds: StageSeconds::default(),
+            host_operations: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn merge(&mut self, part: Self) {
+        self.seconds.take_in(&part.seconds);
+        self.host_operations.extend(part.host_operations);
     }
 
     /// Checks that the protected weights leave enough to prune.

@@ -36,10 +36,7 @@ impl<B: Backend> Levels<B> {
         };
         let kind = quantizer.levels();
         check_levels(job.layer, &kind)?;
-        let (size, fixed) = match quantizer.granularity() {
-            Granularity::Group { size, fixed } => (size.min(job.cols), fixed),
-            _ => (job.cols, true),
-        };
+        let (size, fixed) = grouping(job, &*quantizer);
         let count = job.cols.div_ceil(size);
         let groups = (0..job.cols)
             .map(|at| {
@@ -184,6 +181,20 @@ impl<B: Backend> Levels<B> {
             group_of_column,
         ))
     }
+}
+
+/// Columns in a group, and whether its grid is found beforehand.
+fn grouping<B: Backend>(job: &Job<'_, B>, quantizer: &dyn Quantizer) -> (usize, bool) {
+    match quantizer.granularity() {
+        Granularity::Group { size, fixed } => (size.min(job.cols), fixed),
+        _ => (job.cols, true),
+    }
+}
+
+/// Columns in a group whose grid is fitted on the way.
+pub(super) fn dynamic<B: Backend>(job: &Job<'_, B>) -> Option<usize> {
+    let (size, fixed) = grouping(job, &**job.settings.quantizer.as_ref()?);
+    (!fixed).then_some(size)
 }
 
 fn check_levels(layer: &str, kind: &GridLevels) -> Result<()> {

@@ -9,6 +9,7 @@ mod levels;
 mod prepare;
 mod schedule;
 mod settings;
+mod slices;
 mod sparsegpt;
 
 use std::fmt::Debug;

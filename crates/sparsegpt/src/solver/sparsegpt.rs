@@ -11,10 +11,10 @@ use ndarray::{Array2, ArrayView2, s};
 
 use super::chooser::{Chooser, Chosen};
 use super::job::Job;
-use super::levels::Levels;
+use super::levels::{self, Levels};
 use super::prepare::{Diagonal, FactorSettings, Factored};
 use super::schedule::{Block, Cuts, WIDEST_SWEEP};
-use super::{Solved, in_original_order, in_processing_order, measure};
+use super::{Solved, in_original_order, in_processing_order, measure, slices};
 use crate::backend::{Backend, Gemm, Operation, PruneRef, UpdateRows};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -34,15 +34,7 @@ pub(super) fn sparsegpt<B: Backend>(
     job.dead.clone_from(&diagonal.dead);
 
     let start = in_processing_order(job, dense);
-    let rest = job.timed(Stage::Transfer, |job| job.upload(start.view()))?;
-    let levels = job.timed(Stage::Grid, |job| {
-        Levels::new(
-            job,
-            in_original_order(job, start.view().into()).view(),
-            &rest,
-        )
-    })?;
-    let plan = Plan::new(job, levels.as_ref().and_then(|levels| levels.dynamic));
+    let plan = Plan::new(job, levels::dynamic(job));
 
     let asked = FactorSettings {
         damping: settings.damping,
@@ -64,8 +56,55 @@ pub(super) fn sparsegpt<B: Backend>(
             reason: "no factor was made".to_owned(),
         });
     };
-    let factor = factored.own.as_ref().unwrap_or_else(|| hessian.matrix());
+    let made = Made {
+        factor: factored.own.as_ref().unwrap_or_else(|| hessian.matrix()),
+        scales: &factored.scales,
+        diagonal: diagonal.ordered(job.order.as_deref()),
+    };
+    let solved = match slices::of(job, plan.widest_block())? {
+        None => solve_rows(job, start.view(), &plan, &made)?,
+        Some(slices) => {
+            let mut whole = slices::Whole::new(job);
+            for rows in slices {
+                let mut part = job.of_rows(rows.clone());
+                let solved =
+                    solve_rows(&mut part, start.slice(s![rows.clone(), ..]), &plan, &made)?;
+                job.merge(part);
+                whole.put(rows, solved);
+            }
+            whole.finish()
+        }
+    };
+    Ok(Solved {
+        damping: factored.damping,
+        precision: Some(factored.precision),
+        attempts: factored.attempts,
+        ..solved
+    })
+}
 
+/// What all rows of a layer share.
+#[derive(Debug)]
+struct Made<'a, B: Backend> {
+    factor: &'a B::Matrix,
+    /// The diagonal of R, 1 x cols.
+    scales: &'a B::Matrix,
+    /// That of H, in the order of processing.
+    diagonal: Vec<f32>,
+}
+
+/// Solves the rows of a job, dense weights in the order of processing.
+fn solve_rows<B: Backend>(
+    job: &mut Job<'_, B>,
+    start: ArrayView2<'_, f32>,
+    plan: &Plan,
+    made: &Made<'_, B>,
+) -> Result<Solved> {
+    let factor = made.factor;
+    let rest = job.timed(Stage::Transfer, |job| job.upload(start))?;
+    let levels = job.timed(Stage::Grid, |job| {
+        Levels::new(job, in_original_order(job, start.into()).view(), &rest)
+    })?;
     let mut state = State {
         weights: job.timed(Stage::Transfer, |job| job.zeros(job.rows, job.cols))?,
         rest,
@@ -85,7 +124,7 @@ pub(super) fn sparsegpt<B: Backend>(
         job.uses(operation);
     }
     for (index, block) in plan.blocks.iter().enumerate() {
-        state.solve_block(job, &plan, block, factor, &factored.scales)?;
+        state.solve_block(job, plan, block, factor, made.scales)?;
         if let Some((from, to)) = plan.update_after(index) {
             job.timed(Stage::Trailing, |job| {
                 let product = Gemm::new(
@@ -104,13 +143,7 @@ pub(super) fn sparsegpt<B: Backend>(
     let squares = job.download(&state.losses)?;
     let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();
     let error = job.timed(Stage::Measure, |job| {
-        measure(
-            job,
-            start.view(),
-            &state.rest,
-            factor,
-            &diagonal.ordered(job.order.as_deref()),
-        )
+        measure(job, start, &state.rest, factor, &made.diagonal)
     })?;
     let mask = job.timed(Stage::Transfer, |job| state.kept(job))?;
     let weights = job.timed(Stage::Transfer, |job| job.download_owned(state.weights))?;
@@ -125,9 +158,9 @@ pub(super) fn sparsegpt<B: Backend>(
         quantized,
         solver_loss: Some(solver_loss).filter(|loss| loss.is_finite()),
         error,
-        damping: factored.damping,
-        precision: Some(factored.precision),
-        attempts: factored.attempts,
+        damping: 0.0,
+        precision: None,
+        attempts: 0,
     })
 }
 

@@ -186,7 +186,7 @@ pub(crate) fn run(
         .iter()
         .map(|plan| resolve(&checkpoint, plan))
         .collect::<Result<Vec<_>, _>>()?;
-    let pruner = model::solver(threads, flags.layer.bf16_products())?;
+    let pruner = flags.layer.solver(threads, console)?;
     let job = Job {
         args: &args,
         flags: &flags,

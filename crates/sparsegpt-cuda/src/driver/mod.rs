@@ -1,0 +1,245 @@
+//! NVIDIA GPUs through the driver.
+
+mod blas;
+mod buffer;
+mod failure;
+mod gpu;
+mod pieces;
+mod probe;
+mod queue;
+mod staging;
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+
+use cudarc::driver::result;
+
+pub use buffer::Buffer;
+
+use crate::backend::CudaBackend;
+use crate::device::{Argument, Device, Limits, Product, check_arguments};
+use crate::error::CudaError;
+use crate::kernels::Kernel;
+use blas::Blas;
+use failure::failed;
+use gpu::Gpu;
+use pieces::Rows;
+use probe::Libraries;
+use queue::Queue;
+
+/// The backend on a GPU.
+///
+/// ```no_run
+/// use sparsegpt::Solver;
+/// let solver = Solver::new(sparsegpt_cuda::Cuda::open(0)?);
+/// # let _ = solver;
+/// # Ok::<(), sparsegpt_cuda::CudaError>(())
+/// ```
+pub type Cuda = CudaBackend<Driver>;
+
+impl Cuda {
+    /// The GPU of a number, counted from 0 in the driver's order (`CUDA_VISIBLE_DEVICES` chooses and reorders). Its products
+    /// are those of this crate's kernels; see [`Driver::with_libraries`].
+    ///
+    /// # Errors
+    /// [`CudaError::Unavailable`] without a driver, with one older than CUDA 11.4, without such a GPU, or with one older
+    /// than Ampere; [`CudaError::Module`] if the driver refuses a kernel.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        Ok(Self::new(Driver::open(ordinal)?))
+    }
+}
+
+/// A GPU and a queue on it.
+#[derive(Debug)]
+pub struct Driver {
+    // Before the queue, on whose stream it enqueues.
+    blas: Option<Blas>,
+    queue: Arc<Queue>,
+}
+
+impl Driver {
+    /// GPUs that the driver shows.
+    ///
+    /// # Errors
+    /// [`CudaError::Unavailable`] without a driver.
+    pub fn count() -> Result<usize, CudaError> {
+        gpu::count()
+    }
+
+    /// The GPU of a number, counted from 0.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let gpu = Arc::new(Gpu::open(ordinal)?);
+        Ok(Self {
+            blas: None,
+            queue: Arc::new(Queue::new(gpu)?),
+        })
+    }
+
+    /// With products by cuBLAS where it is on this machine; where it is not, nothing changes.
+    ///
+    /// # Errors
+    /// If cuBLAS does not start.
+    pub fn with_libraries(mut self) -> Result<Self, CudaError> {
+        if Libraries::find().cublas.is_some() {
+            self.blas = Some(Blas::new(&self.queue)?);
+        }
+        Ok(self)
+    }
+
+    /// Which libraries beside the driver were found and what serves.
+    fn libraries(&self) -> String {
+        let found = Libraries::find();
+        let cublas = match (&self.blas, found.cublas) {
+            (Some(_), Some(name)) => format!("products by {name}"),
+            (_, Some(name)) => format!("products by own kernels ({name} present, not used)"),
+            (_, None) => "products by own kernels (no cuBLAS)".to_owned(),
+        };
+        match found.cusolver {
+            Some(name) => format!("{cublas}, factors by own kernels ({name} present, not used)"),
+            None => format!("{cublas}, factors by own kernels (no cuSOLVER)"),
+        }
+    }
+}
+
+impl Device for Driver {
+    type Buffer = Buffer;
+
+    fn describe(&self) -> String {
+        format!("{}; {}", self.queue.gpu.description, self.libraries())
+    }
+
+    fn limits(&self) -> Limits {
+        self.queue.gpu.limits
+    }
+
+    fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.queue.gpu.free_bytes()
+    }
+
+    fn fork(&self) -> Result<Self, CudaError> {
+        let queue = Arc::new(Queue::new(self.queue.gpu.clone())?);
+        let blas = match &self.blas {
+            Some(_) => Some(Blas::new(&queue)?),
+            None => None,
+        };
+        Ok(Self { blas, queue })
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.queue.gpu.bind()?;
+        let waited = self.queue.stream.synchronize();
+        waited.map_err(|error| failed("what was enqueued before", error))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer, CudaError> {
+        Buffer::new(&self.queue, bytes)
+    }
+
+    fn address(&self, buffer: &Buffer) -> u64 {
+        buffer.address_for(&self.queue)
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.queue.gpu.bind()?;
+        let stream = self.queue.stream.cu_stream();
+        // SAFETY: the stream is one of the bound context's; the range is the caller's to name.
+        unsafe { result::memset_d8_async(address, 0, bytes, stream) }
+            .map_err(|error| failed(format!("clearing {bytes} bytes"), error))
+    }
+
+    fn upload_rows(
+        &self,
+        to: u64,
+        pitch: usize,
+        from: &[u8],
+        row_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let rows = Rows {
+            total: from.len(),
+            row_bytes,
+            pitch,
+        };
+        self.queue.upload(to, rows, from)
+    }
+
+    fn download_rows(
+        &self,
+        to: &mut [u8],
+        from: u64,
+        pitch: usize,
+        row_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let rows = Rows {
+            total: to.len(),
+            row_bytes,
+            pitch,
+        };
+        self.queue.download(to, from, rows)
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.queue.gpu.bind()?;
+        let stream = self.queue.stream.cu_stream();
+        // SAFETY: the stream is one of the bound context's; the ranges are the caller's to name.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }
+            .map_err(|error| failed(format!("copying {bytes} bytes"), error))
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        dynamic_shared: u32,
+        arguments: &[Argument],
+    ) -> Result<(), CudaError> {
+        check_arguments(kernel, arguments)?;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let gpu = &self.queue.gpu;
+        gpu.bind()?;
+        let function = gpu.function(kernel)?;
+        let mut pointers: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Address(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::U32(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::F32(value) => ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        let [x, y, z] = grid;
+        // SAFETY: there is a pointer to a value of the right type for each of the kernel's parameters, as checked above (that
+        // the list of parameters is that of the text, a test checks); the values are read, and not written, before the call
+        // returns. The function is one of the bound context's, as is the stream.
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (x, y, z),
+                (kernel.threads, 1, 1),
+                dynamic_shared,
+                self.queue.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(|error| {
+            failed(
+                format!("the launch of {} on {grid:?} blocks", kernel.name),
+                error,
+            )
+        })
+    }
+
+    fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
+        self.blas.as_ref()?.gemm(product)
+    }
+}

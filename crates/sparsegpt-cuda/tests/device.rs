@@ -1,0 +1,234 @@
+//! The backend on a GPU, where there is one: the conformance suite, and the same bits as the emulator's.
+//!
+//! Without a GPU every test is skipped, and counted; with `SPARSEGPT_REQUIRE_DEVICE=1` that is a failure.
+
+mod emulated;
+
+use std::process::ExitCode;
+
+use emulated::Emulated;
+use emulated::seen::{ORDINARY, seen_as};
+use libtest_mimic::{Arguments, Failed, Trial};
+use sparsegpt::backend::{Backend, BackendInfo};
+use sparsegpt::error::{BackendError, BackendErrorKind};
+use sparsegpt::ndarray::Array2;
+use sparsegpt::quant::UniformGrid;
+use sparsegpt::{LayerSettings, Pattern, PrunedLayer, Solver};
+use sparsegpt_cuda::{Cuda, CudaError, Driver};
+
+/// Set to `1`, a device that is not there is a failure and no reason to skip.
+const REQUIRE_DEVICE: &str = "SPARSEGPT_REQUIRE_DEVICE";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var(REQUIRE_DEVICE).is_ok_and(|value| value == "1");
+    let tests = tests();
+    let count = tests.len();
+    if !arguments.list {
+        match Cuda::open(0) {
+            Ok(cuda) => println!("CUDA device: {}", cuda.info().device),
+            Err(error) if error.kind() == BackendErrorKind::DeviceUnavailable && !required => {
+                println!("CUDA device: none, {count} device tests skipped");
+                println!("  {error}");
+                let skipped = tests
+                    .into_iter()
+                    .map(|test| test.with_ignored_flag(true))
+                    .collect();
+                return libtest_mimic::run(&arguments, skipped).exit_code();
+            }
+            Err(error) => {
+                println!("CUDA device: none, {count} device tests FAILED: {error}");
+                return ExitCode::from(101);
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
+
+fn tests() -> Vec<Trial> {
+    let mut tests = vec![
+        Trial::test("conformance", conformance),
+        Trial::test("queues/a_matrix_made_on_one_is_good_on_the_other", queues),
+        Trial::test(
+            "memory/more_than_there_is_is_an_error_that_says_so",
+            too_much,
+        ),
+        Trial::test("memory/large_copies_go_in_pieces", large_copies),
+    ];
+    for case in CASES {
+        let name = format!("same_bits_as_the_emulator/{}", case.name);
+        tests.push(Trial::test(name, move || same_bits(case)));
+    }
+    tests
+}
+
+/// The conformance suite: as the device is, with its products on ordinary units, and with libraries.
+fn conformance() -> Result<(), Failed> {
+    let summary = sparsegpt_conformance::check(|| Cuda::open(0))?;
+    let ordinary = sparsegpt_conformance::check(|| Ok(seen_as(ORDINARY, Driver::open(0)?)))?;
+    let with_libraries = sparsegpt_conformance::check(|| {
+        Ok::<_, CudaError>(Cuda::new(Driver::open(0)?.with_libraries()?))
+    })?;
+    for (which, summary) in [
+        ("own kernels", summary),
+        ("ordinary units", ordinary),
+        ("libraries", with_libraries),
+    ] {
+        println!(
+            "conformance with {which}: {} passed, {} failed, {} skipped",
+            summary.passed.len(),
+            summary.failed.len(),
+            summary.skipped.len()
+        );
+        if let Some((name, reason)) = summary.failed.first() {
+            return Err(format!(
+                "{} cases fail with {which}, the first is {name}: {reason}",
+                summary.failed.len()
+            )
+            .into());
+        }
+        if summary.passed.is_empty() {
+            return Err("no case ran".into());
+        }
+    }
+    Ok(())
+}
+
+fn queues() -> Result<(), Failed> {
+    let first = Cuda::open(0)?;
+    let second = first.fork()?;
+    let host = Array2::from_shape_fn((700, 1023), |(row, col)| (row * 31 + col * 17) as f32);
+    for _ in 0..20 {
+        let mut sum = first.zeros(700, 1023)?;
+        let matrix = second.upload(host.view())?;
+        for queue in [&first, &second, &first, &second] {
+            queue.combine(&mut sum, 1.0, &matrix, 1.0)?;
+        }
+        // Freed on its own queue while the other one may still read it.
+        drop(matrix);
+        let found = first.download(&sum)?;
+        if found != &host * 4.0 {
+            return Err("a sum over two queues is wrong".into());
+        }
+    }
+    Ok(())
+}
+
+fn too_much() -> Result<(), Failed> {
+    let cuda = Cuda::open(0)?;
+    match cuda.zeros(1 << 24, 1 << 20) {
+        Err(CudaError::OutOfMemory { bytes, free }) if bytes == 1 << 46 && free > 0 => {}
+        other => return Err(format!("expected out of memory, found {other:?}").into()),
+    }
+    // And the device goes on.
+    let host = Array2::from_elem((33, 65), 1.5);
+    let matrix = cuda.upload(host.view())?;
+    if cuda.download(&matrix)? != host {
+        return Err("a matrix after an error is wrong".into());
+    }
+    Ok(())
+}
+
+fn large_copies() -> Result<(), Failed> {
+    let cuda = Cuda::open(0)?;
+    for (rows, cols) in [
+        (3, 5_000_001),
+        (5001, 4093),
+        (1, 30_000_000),
+        (20_000_001, 1),
+    ] {
+        let host = Array2::from_shape_fn((rows, cols), |(row, col)| (row * 7 + col * 13) as f32);
+        let matrix = cuda.upload(host.view())?;
+        if cuda.download(&matrix)? != host {
+            return Err(format!("a matrix of {rows} x {cols} came back changed").into());
+        }
+    }
+    Ok(())
+}
+
+/// A small layer, and what to do with it.
+#[derive(Clone, Copy)]
+struct LayerCase {
+    name: &'static str,
+    shape: (usize, usize),
+    settings: fn() -> sparsegpt::Result<LayerSettings>,
+}
+
+const CASES: [LayerCase; 5] = [
+    LayerCase {
+        name: "unstructured_50",
+        shape: (40, 72),
+        settings: || Ok(LayerSettings::new(Pattern::unstructured(0.5)?)),
+    },
+    LayerCase {
+        name: "row_50",
+        shape: (17, 33),
+        settings: || Ok(LayerSettings::new(Pattern::per_row(0.5)?)),
+    },
+    LayerCase {
+        name: "2_4",
+        shape: (40, 160),
+        settings: || Ok(LayerSettings::new(Pattern::n_of_m(2, 4)?)),
+    },
+    LayerCase {
+        name: "unstructured_50_int4",
+        shape: (33, 65),
+        settings: || {
+            let settings = LayerSettings::new(Pattern::unstructured(0.5)?);
+            Ok(settings.with_quantizer(UniformGrid::new(4)?))
+        },
+    },
+    LayerCase {
+        name: "several_blocks_act_order",
+        shape: (24, 64),
+        settings: || {
+            let settings = LayerSettings::new(Pattern::unstructured(0.6)?);
+            Ok(settings
+                .with_block_size(16)
+                .with_mask_block_size(16)
+                .with_act_order(true))
+        },
+    },
+];
+
+/// Solves a case from activations on.
+fn solve<B: Backend>(backend: B, case: LayerCase) -> Result<(PrunedLayer, BackendInfo), Failed> {
+    let (rows, cols) = case.shape;
+    let value = |row: usize, col: usize| {
+        // Fractions with a large denominator: no two are alike, none is special.
+        let mixed = (row * 7919 + col * 104_729 + 12_345) % 65_521;
+        mixed as f32 / 32_760.5 - 1.0
+    };
+    let activations = Array2::from_shape_fn((2 * cols + 3, cols), |(token, col)| {
+        value(token + 1000, col) + 0.3 * value(token + 1000, 0)
+    });
+    let weights = Array2::from_shape_fn((rows, cols), |(row, col)| value(row, col));
+    let info = backend.info();
+    let solver = Solver::new(backend);
+    let mut hessian = solver.hessian(cols)?;
+    hessian.update(activations.view())?;
+    let layer = solver.prune(weights.view(), &mut hessian, &(case.settings)()?)?;
+    Ok((layer, info))
+}
+
+fn same_bits(case: LayerCase) -> Result<(), Failed> {
+    // What a tensor core does with the last bits of a sum is its own affair.
+    let (on_device, info) = solve(seen_as(ORDINARY, Driver::open(0)?), case)?;
+    let (emulated, _) = solve(seen_as(ORDINARY, Emulated::new()), case)?;
+    let different = on_device
+        .weights
+        .indexed_iter()
+        .zip(&emulated.weights)
+        .find(|((_, found), expected)| found.to_bits() != expected.to_bits());
+    if let Some((((row, col), found), expected)) = different {
+        return Err(format!(
+            "weight ({row}, {col}) is {found:e} on {}, {expected:e} on the emulator",
+            info.device
+        )
+        .into());
+    }
+    if on_device.mask != emulated.mask {
+        return Err("the masks differ".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! A device that says it is another one, so that both the kernels for tensor cores and those for ordinary units are run.
+
+#![allow(dead_code)]
+
+use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, Product};
+
+/// A device that is seen as one of another compute capability.
+#[derive(Debug)]
+pub(crate) struct SeenAs<D> {
+    device: D,
+    compute_capability: (u32, u32),
+}
+
+/// A compute capability whose products go to tensor cores.
+pub(crate) const TENSOR: (u32, u32) = (8, 0);
+/// A compute capability whose products go to ordinary units.
+pub(crate) const ORDINARY: (u32, u32) = (8, 6);
+
+/// The backend on such a device.
+pub(crate) fn seen_as<D: Device>(
+    compute_capability: (u32, u32),
+    device: D,
+) -> CudaBackend<SeenAs<D>> {
+    CudaBackend::new(SeenAs {
+        device,
+        compute_capability,
+    })
+}
+
+impl<D: Device> Device for SeenAs<D> {
+    type Buffer = D::Buffer;
+
+    fn describe(&self) -> String {
+        let (major, minor) = self.compute_capability;
+        format!("{}, as {major}.{minor}", self.device.describe())
+    }
+
+    fn limits(&self) -> Limits {
+        let Limits {
+            multiprocessors,
+            shared_bytes,
+            ..
+        } = self.device.limits();
+        Limits::new(self.compute_capability, multiprocessors, shared_bytes)
+    }
+
+    fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.device.free_bytes()
+    }
+
+    fn fork(&self) -> Result<Self, CudaError> {
+        Ok(Self {
+            device: self.device.fork()?,
+            ..*self
+        })
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.device.synchronize()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<D::Buffer, CudaError> {
+        self.device.allocate(bytes)
+    }
+
+    fn address(&self, buffer: &D::Buffer) -> u64 {
+        self.device.address(buffer)
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        self.device.clear(address, bytes)
+    }
+
+    fn upload_rows(
+        &self,
+        to: u64,
+        pitch: usize,
+        from: &[u8],
+        row_bytes: usize,
+    ) -> Result<(), CudaError> {
+        self.device.upload_rows(to, pitch, from, row_bytes)
+    }
+
+    fn download_rows(
+        &self,
+        to: &mut [u8],
+        from: u64,
+        pitch: usize,
+        row_bytes: usize,
+    ) -> Result<(), CudaError> {
+        self.device.download_rows(to, from, pitch, row_bytes)
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), CudaError> {
+        self.device.copy(to, from, bytes)
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: [u32; 3],
+        dynamic_shared: u32,
+        arguments: &[Argument],
+    ) -> Result<(), CudaError> {
+        self.device.launch(kernel, grid, dynamic_shared, arguments)
+    }
+
+    fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
+        self.device.library_gemm(product)
+    }
+}
