@@ -102,35 +102,44 @@ else
     step suite 120 "$pack/device" --skip same_bits_as_the_emulator
 fi
 
-if [[ $dry ]]; then
-    skip memcheck "dry run"
-    skip racecheck "dry run"
-elif tool=$(sanitizer); then
-    for check in memcheck racecheck; do
-        step "$check" 40 "$tool" --tool "$check" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 --runs 1
-        # The kernels for ordinary units.
-        step "$check-ordinary" 30 "$tool" --tool "$check" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 \
-            --runs 1 --products ordinary --patterns 50%+4bit
-    done
-else
-    skip memcheck "no compute-sanitizer"
-    skip racecheck "no compute-sanitizer"
-fi
+# check NAME TOOL FLAGS...: a small layer under compute-sanitizer.
+check() {
+    local name=$1 kind=$2
+    shift 2
+    if [[ $dry ]]; then
+        skip "$name" "dry run"
+    elif [[ -z $tool ]]; then
+        skip "$name" "no compute-sanitizer"
+    else
+        step "$name" 40 "$tool" --tool "$kind" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 --runs 1 "$@"
+    fi
+}
+tool=$(sanitizer) || tool=
+check memcheck memcheck
+check racecheck racecheck
 
 for products in device ordinary tensor libraries; do
     step "rates-$products" 20 "${layers[@]}" --rates --sizes "$sizes" --products "$products"
 done
-step rates-torch 20 "${torch[@]}" --rates --sizes "$sizes"
+# The first start of PyTorch reads it from the disk.
+step rates-torch 60 "${torch[@]}" --rates --sizes "$sizes"
 
+# What the tables need most comes first, and the small layers before the large ones.
+for shape in "${shapes[@]}"; do
+    step "layers-$shape" 45 "${layers[@]}" --shapes "$shape" --seconds 4
+done
 rivals=()
 for wheel in "$pack"/wheels/llmcompressor-*.whl; do
     [[ -e $wheel ]] && rivals=(--llmcompressor "$pack/wheels")
 done
-# Ours and the rivals in turns, the small layers first.
 for shape in "${shapes[@]}"; do
-    step "layers-$shape" 60 "${layers[@]}" --shapes "$shape" --seconds 8
-    step "libraries-$shape" 40 "${layers[@]}" --shapes "$shape" --seconds 4 --patterns 50% --products libraries
     step "rivals-$shape" 60 "${torch[@]}" --shapes "$shape" --seconds 4 "${rivals[@]}"
+done
+# The kernels for ordinary units, where the device's own are those for tensor cores.
+check memcheck-ordinary memcheck --products ordinary
+check racecheck-ordinary racecheck --products ordinary
+for shape in "${shapes[@]}"; do
+    step "libraries-$shape" 40 "${layers[@]}" --shapes "$shape" --seconds 2 --patterns 50% --products libraries
 done
 
 echo

@@ -134,7 +134,7 @@ def problem(rows, cols, tokens, device):
     """Weights, and a Hessian whose columns differ in size and share a direction."""
     torch.manual_seed(0)
     weight = torch.rand(rows, cols, device=device) * 2 - 1
-    inputs = torch.rand(tokens, cols, device=device) * 2 - 1 + 0.1 * torch.randn(tokens, 1, device=device)
+    inputs = torch.rand(tokens, cols, device=device) * 2 - 1 + 0.1 * (torch.rand(tokens, 1, device=device) * 2 - 1)
     inputs *= 0.2 + 1.8 * torch.rand(cols, device=device)
     return weight, 2 / tokens * inputs.T @ inputs
 
