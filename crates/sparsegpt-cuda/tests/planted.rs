@@ -41,12 +41,56 @@ fn is_caught(mistake: &Mistake, filter: &str, said: &str) {
 
 #[test]
 fn a_missing_barrier_is_a_race() {
+    for (module, right, filter) in [
+        ("sweep", "    bar.sync 0;\n", "operations/update_rows/"),
+        ("gemm_tensor", "\tbar.sync 0;\n", "operations/gemm/"),
+        ("gram", "\tbar.sync 0;\n", "operations/gram_update/bf16"),
+    ] {
+        let mistake = Mistake {
+            module,
+            right,
+            wrong: "",
+        };
+        is_caught(&mistake, filter, "race: ");
+    }
+}
+
+/// The first warp runs ahead of those that hold the pivot, or another row of the tile.
+#[test]
+fn without_a_barrier_is_read_what_nobody_wrote() {
+    for (module, precision) in [
+        ("factor", "f32"),
+        ("factor_double", "f64"),
+        ("elementwise", "f32"),
+    ] {
+        let mistake = Mistake {
+            module,
+            right: "\tbar.sync 0;\n",
+            wrong: "",
+        };
+        let filter = format!("operations/inverse_factor/{precision}/is_the_inverse");
+        is_caught(&mistake, &filter, "was never written");
+    }
+}
+
+#[test]
+fn a_copy_that_nobody_waits_for_is_caught() {
     let mistake = Mistake {
-        module: "sweep",
-        right: "    bar.sync 0;\n",
+        module: "gram",
+        right: "\tcp.async.wait_all;\n",
         wrong: "",
     };
-    is_caught(&mistake, "operations/update_rows/", "race: ");
+    is_caught(&mistake, "operations/gram_update/bf16", "gram.ptx failed");
+}
+
+#[test]
+fn products_of_tf32_alone_are_not_exact_enough() {
+    let mistake = Mistake {
+        module: "gemm_tensor",
+        right: "sub.rn.f32 %b_small0, %b0, %b_big0;",
+        wrong: "mov.b32 %b_small0, 0;",
+    };
+    is_caught(&mistake, "operations/gemm/parts", "allowed is");
 }
 
 #[test]
@@ -79,6 +123,13 @@ fn the_same_cases_pass_without_a_mistake() {
     for (module, filter) in [
         ("sweep", "operations/update_rows/"),
         ("grid", "operations/fit_grid/"),
+        ("gemm_tensor", "operations/gemm/"),
+        ("gram", "operations/gram_update/bf16"),
+        ("factor", "operations/inverse_factor/f32/is_the_inverse"),
+        (
+            "factor_double",
+            "operations/inverse_factor/f64/is_the_inverse",
+        ),
     ] {
         let nothing = Mistake {
             module,

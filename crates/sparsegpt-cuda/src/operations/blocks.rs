@@ -11,7 +11,7 @@ use crate::matrix::DeviceMatrix;
 /// See [`Backend::open_block`](sparsegpt::backend::Backend::open_block).
 pub(crate) fn open_block<D: Device>(
     device: &D,
-    weights: &mut DeviceMatrix<D>,
+    weights: &DeviceMatrix<D>,
     rest: &DeviceMatrix<D>,
     factor: &DeviceMatrix<D>,
     columns: Range<usize>,
@@ -47,7 +47,7 @@ pub(crate) fn open_block<D: Device>(
 /// See [`Backend::close_block`](sparsegpt::backend::Backend::close_block).
 pub(crate) fn close_block<D: Device>(
     device: &D,
-    rest: &mut DeviceMatrix<D>,
+    rest: &DeviceMatrix<D>,
     weights: &DeviceMatrix<D>,
     columns: Range<usize>,
 ) -> Result<(), CudaError> {

@@ -45,7 +45,7 @@ pub(crate) fn diagonal<D: Device>(
 /// Overwrites the diagonal of a square matrix.
 pub(crate) fn set_diagonal<D: Device>(
     device: &D,
-    matrix: &mut DeviceMatrix<D>,
+    matrix: &DeviceMatrix<D>,
     diagonal: &[f32],
 ) -> Result<(), CudaError> {
     let values = upload_values(device, diagonal)?;
@@ -76,7 +76,7 @@ fn move_diagonal<D: Device>(
 /// See [`Backend::combine`](sparsegpt::backend::Backend::combine).
 pub(crate) fn combine<D: Device>(
     device: &D,
-    target: &mut DeviceMatrix<D>,
+    target: &DeviceMatrix<D>,
     alpha: f32,
     other: &DeviceMatrix<D>,
     beta: f32,
@@ -88,7 +88,7 @@ pub(crate) fn combine<D: Device>(
 /// The same for some columns.
 pub(super) fn combine_columns<D: Device>(
     device: &D,
-    (target, alpha): (&mut DeviceMatrix<D>, f32),
+    (target, alpha): (&DeviceMatrix<D>, f32),
     (other, beta): (&DeviceMatrix<D>, f32),
     columns: Range<usize>,
 ) -> Result<(), CudaError> {

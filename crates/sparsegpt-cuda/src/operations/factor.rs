@@ -37,7 +37,7 @@ const MIRROR_TILE: u32 = 32;
 /// See [`Backend::inverse_factor`](sparsegpt::backend::Backend::inverse_factor).
 pub(crate) fn inverse_factor<D: Device>(
     device: &D,
-    h: &mut DeviceMatrix<D>,
+    h: &DeviceMatrix<D>,
     diagonal: &[f32],
     blocks: &[usize],
     precision: Precision,
@@ -170,7 +170,7 @@ impl<D: Device> Wide<D> {
         )
     }
 
-    fn narrow(&self, device: &D, h: &mut DeviceMatrix<D>) -> Result<(), CudaError> {
+    fn narrow(&self, device: &D, h: &DeviceMatrix<D>) -> Result<(), CudaError> {
         device.launch(
             &NARROW_UPPER,
             grid(WHAT, self.cols, self.cols)?,
@@ -230,6 +230,10 @@ impl<'a, D: Device> Work<'a, D> {
             starts.resize(end, size_u32(WHAT, start)?);
             start = end;
         }
+        // What a leaf behind a failing one does not write is then at least a number.
+        let inverse_bytes = h.cols * LEAF * bytes;
+        let inverses = device.allocate(inverse_bytes)?;
+        device.clear(device.address(&inverses), inverse_bytes)?;
         let status = device.allocate(size_of::<u32>())?;
         device.clear(device.address(&status), size_of::<u32>())?;
         let tallest = block_leaves(blocks, leaves)
@@ -241,7 +245,7 @@ impl<'a, D: Device> Work<'a, D> {
             leaf,
             bytes,
             matrix,
-            inverses: device.allocate(h.cols * LEAF * bytes)?,
+            inverses,
             starts: upload_values(device, &starts)?,
             status,
             strip: device.allocate(tallest.unwrap_or(0) * STRIP * bytes)?,
@@ -408,5 +412,43 @@ impl<'a, D: Device> Work<'a, D> {
             }),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_blocks_share_a_leaf_and_wide_ones_are_cut() {
+        assert_eq!(leaves(&[1, 2, 200]), [0..2, 2..130, 130..200]);
+        assert_eq!(leaves(&[64, 128, 192]), [0..128, 128..192]);
+        assert_eq!(leaves(&[100, 200]), [0..100, 100..200]);
+        assert_eq!(leaves(&[300]), [0..128, 128..256, 256..300]);
+        // A block behind a wide one is no part of its last piece.
+        assert_eq!(leaves(&[200, 210, 220]), [0..128, 128..200, 200..220]);
+        assert_eq!(
+            leaves(&[10, 400, 401]),
+            [0..10, 10..138, 138..266, 266..394, 394..400, 400..401]
+        );
+    }
+
+    #[test]
+    fn blocks_of_several_leaves_are_found() {
+        let blocks = [10, 400, 401, 700];
+        let leaves = leaves(&blocks);
+        let found: Vec<_> = block_leaves(&blocks, &leaves).map(columns).collect();
+        assert_eq!(found, [10..400, 401..700]);
+    }
+
+    #[test]
+    fn halves_are_never_empty() {
+        for end in 2..6 {
+            let leaves: Vec<_> = (0..end).map(|leaf| leaf * 128..(leaf + 1) * 128).collect();
+            assert!((1..end).contains(&half(&leaves)), "{leaves:?}");
+        }
+        // A long leaf in front, a long one behind.
+        assert_eq!(half(&[0..100, 100..101]), 1);
+        assert_eq!(half(&[0..1, 1..100]), 1);
     }
 }

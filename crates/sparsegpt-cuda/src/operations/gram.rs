@@ -25,7 +25,7 @@ const VECTOR: usize = 8;
 /// See [`Backend::gram_update`](sparsegpt::backend::Backend::gram_update).
 pub(crate) fn gram_update<D: Device>(
     device: &D,
-    h: &mut DeviceMatrix<D>,
+    h: &DeviceMatrix<D>,
     x: Activations<'_>,
     alpha: f32,
     beta: f32,
@@ -45,20 +45,15 @@ pub(crate) fn gram_update<D: Device>(
 }
 
 /// Chunks of at most so many tokens, one of none where there are none: H is scaled with the first.
-fn chunks<T>(x: &ArrayView2<'_, T>, most: usize) -> Vec<Range<usize>> {
-    let (tokens, most) = (x.nrows(), most.max(1));
-    if tokens == 0 {
-        return vec![0..0];
-    }
-    (0..tokens)
-        .step_by(most)
-        .map(|start| start..tokens.min(start + most))
-        .collect()
+fn chunks(tokens: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = most.max(1);
+    let starts = (0..tokens.max(1)).step_by(most);
+    starts.map(move |start| start..tokens.min(start + most))
 }
 
 fn single<D: Device>(
     device: &D,
-    h: &mut DeviceMatrix<D>,
+    h: &DeviceMatrix<D>,
     x: ArrayView2<'_, f32>,
     alpha: f32,
     beta: f32,
@@ -67,7 +62,7 @@ fn single<D: Device>(
     let leading = leading_dimension(cols);
     let pitch = leading * size_of::<f32>();
     let c = (h.at(device, 0, 0), h.leading());
-    for chunk in chunks(&x, CHUNK / pitch) {
+    for chunk in chunks(x.nrows(), CHUNK / pitch) {
         let beta = if chunk.start == 0 { beta } else { 1.0 };
         let x = x.slice(s![chunk, ..]);
         let buffer = device.allocate(x.nrows() * pitch)?;
@@ -88,7 +83,7 @@ fn single<D: Device>(
 
 fn half<D: Device, T: bytemuck::Pod>(
     device: &D,
-    h: &mut DeviceMatrix<D>,
+    h: &DeviceMatrix<D>,
     x: ArrayView2<'_, T>,
     alpha: f32,
     beta: f32,
@@ -98,7 +93,7 @@ fn half<D: Device, T: bytemuck::Pod>(
     let leading = cols.next_multiple_of(VECTOR);
     let pitch = leading * size_of::<T>();
     let most = (CHUNK / pitch).max(SLAB) / SLAB * SLAB;
-    for chunk in chunks(&x, most) {
+    for chunk in chunks(x.nrows(), most) {
         let beta = if chunk.start == 0 { beta } else { 1.0 };
         let x = x.slice(s![chunk, ..]);
         let tokens = x.nrows().next_multiple_of(SLAB);

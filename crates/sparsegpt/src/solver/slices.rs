@@ -99,8 +99,8 @@ impl Whole {
             levels: part.levels,
         });
         let rows = s![rows, ..];
-        whole.codes.slice_mut(rows.clone()).assign(&part.codes);
-        whole.scale.slice_mut(rows.clone()).assign(&part.scale);
+        whole.codes.slice_mut(rows).assign(&part.codes);
+        whole.scale.slice_mut(rows).assign(&part.scale);
         whole.zero.slice_mut(rows).assign(&part.zero);
     }
 
