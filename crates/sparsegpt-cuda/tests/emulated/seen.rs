@@ -1,6 +1,10 @@
-//! A device that says it is another one, so that both the kernels for tensor cores and those for ordinary units are run.
+//! A device that says it is another one, so that both the kernels for tensor cores and those for ordinary units are run; and
+//! that waits after each launch while it is told to, so that the seconds of a step are its own.
 
 #![allow(dead_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, Product};
 
@@ -9,6 +13,7 @@ use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, P
 pub(crate) struct SeenAs<D> {
     device: D,
     compute_capability: (u32, u32),
+    waits: Arc<AtomicBool>,
 }
 
 /// A compute capability whose products go to tensor cores.
@@ -24,7 +29,24 @@ pub(crate) fn seen_as<D: Device>(
     CudaBackend::new(SeenAs {
         device,
         compute_capability,
+        waits: Arc::default(),
     })
+}
+
+impl<D> SeenAs<D> {
+    /// Whether to wait after each launch, on this queue and its forks.
+    pub(crate) fn wait(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+}
+
+impl<D: Device> SeenAs<D> {
+    fn launched(&self) -> Result<(), CudaError> {
+        if self.waits.load(Ordering::Relaxed) {
+            self.device.synchronize()?;
+        }
+        Ok(())
+    }
 }
 
 impl<D: Device> Device for SeenAs<D> {
@@ -51,7 +73,8 @@ impl<D: Device> Device for SeenAs<D> {
     fn fork(&self) -> Result<Self, CudaError> {
         Ok(Self {
             device: self.device.fork()?,
-            ..*self
+            compute_capability: self.compute_capability,
+            waits: self.waits.clone(),
         })
     }
 
@@ -102,10 +125,13 @@ impl<D: Device> Device for SeenAs<D> {
         dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
-        self.device.launch(kernel, grid, dynamic_shared, arguments)
+        self.device
+            .launch(kernel, grid, dynamic_shared, arguments)?;
+        self.launched()
     }
 
     fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
-        self.device.library_gemm(product)
+        let done = self.device.library_gemm(product)?;
+        Some(done.and_then(|()| self.launched()))
     }
 }

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Proves and measures the CUDA backend on a machine with a GPU, in less than 9 minutes: the device suite, compute-sanitizer,
+# the benchmarks with their rivals. Needs the driver, python3 with PyTorch, and what scripts/gpu-pack.sh has gathered (by
+# default data-local/gpu-pack, or the folder this file lies in); no Rust, no CUDA toolkit.
+#
+#     scripts/gpu-check.sh [--out FOLDER] [--pack FOLDER] [--dry-run]
+#
+# Every step has its own time, so that one that fails or hangs costs its own figures alone. Logs, raw figures and tables.md
+# (for docs/benchmarks.md) go to the folder of --out (default: gpu-results). Ends with a summary; exit code 0 if every step
+# passed, 1 if one did not, 3 without a GPU.
+#
+# --dry-run goes through the same steps without a GPU, at tiny sizes, the emulator and the processor in its place: it shows
+# that the script works, and its figures are those of no GPU.
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+pack=$here
+[[ -x $pack/layers ]] || pack=$here/../data-local/gpu-pack
+out=gpu-results
+dry=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --out) out=$2; shift 2 ;;
+        --pack) pack=$2; shift 2 ;;
+        --dry-run) dry=1; shift ;;
+        *) echo "unknown: $1" >&2; exit 2 ;;
+    esac
+done
+python=${PYTHON:-python3}
+for file in device layers torch_loop.py report.py; do
+    [[ -e $pack/$file ]] || { echo "$pack/$file is not there: run scripts/gpu-pack.sh where there is Rust" >&2; exit 2; }
+done
+mkdir -p "$out"
+rm -f "$out"/*.jsonl "$out"/*.log
+
+# Seconds until everything must be done.
+total=525
+summary=()
+failed=0
+
+# step NAME SECONDS COMMAND...: standard output to NAME.jsonl, both to the log.
+step() {
+    local name=$1 limit=$2 left=$((total - SECONDS)) start=$SECONDS code=0
+    shift 2
+    [[ $limit -le $left ]] || limit=$left
+    if [[ $limit -lt 5 ]]; then
+        summary+=("$name | not run: no time is left")
+        failed=1
+        return 1
+    fi
+    printf '\n=== %s (at most %d s)\n' "$name" "$limit"
+    timeout --kill-after=5 "$limit" "$@" 2> >(tee "$out/$name.log" >&2) >"$out/$name.jsonl" || code=$?
+    case $code in
+        0) summary+=("$name | passed in $((SECONDS - start)) s") ;;
+        124 | 137) summary+=("$name | stopped after $limit s; what it had measured by then counts"); failed=1 ;;
+        *)
+            summary+=("$name | FAILED with exit code $code")
+            failed=1
+            tail -n 30 "$out/$name.jsonl"
+            ;;
+    esac
+    return "$code"
+}
+
+skip() { summary+=("$1 | skipped: $2"); }
+
+sanitizer() {
+    command -v compute-sanitizer && return
+    local wheel
+    for wheel in "$pack"/wheels/nvidia_cuda_sanitizer_api*.whl; do
+        [[ -e $wheel ]] || return 1
+        "$python" -m zipfile -e "$wheel" "$out/sanitizer" || return 1
+        chmod +x "$out"/sanitizer/nvidia/cuda_sanitizer_api/bin/compute-sanitizer
+        echo "$out/sanitizer/nvidia/cuda_sanitizer_api/bin/compute-sanitizer"
+    done
+}
+
+layers=("$pack/layers")
+torch=("$python" -u "$pack/torch_loop.py")
+if [[ $dry ]]; then
+    echo "dry run: no GPU is used, the figures mean nothing"
+    layers+=(--emulator --tokens 64 --runs 1)
+    torch+=(--device cpu --tokens 512 --runs 1)
+    small=32x48 shapes=(32x48 16x40) sizes=64
+else
+    [[ -x $(command -v nvidia-smi) ]] && nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv
+    if ! "${layers[@]}" --device; then
+        echo "This machine has no GPU that the backend can use: nothing was checked and nothing measured." >&2
+        exit 3
+    fi
+    small=192x320 sizes=4096,8192
+    shapes=(2048x2048 4096x4096 4096x11008 12288x12288 49152x12288 12288x49152)
+fi
+
+export SPARSEGPT_REQUIRE_DEVICE=1
+if [[ $dry ]]; then
+    skip suite "dry run"
+    skip bits "dry run"
+else
+    # Small cases first: if the first one hangs, the rest need not be waited for.
+    step bits 60 "$pack/device" same_bits_as_the_emulator
+    step suite 120 "$pack/device" --skip same_bits_as_the_emulator
+fi
+
+# check NAME TOOL FLAGS...: a small layer under compute-sanitizer.
+check() {
+    local name=$1 kind=$2
+    shift 2
+    if [[ $dry ]]; then
+        skip "$name" "dry run"
+    elif [[ -z $tool ]]; then
+        skip "$name" "no compute-sanitizer"
+    else
+        step "$name" 40 "$tool" --tool "$kind" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 --runs 1 "$@"
+    fi
+}
+tool=$(sanitizer) || tool=
+check memcheck memcheck
+check racecheck racecheck
+
+for products in device ordinary tensor libraries; do
+    step "rates-$products" 20 "${layers[@]}" --rates --sizes "$sizes" --products "$products"
+done
+# The first start of PyTorch reads it from the disk.
+step rates-torch 60 "${torch[@]}" --rates --sizes "$sizes"
+
+# What the tables need most comes first, and the small layers before the large ones.
+for shape in "${shapes[@]}"; do
+    step "layers-$shape" 45 "${layers[@]}" --shapes "$shape" --seconds 4
+done
+rivals=()
+for wheel in "$pack"/wheels/llmcompressor-*.whl; do
+    [[ -e $wheel ]] && rivals=(--llmcompressor "$pack/wheels")
+done
+for shape in "${shapes[@]}"; do
+    step "rivals-$shape" 60 "${torch[@]}" --shapes "$shape" --seconds 4 "${rivals[@]}"
+done
+# The kernels for ordinary units, where the device's own are those for tensor cores.
+check memcheck-ordinary memcheck --products ordinary
+check racecheck-ordinary racecheck --products ordinary
+for shape in "${shapes[@]}"; do
+    step "libraries-$shape" 40 "${layers[@]}" --shapes "$shape" --seconds 2 --patterns 50% --products libraries
+done
+
+echo
+"$python" "$pack/report.py" "$out"/*.jsonl | tee "$out/tables.md"
+[[ ${PIPESTATUS[0]} -eq 0 ]] || failed=1
+printf '\n| step | outcome |\n|---|---|\n'
+printf '| %s |\n' "${summary[@]}"
+echo
+if [[ $failed -eq 0 ]]; then
+    echo "gpu-check: every step passed, $SECONDS s"
+else
+    echo "gpu-check: NOT every step passed, $SECONDS s"
+fi
+exit "$failed"
