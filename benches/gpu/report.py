@@ -56,7 +56,7 @@ class Results:
                 elif kind == "layer":
                     self.layers[key] = line
                 elif kind == "failed":
-                    self.failed[key] = line["reason"]
+                    self.failed[key] = line["reason"].replace("|", "/")
         shapes = {(rows, cols) for _, rows, cols, _ in [*self.layers, *self.failed]}
         self.shapes = sorted(shapes, key=lambda shape: shape[0] * shape[1] ** 2 + shape[1] ** 3 / 3)
         self.patterns = list(dict.fromkeys(pattern for *_, pattern in self.layers))

@@ -31,6 +31,7 @@ SWEEP = dict(
     weights_ld=64, factor_ld=64, errors_ld=64, rows=8, width=8, prune=1, mask_ld=64, zeros=0, group=0, grid=1, scale_ld=1,
     groups=None, first_group=0, max_code=15.0, levels=None, level_count=0,
 )
+LEAF = dict(h_ld=64, first=0, cols=4)
 
 
 class Case(typing.NamedTuple):
@@ -71,8 +72,8 @@ CASES = [
         SWEEP | dict(prune=2, zeros=2, group=4),
         "with N:M it picks the least salient weights by comparisons of what it has read",
     ),
-    Case("factor_leaf", (1, 1), dict(h_ld=64, first=0, cols=4), "ends early once a pivot, its own or an earlier one, is not positive"),
-    Case("factor_leaf_double", (1, 1), dict(h_ld=64, first=0, cols=4), "ends early once a pivot, its own or an earlier one, is not positive"),
+    Case("factor_leaf", (1, 1), LEAF, "ends early once a pivot, its own or an earlier one, is not positive"),
+    Case("factor_leaf_double", (1, 1), LEAF, "ends early once a pivot, its own or an earlier one, is not positive"),
     Case(
         "fit_choice",
         (1, 1),
@@ -86,7 +87,7 @@ CASES = [
             weights_ld=64, forced=None, protected=None, rows=4, width=64, segment=64, counts=None, count=10, state=None,
             digit=0, previous=0, position_digit=5,
         ),
-        "its loops depend on the counts of digits it has read",
+        "its counts, by predicated additions, and its loops depend on what it has read",
     ),
     Case(
         "select_groups",
