@@ -10,6 +10,14 @@ use crate::backend::{Backend, FitGrid, GridRef, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::quant::{Granularity, Grid, GridLevels, QuantizedLayer, Quantizer};
 
+/// Columns in a group whose grid is fitted when the solver reaches it, where there are such groups.
+pub(super) fn fitted_on_the_way(quantizer: &dyn Quantizer, cols: usize) -> Option<usize> {
+    match quantizer.granularity() {
+        Granularity::Group { size, fixed: false } => Some(size.min(cols)),
+        _ => None,
+    }
+}
+
 /// Scales and zero points of all groups, and who belongs to which.
 #[derive(Debug)]
 pub(super) struct Levels<B: Backend> {
@@ -36,9 +44,11 @@ impl<B: Backend> Levels<B> {
         };
         let kind = quantizer.levels();
         check_levels(job.layer, &kind)?;
-        let (size, fixed) = match quantizer.granularity() {
-            Granularity::Group { size, fixed } => (size.min(job.cols), fixed),
-            _ => (job.cols, true),
+        let dynamic = fitted_on_the_way(&*quantizer, job.cols);
+        let fixed = dynamic.is_none();
+        let size = match quantizer.granularity() {
+            Granularity::Group { size, .. } => size.min(job.cols),
+            _ => job.cols,
         };
         let count = job.cols.div_ceil(size);
         let groups = (0..job.cols)
@@ -56,7 +66,7 @@ impl<B: Backend> Levels<B> {
             scale: job.zeros(job.rows, count)?,
             zero: job.zeros(job.rows, count)?,
             groups,
-            dynamic: (!fixed).then_some(size),
+            dynamic,
         };
         if !fixed {
             return Ok(Some(levels));

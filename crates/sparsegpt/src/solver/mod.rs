@@ -3,9 +3,11 @@
 //! [`Solver`] is generic over the backend. [`LayerPruner`] is the same without the type parameter: model
 //! drivers and applications hold a `Box<dyn LayerPruner>` and never name a backend.
 
+mod blocks;
 mod chooser;
 mod job;
 mod levels;
+mod plan;
 mod prepare;
 mod schedule;
 mod settings;

@@ -1,5 +1,7 @@
 //! From a Hessian to its factor: dead columns, order, damping, and the precision ladder.
 
+use super::plan::Plan;
+use super::settings::LayerSettings;
 use crate::backend::{Backend, Precision};
 use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -103,6 +105,19 @@ pub(super) struct FactorSettings {
     pub(super) order: Option<Vec<usize>>,
     /// Ends of the column blocks.
     pub(super) blocks: Vec<usize>,
+}
+
+impl FactorSettings {
+    /// What a layer with this plan asks for.
+    pub(super) fn of(settings: &LayerSettings, plan: &Plan, diagonal: &Diagonal) -> Self {
+        Self {
+            damping: settings.damping,
+            order: settings
+                .act_order
+                .then(|| diagonal.descending(settings.mask.group().max(1))),
+            blocks: plan.blocks.iter().map(|block| block.columns.end).collect(),
+        }
+    }
 }
 
 /// A factored Hessian. The factor stands in the upper triangle of `own`, or of the Hessian's own matrix.
