@@ -486,6 +486,28 @@ fn mistakes_are_named() {
 }
 
 #[test]
+fn patterns_in_another_order_of_columns_do_not_cost_a_factor_twice() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let patterns = ["50%", "2:4", "40%"];
+    let mut flags = vec!["--act-order"];
+    flags.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
+    let report = solve(&files, &flags);
+    let variants = report["variants"].as_array().unwrap();
+    let told: Vec<_> = variants.iter().map(|v| &v["pattern"]).collect();
+    assert_eq!(told, patterns);
+    // 2:4 keeps its groups together, so that its order is another.
+    let factored = |v: &serde_json::Value| v["stages"]["factor"].as_f64().unwrap() > 0.0;
+    let factored: Vec<bool> = variants.iter().map(factored).collect();
+    assert_eq!(factored, [true, true, false]);
+    let together = load(&files.output);
+    for pattern in patterns {
+        solve(&files, &["--act-order", "--pattern", pattern]);
+        let alone = load(&files.output);
+        assert!(together[&format!("{pattern}.pruned")] == alone["pruned"]);
+    }
+}
+
+#[test]
 fn an_existing_output_needs_force() {
     let files = files(&[("weight", weight()), ("inputs", inputs())]);
     std::fs::write(&files.output, "precious").unwrap();
