@@ -14,7 +14,7 @@ pub(crate) enum Exit {
     Work = 1,
     /// A flag or setting is wrong, or two of them do not go together.
     Usage = 2,
-    /// A model or file that was read is not what it should be.
+    /// A model or file that was read is not what it should be, or does not suit what it was given for.
     Input = 3,
     /// A layer could not be solved.
     Unsolved = 4,
@@ -122,8 +122,8 @@ fn exit_of_solver_error(error: &sparsegpt::Error) -> Exit {
     use sparsegpt::Error as E;
     match error {
         E::InvalidSetting { .. } | E::Incompatible { .. } | E::NothingToPrune { .. } => Exit::Usage,
-        E::Shape { .. } => Exit::Input,
-        E::NonFinite { .. } | E::ZeroHessian { .. } | E::NotPositiveDefinite { .. } => {
+        E::Shape { .. } | E::NonFinite { .. } | E::NegativeDiagonal { .. } => Exit::Input,
+        E::ZeroHessian { .. } | E::NotPositiveDefinite { .. } | E::Overflow { .. } => {
             Exit::Unsolved
         }
         E::Adapter { source, .. } => source

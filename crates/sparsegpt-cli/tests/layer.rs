@@ -468,7 +468,32 @@ fn mistakes_are_named() {
     let mut values = noise(ROWS * COLS, 1);
     values[7] = f32::NAN;
     let nan = Tensor::f32(&[ROWS, COLS], &values);
-    fails(&[("weight", nan), ("inputs", inputs())], &fifty, 4, "NaN");
+    fails(&[("weight", nan), ("inputs", inputs())], &fifty, 3, "NaN");
+    let mut values = noise(TOKENS * COLS, 2);
+    values[9] = f32::INFINITY;
+    let infinite = Tensor::f32(&[TOKENS, COLS], &values);
+    fails(
+        &[("weight", weight()), ("inputs", infinite)],
+        &fifty,
+        3,
+        "inf",
+    );
+    let diagonal = |entry: f32| {
+        let mut values = vec![0.0; COLS * COLS];
+        for column in 0..COLS {
+            values[column * (COLS + 1)] = 1.0;
+        }
+        values[3 * (COLS + 1)] = entry;
+        Tensor::f32(&[COLS, COLS], &values)
+    };
+    for (entry, named) in [(f32::NAN, "NaN"), (-2.0, "column 3")] {
+        fails(
+            &[("weight", weight()), ("hessian", diagonal(entry))],
+            &fifty,
+            3,
+            named,
+        );
+    }
     let twos = Tensor::u8(&[ROWS, COLS], &[2; ROWS * COLS]);
     fails(
         &[good[0].clone(), good[1].clone(), ("mask", twos)],
@@ -483,6 +508,20 @@ fn mistakes_are_named() {
         3,
         "mask",
     );
+}
+
+#[test]
+fn a_layer_that_overflows_is_unsolved() {
+    // Neighbours that are nearly the same: what is pruned of one goes to the other, which is near the largest f32.
+    let tokens = noise(TOKENS * COLS / 2, 2);
+    let inputs: Vec<f32> = tokens.iter().flat_map(|&x| [x, x * 1.001]).collect();
+    let files = files(&[
+        ("weight", Tensor::f32(&[1, COLS], &[3e38; COLS])),
+        ("inputs", Tensor::f32(&[TOKENS, COLS], &inputs)),
+    ]);
+    let args = ["layer", text(&files.input), text(&files.output)];
+    fail(&[&args[..], &["--pattern", "1:2"]].concat(), 4, "overflows");
+    assert!(!files.output.exists());
 }
 
 #[test]

@@ -176,11 +176,12 @@ fn logits_agree_with_greedy_generation() {
     fail(&args, 2, "--force");
 
     let missing = folder.path().join("new.safetensors");
-    for (tensor, code, named) in [
-        (Tensor::i32(&[6], &ids), 3, "batch x time"),
-        (Tensor::i32(&[1, 1], &[-1]), 3, "-1"),
-        (Tensor::i32(&[1, 1], &[5000]), 2, "5000"),
-        (Tensor::f32(&[1, 1], &[1.0]), 3, "F32"),
+    for (tensor, named) in [
+        (Tensor::i32(&[6], &ids), "batch x time"),
+        (Tensor::i32(&[1, 1], &[-1]), "-1"),
+        (Tensor::i32(&[1, 2], &[7, 5000]), "found 5000"),
+        (Tensor::i32(&[1, 257], &[1; 257]), "at most 256"),
+        (Tensor::f32(&[1, 1], &[1.0]), "F32"),
     ] {
         save(&tokens, &[("tokens", tensor)]);
         let args = [
@@ -191,7 +192,8 @@ fn logits_agree_with_greedy_generation() {
             "--out",
             text(&missing),
         ];
-        fail(&args, code, named);
+        let run = fail(&args, 3, named);
+        assert!(run.stderr.contains("t.safetensors"), "{run:?}");
         assert!(!missing.exists());
     }
 }

@@ -316,9 +316,8 @@ impl<B: Backend> Solver<B> {
         let mut zeros = 0;
         for (row, weights) in solved.weights.rows().into_iter().enumerate() {
             if let Some((_, col)) = first_non_finite(weights.insert_axis(Axis(0))) {
-                return Err(Error::NonFinite {
+                return Err(Error::Overflow {
                     layer: name.to_owned(),
-                    what: "the result (an overflow; are the weights or activations far from 1?)",
                     value: weights[col],
                     row,
                     col,

@@ -30,14 +30,11 @@ impl Diagonal {
             });
         }
         if let Some(column) = values.iter().position(|&value| value < 0.0) {
-            return Err(Error::incompatible(
-                layer,
-                format!(
-                    "the Hessian has {} on its diagonal at column {column}; XᵀX has none below 0",
-                    values[column]
-                ),
-                "give H = Σ XᵀX, undamped",
-            ));
+            return Err(Error::NegativeDiagonal {
+                layer: layer.to_owned(),
+                column,
+                value: values[column],
+            });
         }
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         let dead: Vec<bool> = values.iter().map(|&value| value == 0.0).collect();
