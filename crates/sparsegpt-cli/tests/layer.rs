@@ -494,6 +494,10 @@ fn mistakes_are_named() {
             named,
         );
     }
+    for damping in ["1.5", "1e30", "inf", "NaN", "-0.1"] {
+        let flags = ["--pattern", "50%", "--damping", damping];
+        fails(&good, &flags, 2, "from 0 to 1");
+    }
     let twos = Tensor::u8(&[ROWS, COLS], &[2; ROWS * COLS]);
     fails(
         &[good[0].clone(), good[1].clone(), ("mask", twos)],

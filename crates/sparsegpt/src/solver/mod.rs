@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
-pub use settings::{LayerSettings, Method};
+pub use settings::{LayerSettings, MAX_DAMPING, Method};
 
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};

@@ -1,7 +1,7 @@
 //! From a Hessian to its factor: dead columns, order, damping, and the precision ladder.
 
 use super::plan::Plan;
-use super::settings::LayerSettings;
+use super::settings::{LayerSettings, MAX_DAMPING};
 use crate::backend::{Backend, Precision};
 use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -218,8 +218,8 @@ impl<B: Backend> Factored<B> {
 /// device without f64 climbs the same dampings in f32.
 fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     let raised = std::iter::successors(Some((damping * 10.0).max(1e-4)), |&d| Some(d * 10.0))
-        .take_while(|&d| d < 10.0)
-        .map(|d| (d.min(1.0), Precision::F64));
+        .take_while(|&d| d < 10.0 * MAX_DAMPING)
+        .map(|d| (d.min(MAX_DAMPING), Precision::F64));
     [(damping, Precision::F32), (damping, Precision::F64)]
         .into_iter()
         .chain(raised)
