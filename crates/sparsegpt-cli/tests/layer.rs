@@ -551,6 +551,25 @@ fn patterns_in_another_order_of_columns_do_not_cost_a_factor_twice() {
 }
 
 #[test]
+fn what_a_killed_run_left_is_removed() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let folder = files.input.parent().unwrap();
+    // No process has this number.
+    let left = folder.join(".out.safetensors.4194304-0.tmp");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("out.safetensors"), "half").unwrap();
+    let mut args = vec!["layer", text(&files.input), text(&files.output)];
+    args.extend(["--pattern", "50%"]);
+    let run = succeed(&args);
+    let named = ".out.safetensors.4194304-0.tmp: left by a run that was killed; removed";
+    assert!(run.stderr.contains(named), "{run:?}");
+    assert_eq!(
+        common::entries(folder),
+        ["in.safetensors", "out.safetensors"]
+    );
+}
+
+#[test]
 fn an_existing_output_needs_force() {
     let files = files(&[("weight", weight()), ("inputs", inputs())]);
     std::fs::write(&files.output, "precious").unwrap();

@@ -157,7 +157,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         .unzip();
     let tensors: Vec<_> = tensors.into_iter().flatten().collect();
 
-    tensor_file::write(&args.output, &tensors)?;
+    tensor_file::write(&args.output, &tensors, console)?;
     for report in &reports {
         console.print(&format!("{}\n", report.layer))?;
     }

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
     check_tokens(&file, &tokens, &config)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     let shape = [tokens.len(), tokens[0].len(), config.vocab_size];
-    let mut out = StreamedTensor::create(&args.out, "logits", &shape)?;
+    let mut out = StreamedTensor::create(&args.out, "logits", &shape, console)?;
     let bar = console.progress(tokens.len() as u64);
     for sequence in &tokens {
         interrupt::check()?;

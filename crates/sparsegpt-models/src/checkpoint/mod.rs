@@ -11,7 +11,6 @@ mod folder;
 mod overlay;
 mod set;
 mod shard;
-mod staging;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -33,7 +32,6 @@ pub use dtype::parse_dtype;
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;
-pub use staging::Leftovers;
 pub use verify::ExpectedLayer;
 pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
 

@@ -13,12 +13,12 @@ use serde_json::{Map, Value};
 use super::dtype::{config_name, encode, is_float, round_through};
 use super::overlay::check_length;
 use super::shard::PlannedShard;
-use super::staging::{Leftovers, MadeParents, Staging, rename};
 use super::verify::{ExpectedLayer, verify};
 use super::{
     CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
     WeightSink, read_json,
 };
+use crate::staging::{Leftovers, MadeParents, Staging, canonical, parent_of, rename, sync_names};
 use crate::{Error, Result, TensorInfo};
 
 /// How a checkpoint is written.
@@ -342,16 +342,6 @@ fn sync_folder(folder: &Path) -> Result<()> {
     sync_names(folder)
 }
 
-/// Waits until the names in a folder are on the disk, where the operating system can tell.
-fn sync_names(folder: &Path) -> Result<()> {
-    if !cfg!(unix) {
-        return Ok(());
-    }
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| Error::io("flush", folder, source))
-}
-
 /// The final place, checked to be free or replaceable.
 #[derive(Debug)]
 pub(super) struct OutputFolder {
@@ -365,10 +355,7 @@ impl OutputFolder {
         let Some(name) = out.file_name() else {
             return refuse("expected the name of a folder".to_owned());
         };
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(out);
         let made = MadeParents::make(parent)?;
         let parent = canonical(parent)?;
         let path = parent.join(name);
@@ -422,10 +409,6 @@ impl OutputFolder {
         result?;
         self.path.parent().map_or(Ok(()), sync_names)
     }
-}
-
-fn canonical(path: &Path) -> Result<PathBuf> {
-    fs::canonicalize(path).map_err(|source| Error::io("resolve", path, source))
 }
 
 fn is_empty(folder: &Path) -> Result<bool> {

@@ -17,7 +17,7 @@ use sparsegpt_models::calibration::{
     Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES, draw,
 };
 use sparsegpt_models::checkpoint::{
-    Checkpoint, CheckpointWriter, ExpectedLayer, Leftovers, OutputOptions, Overlay, WeightSink,
+    Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
     WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
@@ -213,22 +213,6 @@ pub(crate) fn run(
     }
 }
 
-/// Says what runs to the same place had left when they were killed.
-fn tell_leftovers(leftovers: &Leftovers, console: &Console) {
-    for folder in &leftovers.removed {
-        console.note(&format!(
-            "{}: left by a run that was killed; removed",
-            folder.display()
-        ));
-    }
-    for folder in &leftovers.set_aside {
-        console.note(&format!(
-            "{}: the output of an earlier run, set aside by one that was killed; move it or remove it",
-            folder.display()
-        ));
-    }
-}
-
 /// The plan for this model's layers; reads no weights.
 fn resolve(checkpoint: &Checkpoint, plan: &ModelPlan) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
@@ -249,7 +233,7 @@ impl Job<'_> {
             .create_output(out, options)
             .map_err(Failure::writing)?;
         interrupt::left_over(Some(writer.staging().to_path_buf()));
-        tell_leftovers(writer.leftovers(), self.console);
+        self.console.tell_leftovers(writer.leftovers());
         let calibration = self.calibration()?;
         let run = self.prune(plan, &mut writer, calibration.as_ref())?;
         interrupt::check()?;
