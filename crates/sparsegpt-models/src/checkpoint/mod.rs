@@ -32,8 +32,8 @@ pub use dtype::parse_dtype;
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;
-pub use verify::ExpectedLayer;
-pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
+pub use verify::{CastZeros, ExpectedLayer};
+pub use writer::{CheckpointWriter, OutputOptions, ProvenCheckpoint, WrittenCheckpoint};
 
 pub(crate) use dtype::{element_count, is_float};
 pub(crate) use shard::{ShardLayout, map_file};

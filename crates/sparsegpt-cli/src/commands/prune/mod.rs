@@ -17,7 +17,7 @@ use sparsegpt_models::calibration::{
     Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES, draw,
 };
 use sparsegpt_models::checkpoint::{
-    Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
+    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
     WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
@@ -122,6 +122,9 @@ struct Report {
     calibration: Option<CalibrationReport>,
     weights: u64,
     zeros: u64,
+    /// Zeros in the file beyond those that the layers report: of weights too small for the stored type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cast_zeros: Vec<CastZeros>,
     #[serde(flatten)]
     run: ModelReport,
 }
@@ -238,8 +241,8 @@ impl Job<'_> {
         let run = self.prune(plan, &mut writer, calibration.as_ref())?;
         interrupt::check()?;
 
-        let report = self.report(run, None, calibration.as_ref())?;
-        let written = self.finish(writer, &report)?;
+        let mut report = self.report(run, None, calibration.as_ref())?;
+        let written = self.finish(writer, &mut report)?;
         interrupt::left_over(None);
         self.console
             .print(&summary::of(&report, &written, self.checkpoint))?;
@@ -326,26 +329,29 @@ impl Job<'_> {
             }),
             weights: run.weights(),
             zeros: run.zeros(),
+            cast_zeros: Vec::new(),
             run,
         })
     }
 
-    /// Completes and checks a checkpoint, with its report in it.
+    /// Completes and checks a checkpoint, with its report in it, which gets what the check found.
     fn finish(
         &self,
         writer: CheckpointWriter,
         report: &Report,
     ) -> Result<WrittenCheckpoint, Failure> {
-        write_report(writer.staging(), report)?;
         let of = report
             .pattern
             .map_or_else(String::new, |pattern| format!(" of {pattern}"));
         self.console.note(&format!(
             "writing and checking the rest of the checkpoint{of}"
         ));
-        writer
-            .finish(&expected(&report.run))
-            .map_err(Failure::writing)
+        let proven = writer
+            .prove(&expected(&report.run))
+            .map_err(Failure::writing)?;
+        report.cast_zeros.clone_from(&proven.summary().cast_zeros);
+        write_report(proven.staging(), report)?;
+        proven.put_in_place().map_err(Failure::writing)
     }
 }
 

@@ -40,8 +40,8 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
     let mut written = Vec::new();
     for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(patterns) {
         interrupt::check()?;
-        let report = job.report(run, Some(pattern), calibration.as_ref())?;
-        written.push(job.finish(writer, &report)?);
+        let mut report = job.report(run, Some(pattern), calibration.as_ref())?;
+        written.push(job.finish(writer, &mut report)?);
         reports.push(report);
     }
     interrupt::check()?;
