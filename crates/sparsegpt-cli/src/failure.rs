@@ -58,11 +58,10 @@ impl Failure {
 
     /// An error of reading a model or text: a failing read is then the input's fault.
     pub(crate) fn reading(error: ModelsError) -> Self {
-        let exit = match &error {
-            ModelsError::Io { .. } => Exit::Input,
-            other => exit_of_models_error(other),
-        };
-        Self::new(exit, error)
+        match &error {
+            ModelsError::Io { .. } => Self::new(Exit::Input, error),
+            _ => error.into(),
+        }
     }
 
     /// The same, for errors that name a part of the model and not its folder.
@@ -82,6 +81,14 @@ impl Failure {
             _ => Exit::Work,
         };
         Self::new(exit, error)
+    }
+
+    /// An error of a library, in which an interruption is one among others.
+    fn of(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        match exit {
+            Exit::Interrupted => Self::interrupted(),
+            exit => Self::new(exit, error),
+        }
     }
 
     pub(crate) fn exit(&self) -> Exit {
@@ -114,6 +121,7 @@ fn exit_of_models_error(error: &ModelsError) -> Exit {
         | ModelsError::Tokenizer { .. } => Exit::Input,
         ModelsError::Setting { .. } | ModelsError::OutputRefused { .. } => Exit::Usage,
         ModelsError::Prune(error) => exit_of_solver_error(error),
+        ModelsError::Stopped => Exit::Interrupted,
         _ => Exit::Work,
     }
 }
@@ -136,15 +144,12 @@ fn exit_of_solver_error(error: &sparsegpt::Error) -> Exit {
 
 impl From<ModelsError> for Failure {
     fn from(error: ModelsError) -> Self {
-        Self::new(exit_of_models_error(&error), error)
+        Self::of(exit_of_models_error(&error), error)
     }
 }
 
 impl From<sparsegpt::Error> for Failure {
     fn from(error: sparsegpt::Error) -> Self {
-        match exit_of_solver_error(&error) {
-            Exit::Interrupted => Self::interrupted(),
-            exit => Self::new(exit, error),
-        }
+        Self::of(exit_of_solver_error(&error), error)
     }
 }

@@ -66,8 +66,10 @@ pub enum Error {
         found: String,
     },
     /// The tokenizer failed.
-    #[error("tokenizer: {reason}")]
+    #[error("{path}: tokenizer: {reason}")]
     Tokenizer {
+        /// The file that the tokenizer came from.
+        path: PathBuf,
         /// What failed.
         reason: String,
     },
@@ -79,6 +81,9 @@ pub enum Error {
         /// Why not, and what to do.
         reason: String,
     },
+    /// A callback of the caller's asked to stop.
+    #[error("stopped by the caller")]
+    Stopped,
     /// A tensor operation of the forward pass failed.
     #[error("forward pass")]
     Forward(#[from] candle_core::Error),
@@ -128,8 +133,9 @@ impl Error {
         }
     }
 
-    pub(crate) fn tokenizer(reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn tokenizer(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Self {
         Self::Tokenizer {
+            path: path.into(),
             reason: reason.to_string(),
         }
     }

@@ -282,6 +282,7 @@ fn settings_out_of_range_are_refused() {
     }
     let failing = |_: &str| {
         Err(Error::Tokenizer {
+            path: "tokenizer.json".into(),
             reason: "no such model".to_owned(),
         })
     };

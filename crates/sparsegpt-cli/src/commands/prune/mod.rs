@@ -394,7 +394,8 @@ fn calibrate(
         draw(file, &|_| Ok(Vec::new()), &options)
     } else {
         let tokenizer = model::tokenizer(checkpoint)?;
-        draw(file, &|text| tokenizer.encode(text), &options)
+        let encode = |text: &str| tokenizer.encode_while(text, &interrupt::not_requested);
+        draw(file, &encode, &options)
     }
     .map_err(Failure::reading)?;
     calibration.check_vocabulary(config.vocab_size)?;
