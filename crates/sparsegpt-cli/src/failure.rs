@@ -67,9 +67,15 @@ impl Failure {
     /// The same, for errors that name a part of the model and not its folder.
     pub(crate) fn reading_model(model: &Path, error: ModelsError) -> Self {
         match &error {
-            ModelsError::Tensor { .. }
-            | ModelsError::Config { .. }
-            | ModelsError::Tokenizer { .. } => Self::file(model, error),
+            ModelsError::Tensor { .. } => Self::file(model, error),
+            _ => Self::reading(error),
+        }
+    }
+
+    /// The same for a text, which not every error about it names.
+    pub(crate) fn reading_text(text: &Path, error: ModelsError) -> Self {
+        match &error {
+            ModelsError::Data { .. } => Self::file(text, error),
             _ => Self::reading(error),
         }
     }

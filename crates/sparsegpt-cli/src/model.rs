@@ -50,7 +50,7 @@ pub(crate) fn solver(threads: usize, bf16_products: bool) -> Result<Box<dyn Laye
 pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
     let checkpoint = Checkpoint::open(path).map_err(of_model)?;
-    let config = LlamaConfig::from_json(checkpoint.config()).map_err(of_model)?;
+    let config = LlamaConfig::of(&checkpoint).map_err(of_model)?;
     Ok((checkpoint, config))
 }
 

@@ -149,11 +149,12 @@ fn broken_files_are_input_errors() {
         args.insert(1, text(&broken));
         fail(&args, 3, "model.safetensors");
     }
-    fail(
+    let run = fail(
         &["eval", text(&model_folder), "--text", text(&short)],
         3,
         "at least one chunk",
     );
+    assert!(run.stderr.contains(text(&short)), "{run:?}");
 
     // What is wrong inside a model is told with the model's folder.
     let config = fs::read_to_string(model_folder.join("config.json")).unwrap();

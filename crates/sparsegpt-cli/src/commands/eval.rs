@@ -81,7 +81,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
         model: &args.model,
         text: &args.text,
         recipe: args.recipe,
-        result: result?,
+        result: result.map_err(|error| Failure::reading_text(&args.text, error))?,
     };
     let Perplexity {
         perplexity,

@@ -166,6 +166,15 @@ impl Checkpoint {
         &self.config
     }
 
+    /// Where that stands.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        if self.path.is_dir() {
+            self.path.join(CONFIG_FILE)
+        } else {
+            self.path.clone()
+        }
+    }
+
     /// The tensors under their HuggingFace names.
     #[must_use]
     pub fn tensors(&self) -> Arc<dyn TensorSource> {
