@@ -12,8 +12,9 @@ Exit codes:
   0    done
   1    the work failed (a write, a device, a forward pass)
   2    wrong usage: a flag, a setting, flags that do not go together, an output that may not be replaced
-  3    a model or file that was read is missing or broken
-  4    a layer could not be solved (Hessian zero or not positive definite, NaN or infinity)
+  3    a model or file that was read is missing, broken or unfit (NaN or infinity, a text that is too short,
+       token ids outside the vocabulary)
+  4    a layer could not be solved (Hessian zero or not positive definite, an overflow)
   130  interrupted by Ctrl-C or a request to terminate";
 
 /// One-shot pruning and quantization of GPT-family models, without retraining.

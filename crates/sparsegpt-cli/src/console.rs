@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use sparsegpt_models::staging::Leftovers;
 
 use crate::failure::{Exit, Failure};
 
@@ -43,6 +44,22 @@ impl Console {
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             eprintln!("{text}");
+        }
+    }
+
+    /// Says what runs to the same place had left when they were killed.
+    pub(crate) fn tell_leftovers(&self, leftovers: &Leftovers) {
+        for path in &leftovers.removed {
+            self.note(&format!(
+                "{}: left by a run that was killed; removed",
+                path.display()
+            ));
+        }
+        for path in &leftovers.set_aside {
+            self.note(&format!(
+                "{}: the output of an earlier run, set aside by one that was killed; move it or remove it",
+                path.display()
+            ));
         }
     }
 

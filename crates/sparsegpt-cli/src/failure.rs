@@ -14,7 +14,7 @@ pub(crate) enum Exit {
     Work = 1,
     /// A flag or setting is wrong, or two of them do not go together.
     Usage = 2,
-    /// A model or file that was read is not what it should be.
+    /// A model or file that was read is not what it should be, or does not suit what it was given for.
     Input = 3,
     /// A layer could not be solved.
     Unsolved = 4,
@@ -58,19 +58,24 @@ impl Failure {
 
     /// An error of reading a model or text: a failing read is then the input's fault.
     pub(crate) fn reading(error: ModelsError) -> Self {
-        let exit = match &error {
-            ModelsError::Io { .. } => Exit::Input,
-            other => exit_of_models_error(other),
-        };
-        Self::new(exit, error)
+        match &error {
+            ModelsError::Io { .. } => Self::new(Exit::Input, error),
+            _ => error.into(),
+        }
     }
 
     /// The same, for errors that name a part of the model and not its folder.
     pub(crate) fn reading_model(model: &Path, error: ModelsError) -> Self {
         match &error {
-            ModelsError::Tensor { .. }
-            | ModelsError::Config { .. }
-            | ModelsError::Tokenizer { .. } => Self::file(model, error),
+            ModelsError::Tensor { .. } => Self::file(model, error),
+            _ => Self::reading(error),
+        }
+    }
+
+    /// The same for a text, which not every error about it names.
+    pub(crate) fn reading_text(text: &Path, error: ModelsError) -> Self {
+        match &error {
+            ModelsError::Data { .. } => Self::file(text, error),
             _ => Self::reading(error),
         }
     }
@@ -82,6 +87,14 @@ impl Failure {
             _ => Exit::Work,
         };
         Self::new(exit, error)
+    }
+
+    /// An error of a library, in which an interruption is one among others.
+    fn of(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        match exit {
+            Exit::Interrupted => Self::interrupted(),
+            exit => Self::new(exit, error),
+        }
     }
 
     pub(crate) fn exit(&self) -> Exit {
@@ -114,6 +127,7 @@ fn exit_of_models_error(error: &ModelsError) -> Exit {
         | ModelsError::Tokenizer { .. } => Exit::Input,
         ModelsError::Setting { .. } | ModelsError::OutputRefused { .. } => Exit::Usage,
         ModelsError::Prune(error) => exit_of_solver_error(error),
+        ModelsError::Stopped => Exit::Interrupted,
         _ => Exit::Work,
     }
 }
@@ -122,8 +136,8 @@ fn exit_of_solver_error(error: &sparsegpt::Error) -> Exit {
     use sparsegpt::Error as E;
     match error {
         E::InvalidSetting { .. } | E::Incompatible { .. } | E::NothingToPrune { .. } => Exit::Usage,
-        E::Shape { .. } => Exit::Input,
-        E::NonFinite { .. } | E::ZeroHessian { .. } | E::NotPositiveDefinite { .. } => {
+        E::Shape { .. } | E::NonFinite { .. } | E::NegativeDiagonal { .. } => Exit::Input,
+        E::ZeroHessian { .. } | E::NotPositiveDefinite { .. } | E::Overflow { .. } => {
             Exit::Unsolved
         }
         E::Adapter { source, .. } => source
@@ -136,15 +150,12 @@ fn exit_of_solver_error(error: &sparsegpt::Error) -> Exit {
 
 impl From<ModelsError> for Failure {
     fn from(error: ModelsError) -> Self {
-        Self::new(exit_of_models_error(&error), error)
+        Self::of(exit_of_models_error(&error), error)
     }
 }
 
 impl From<sparsegpt::Error> for Failure {
     fn from(error: sparsegpt::Error) -> Self {
-        match exit_of_solver_error(&error) {
-            Exit::Interrupted => Self::interrupted(),
-            exit => Self::new(exit, error),
-        }
+        Self::of(exit_of_solver_error(&error), error)
     }
 }

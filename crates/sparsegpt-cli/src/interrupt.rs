@@ -32,6 +32,11 @@ pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
+/// The same for callbacks that say whether to go on.
+pub(crate) fn not_requested() -> bool {
+    !requested()
+}
+
 /// Ends the work if the process was asked to stop.
 pub(crate) fn check() -> Result<(), Failure> {
     if requested() {

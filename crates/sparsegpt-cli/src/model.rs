@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sparsegpt_models::TensorSource;
-use sparsegpt_models::checkpoint::Checkpoint;
-use sparsegpt_models::decoder::{Llama, LlamaConfig};
+use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
+use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use crate::failure::{Exit, Failure};
@@ -31,8 +31,17 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
 pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
     let checkpoint = Checkpoint::open(path).map_err(of_model)?;
-    let config = LlamaConfig::from_json(checkpoint.config()).map_err(of_model)?;
+    let config = LlamaConfig::of(&checkpoint).map_err(of_model)?;
     Ok((checkpoint, config))
+}
+
+/// Why the commands that run a model do not take this one; `None` if they do. Reads no weights.
+pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
+    let mut sink = Overlay::new(checkpoint.tensors());
+    let adapter = LlamaConfig::of(checkpoint).and_then(|_| {
+        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
+    });
+    adapter.err().map(|error| error.to_string())
 }
 
 pub(crate) fn load(

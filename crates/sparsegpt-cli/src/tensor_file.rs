@@ -1,8 +1,7 @@
 //! Tensors in and out of safetensors files.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -10,8 +9,11 @@ use ndarray::{Array2, ArrayView2};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::json;
+use sparsegpt_models::staging::StagedFile;
 
+use crate::console::Console;
 use crate::failure::{Exit, Failure};
+use crate::interrupt;
 
 /// A safetensors file in memory.
 #[derive(Debug)]
@@ -212,35 +214,44 @@ pub(crate) fn check_output(path: &Path, force: bool) -> Result<(), Failure> {
 }
 
 /// Writes tensors to a file that appears under its name when it is whole.
-pub(crate) fn write(path: &Path, tensors: &[(String, OwnedTensor)]) -> Result<(), Failure> {
+pub(crate) fn write(
+    path: &Path,
+    tensors: &[(String, OwnedTensor)],
+    console: &Console,
+) -> Result<(), Failure> {
     let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None)
         .map_err(|error| Failure::new(Exit::Work, error))?;
-    let mut file = Unfinished::create(path)?;
-    file.append(&bytes)?;
-    file.finish()
+    let mut file = begin(path, console)?;
+    file.append(&bytes).map_err(Failure::writing)?;
+    put_in_place(file)
 }
 
 /// Writes one f32 tensor part by part, so that it need not be in memory as a whole.
 #[derive(Debug)]
 pub(crate) struct StreamedTensor {
-    file: Unfinished,
+    file: StagedFile,
     values_left: u64,
 }
 
 impl StreamedTensor {
-    pub(crate) fn create(path: &Path, name: &str, shape: &[usize]) -> Result<Self, Failure> {
+    pub(crate) fn create(
+        path: &Path,
+        name: &str,
+        shape: &[usize],
+        console: &Console,
+    ) -> Result<Self, Failure> {
         let values: u64 = shape.iter().map(|&size| size as u64).product();
         let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, 4 * values] });
         let mut header = json!({ name: entry }).to_string();
         // The data start at a multiple of 8 bytes.
         header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
-        let mut file = Unfinished::create(path)?;
-        file.append(&(header.len() as u64).to_le_bytes())?;
-        file.append(header.as_bytes())?;
-        Ok(Self {
-            file,
+        let mut tensor = Self {
+            file: begin(path, console)?,
             values_left: values,
-        })
+        };
+        tensor.bytes(&(header.len() as u64).to_le_bytes())?;
+        tensor.bytes(header.as_bytes())?;
+        Ok(tensor)
     }
 
     pub(crate) fn append(&mut self, values: &[f32]) -> Result<(), Failure> {
@@ -249,70 +260,37 @@ impl StreamedTensor {
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect();
-        self.file.append(&bytes)
+        self.bytes(&bytes)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.file.append(bytes).map_err(Failure::writing)
     }
 
     pub(crate) fn finish(self) -> Result<(), Failure> {
         if self.values_left > 0 {
-            return Err(self
-                .file
-                .failed("write all of", "the model gave fewer values"));
+            return Err(Failure::new(
+                Exit::Work,
+                format!(
+                    "{}: cannot be written: the model gave fewer values than its shape has",
+                    self.file.path().display()
+                ),
+            ));
         }
-        self.file.finish()
+        put_in_place(self.file)
     }
 }
 
-/// A file being written beside its final name; removed when dropped unfinished.
-#[derive(Debug)]
-struct Unfinished {
-    path: PathBuf,
-    temporary: tempfile::TempPath,
-    writer: BufWriter<File>,
+/// Begins a file; what killed runs to the same place had left is removed and told.
+fn begin(path: &Path, console: &Console) -> Result<StagedFile, Failure> {
+    let file = StagedFile::create(path).map_err(Failure::writing)?;
+    interrupt::left_over(Some(file.staging().to_path_buf()));
+    console.tell_leftovers(file.leftovers());
+    Ok(file)
 }
 
-impl Unfinished {
-    fn create(path: &Path) -> Result<Self, Failure> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        let file = File::create(&temporary).map_err(|error| {
-            Failure::new(
-                Exit::Work,
-                format!("{}: cannot create: {error}", temporary.display()),
-            )
-        })?;
-        let temporary = tempfile::TempPath::try_from_path(temporary)
-            .map_err(|error| Failure::new(Exit::Work, error))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            temporary,
-            writer: BufWriter::new(file),
-        })
-    }
-
-    fn failed(&self, action: &str, reason: impl std::fmt::Display) -> Failure {
-        Failure::new(
-            Exit::Work,
-            format!("{}: cannot {action}: {reason}", self.path.display()),
-        )
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.writer
-            .write_all(bytes)
-            .map_err(|error| self.failed("write", error))
-    }
-
-    fn finish(mut self) -> Result<(), Failure> {
-        self.writer
-            .flush()
-            .and_then(|()| self.writer.get_ref().sync_all())
-            .map_err(|error| self.failed("write", error))?;
-        let path = self.path.clone();
-        self.temporary.persist(&path).map_err(|error| {
-            Failure::new(
-                Exit::Work,
-                format!("{}: cannot rename: {error}", path.display()),
-            )
-        })
-    }
+fn put_in_place(file: StagedFile) -> Result<(), Failure> {
+    file.finish().map_err(Failure::writing)?;
+    interrupt::left_over(None);
+    Ok(())
 }

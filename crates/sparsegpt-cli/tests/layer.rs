@@ -468,7 +468,36 @@ fn mistakes_are_named() {
     let mut values = noise(ROWS * COLS, 1);
     values[7] = f32::NAN;
     let nan = Tensor::f32(&[ROWS, COLS], &values);
-    fails(&[("weight", nan), ("inputs", inputs())], &fifty, 4, "NaN");
+    fails(&[("weight", nan), ("inputs", inputs())], &fifty, 3, "NaN");
+    let mut values = noise(TOKENS * COLS, 2);
+    values[9] = f32::INFINITY;
+    let infinite = Tensor::f32(&[TOKENS, COLS], &values);
+    fails(
+        &[("weight", weight()), ("inputs", infinite)],
+        &fifty,
+        3,
+        "inf",
+    );
+    let diagonal = |entry: f32| {
+        let mut values = vec![0.0; COLS * COLS];
+        for column in 0..COLS {
+            values[column * (COLS + 1)] = 1.0;
+        }
+        values[3 * (COLS + 1)] = entry;
+        Tensor::f32(&[COLS, COLS], &values)
+    };
+    for (entry, named) in [(f32::NAN, "NaN"), (-2.0, "column 3")] {
+        fails(
+            &[("weight", weight()), ("hessian", diagonal(entry))],
+            &fifty,
+            3,
+            named,
+        );
+    }
+    for damping in ["1.5", "1e30", "inf", "NaN", "-0.1"] {
+        let flags = ["--pattern", "50%", "--damping", damping];
+        fails(&good, &flags, 2, "from 0 to 1");
+    }
     let twos = Tensor::u8(&[ROWS, COLS], &[2; ROWS * COLS]);
     fails(
         &[good[0].clone(), good[1].clone(), ("mask", twos)],
@@ -482,6 +511,61 @@ fn mistakes_are_named() {
         &fifty,
         3,
         "mask",
+    );
+}
+
+#[test]
+fn a_layer_that_overflows_is_unsolved() {
+    // Neighbours that are nearly the same: what is pruned of one goes to the other, which is near the largest f32.
+    let tokens = noise(TOKENS * COLS / 2, 2);
+    let inputs: Vec<f32> = tokens.iter().flat_map(|&x| [x, x * 1.001]).collect();
+    let files = files(&[
+        ("weight", Tensor::f32(&[1, COLS], &[3e38; COLS])),
+        ("inputs", Tensor::f32(&[TOKENS, COLS], &inputs)),
+    ]);
+    let args = ["layer", text(&files.input), text(&files.output)];
+    fail(&[&args[..], &["--pattern", "1:2"]].concat(), 4, "overflows");
+    assert!(!files.output.exists());
+}
+
+#[test]
+fn patterns_in_another_order_of_columns_do_not_cost_a_factor_twice() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let patterns = ["50%", "2:4", "40%"];
+    let mut flags = vec!["--act-order"];
+    flags.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
+    let report = solve(&files, &flags);
+    let variants = report["variants"].as_array().unwrap();
+    let told: Vec<_> = variants.iter().map(|v| &v["pattern"]).collect();
+    assert_eq!(told, patterns);
+    // 2:4 keeps its groups together, so that its order is another.
+    let factored = |v: &serde_json::Value| v["stages"]["factor"].as_f64().unwrap() > 0.0;
+    let factored: Vec<bool> = variants.iter().map(factored).collect();
+    assert_eq!(factored, [true, true, false]);
+    let together = load(&files.output);
+    for pattern in patterns {
+        solve(&files, &["--act-order", "--pattern", pattern]);
+        let alone = load(&files.output);
+        assert!(together[&format!("{pattern}.pruned")] == alone["pruned"]);
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let folder = files.input.parent().unwrap();
+    // No process has this number.
+    let left = folder.join(".out.safetensors.4194304-0.tmp");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("out.safetensors"), "half").unwrap();
+    let mut args = vec!["layer", text(&files.input), text(&files.output)];
+    args.extend(["--pattern", "50%"]);
+    let run = succeed(&args);
+    let named = ".out.safetensors.4194304-0.tmp: left by a run that was killed; removed";
+    assert!(run.stderr.contains(named), "{run:?}");
+    assert_eq!(
+        common::entries(folder),
+        ["in.safetensors", "out.safetensors"]
     );
 }
 

@@ -176,11 +176,12 @@ fn logits_agree_with_greedy_generation() {
     fail(&args, 2, "--force");
 
     let missing = folder.path().join("new.safetensors");
-    for (tensor, code, named) in [
-        (Tensor::i32(&[6], &ids), 3, "batch x time"),
-        (Tensor::i32(&[1, 1], &[-1]), 3, "-1"),
-        (Tensor::i32(&[1, 1], &[5000]), 2, "5000"),
-        (Tensor::f32(&[1, 1], &[1.0]), 3, "F32"),
+    for (tensor, named) in [
+        (Tensor::i32(&[6], &ids), "batch x time"),
+        (Tensor::i32(&[1, 1], &[-1]), "-1"),
+        (Tensor::i32(&[1, 2], &[7, 5000]), "found 5000"),
+        (Tensor::i32(&[1, 257], &[1; 257]), "at most 256"),
+        (Tensor::f32(&[1, 1], &[1.0]), "F32"),
     ] {
         save(&tokens, &[("tokens", tensor)]);
         let args = [
@@ -191,7 +192,8 @@ fn logits_agree_with_greedy_generation() {
             "--out",
             text(&missing),
         ];
-        fail(&args, code, named);
+        let run = fail(&args, 3, named);
+        assert!(run.stderr.contains("t.safetensors"), "{run:?}");
         assert!(!missing.exists());
     }
 }
@@ -303,6 +305,83 @@ fn the_type_can_be_changed() {
             .values()
             .all(|tensor| tensor.dtype == safetensors::Dtype::BF16)
     );
+}
+
+#[test]
+fn zeros_that_the_cast_makes_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+    fs::create_dir(&source).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        fs::copy(model().join(name), source.join(name)).unwrap();
+    }
+    // In two layers, half of each row is too small for f16; in f32 nothing is.
+    let tiny = ["self_attn.q_proj.weight", "mlp.up_proj.weight"].map(|part| {
+        let name = format!("model.layers.1.{part}");
+        let shape = load(&model().join("model.safetensors"))[&name]
+            .shape
+            .clone();
+        (name, shape)
+    });
+    let mut tensors = load(&model().join("model.safetensors"));
+    for tensor in tensors.values_mut() {
+        let halves = tensor.bytes.as_chunks().0.iter();
+        let values: Vec<f32> = halves
+            .map(|&bytes| half::f16::from_le_bytes(bytes).to_f32())
+            .collect();
+        *tensor = Tensor::f32(&tensor.shape, &values);
+    }
+    for (name, shape) in &tiny {
+        let values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|at| if at % 2 == 0 { 1e-9 } else { 0.5 })
+            .collect();
+        tensors.insert(name.clone(), Tensor::f32(shape, &values));
+    }
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.clone()))
+        .collect();
+    save(&source.join("model.safetensors"), &tensors);
+    let mut args = vec!["prune", text(&source), "--out", text(&out), "--force"];
+    args.extend(["--method", "magnitude", "--pattern", "row:25%"]);
+    args.extend(["--only", "block:1"]);
+    let as_f16 = [&args[..], &["--dtype", "f16"]].concat();
+
+    // A quarter is pruned, another quarter is lost in the cast.
+    let told = succeed(&as_f16).stdout;
+    let lost: Vec<usize> = tiny
+        .iter()
+        .map(|(_, shape)| shape[0] * shape[1] / 4)
+        .collect();
+    assert!(told.contains("more zeros"), "{told}");
+    let report = succeed(&[&as_f16[..], &["--json"]].concat()).json();
+    for (name, &lost) in tiny.iter().map(|(name, _)| name).zip(&lost) {
+        let listed = report["cast_zeros"].as_array().unwrap();
+        let of_layer = listed.iter().find(|cast| cast["tensor"] == **name);
+        assert_eq!(of_layer.unwrap()["zeros"], lost, "{report}");
+    }
+    let stored = fs::read(out.join("sparsegpt_report.json")).unwrap();
+    let stored: serde_json::Value = serde_json::from_slice(&stored).unwrap();
+    assert_eq!(stored["cast_zeros"], report["cast_zeros"]);
+    // What is told and what is in the file agree.
+    let found = succeed(&["inspect", text(&out), "--json"]).json();
+    let found = found["layers"].as_array().unwrap();
+    for layer in report["layers"].as_array().unwrap() {
+        let name = format!("{}.weight", layer["layer"].as_str().unwrap());
+        let cast = report["cast_zeros"].as_array().unwrap();
+        let cast = cast.iter().find(|cast| cast["tensor"] == name);
+        let cast = cast.map_or(0, |cast| cast["zeros"].as_u64().unwrap());
+        let in_file = found.iter().find(|found| found["name"] == name).unwrap();
+        assert_eq!(
+            in_file["zeros"].as_u64().unwrap(),
+            layer["zeros"].as_u64().unwrap() + cast,
+            "{name}"
+        );
+    }
+
+    // Nothing is lost in f32, and nothing is told.
+    let told = succeed(&args).stdout;
+    assert!(!told.contains("more zeros"), "{told}");
 }
 
 #[test]

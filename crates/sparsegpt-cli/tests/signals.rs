@@ -10,24 +10,29 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{calibration, command, entries, fail, model, succeed, text};
+use common::{Tensor, calibration, command, entries, fail, model, save, succeed, text};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts a long run and waits until it has begun to write.
+/// Starts a long run of `prune`.
 fn started(out: &Path, patterns: &[&str]) -> Child {
-    let before = entries(out.parent().unwrap()).len();
     let (model, calibration) = (model(), calibration());
     let mut args = vec!["prune", text(&model), "--calibration", text(&calibration)];
     args.extend(["--samples", "4000", "--out", text(out)]);
     args.extend(patterns.iter().flat_map(|pattern| ["--pattern", pattern]));
-    let mut child = command(&args)
+    begun(&args, out.parent().unwrap())
+}
+
+/// Starts a long run and waits until it has begun to write.
+fn begun(args: &[&str], folder: &Path) -> Child {
+    let before = entries(folder).len();
+    let mut child = command(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let start = Instant::now();
-    while entries(out.parent().unwrap()).len() == before {
+    while entries(folder).len() == before {
         assert!(
             child.try_wait().unwrap().is_none(),
             "ended before it was stopped"
@@ -136,6 +141,36 @@ fn a_killed_run_leaves_no_output_and_the_next_one_clears_up() {
         assert_eq!(wait(beside).code(), Some(130));
         assert_eq!(entries(folder.path()), ["out"]);
     }
+}
+
+#[test]
+fn killed_logits_leave_no_output_and_the_next_ones_clear_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (many, few, out) = (path("many.st"), path("few.st"), path("out.st"));
+    let ids = |sequences: usize| Tensor::i32(&[sequences, 64], &vec![7; sequences * 64]);
+    save(&many, &[("tokens", ids(100_000))]);
+    save(&few, &[("tokens", ids(1))]);
+    let model = model();
+    let args = |tokens| {
+        let mut args = vec!["logits", text(&model), "--tokens", tokens];
+        args.extend(["--out", text(&out)]);
+        args
+    };
+    let killed = begun(&args(text(&many)), folder.path());
+    let of_killed = entries(folder.path());
+    assert!(of_killed[0].ends_with(".tmp"), "{of_killed:?}");
+    let beside = begun(&args(text(&many)), folder.path());
+    signal(&killed, "-KILL");
+    assert_eq!(wait(killed).code(), None);
+    let run = succeed(&args(text(&few)));
+    let named = format!("{}: left by a run that was killed", of_killed[0]);
+    assert!(run.stderr.contains(&named), "{run:?}");
+    let now = entries(folder.path());
+    assert!(now.len() == 4 && !now.contains(&of_killed[0]), "{now:?}");
+    signal(&beside, "-INT");
+    assert_eq!(wait(beside).code(), Some(130));
+    assert_eq!(entries(folder.path()), ["few.st", "many.st", "out.st"]);
 }
 
 #[test]

@@ -55,6 +55,9 @@ fn flags_that_make_no_sense_are_usage_errors() {
     );
     prune(&["--pattern", "50%", "--damping", "-1"], "damping");
     prune(&["--pattern", "50%", "--damping=-1"], "damping");
+    for damping in ["1.01", "1e30", "inf", "NaN"] {
+        prune(&["--pattern", "50%", "--damping", damping], "from 0 to 1");
+    }
     prune(&["--pattern", "50%", "--method", "best"], "best");
     prune(&["--pattern", "50%", "--block-size", "0"], "block size");
     prune(
@@ -146,11 +149,12 @@ fn broken_files_are_input_errors() {
         args.insert(1, text(&broken));
         fail(&args, 3, "model.safetensors");
     }
-    fail(
+    let run = fail(
         &["eval", text(&model_folder), "--text", text(&short)],
         3,
         "at least one chunk",
     );
+    assert!(run.stderr.contains(text(&short)), "{run:?}");
 
     // What is wrong inside a model is told with the model's folder.
     let config = fs::read_to_string(model_folder.join("config.json")).unwrap();
@@ -162,14 +166,14 @@ fn broken_files_are_input_errors() {
     prune(text(&broken), text(&text_file), text(&broken));
 
     let foreign = folder.path().join("foreign.safetensors");
-    let ids: Vec<u8> = [70_000_i32; 64]
-        .into_iter()
-        .flat_map(i32::to_le_bytes)
-        .collect();
-    let tensor =
-        safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![2, 32], &ids).unwrap();
-    safetensors::serialize_to_file([("tokens", tensor)], None, &foreign).unwrap();
+    save(
+        &foreign,
+        &[("tokens", Tensor::i32(&[2, 32], &[70_000; 64]))],
+    );
     prune(text(&model_folder), text(&foreign), "vocabulary");
+    // Longer than the model's context, which no flag of this run is to blame for.
+    save(&foreign, &[("tokens", Tensor::i32(&[1, 257], &[1; 257]))]);
+    prune(text(&model_folder), text(&foreign), "foreign.safetensors");
     assert_eq!(
         entries(folder.path()),
         ["broken", "foreign.safetensors", "short.txt"]
@@ -250,6 +254,135 @@ fn a_dry_run_writes_nothing() {
     let bytes = plan["peak_memory_bytes"].as_f64().unwrap();
     assert!((25e6..200e6).contains(&bytes), "{bytes}");
     assert!(entries(folder.path()).is_empty());
+}
+
+#[test]
+fn a_dry_run_looks_at_the_calibration_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model();
+    let file = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let dry_run = |calibration: &std::path::Path| {
+        let mut args = vec!["prune", text(&model), "--pattern", "50%", "--dry-run"];
+        args.extend(["--calibration", text(calibration)]);
+        run(&args)
+    };
+    let tokens = folder.path().join("foreign.safetensors");
+    save(&tokens, &[("tokens", Tensor::i32(&[2, 32], &[70_000; 64]))]);
+    for (path, named) in [
+        (folder.path().join("absent.txt"), "cannot open"),
+        (folder.path().to_path_buf(), "directory"),
+        (file("empty.txt", b""), "empty"),
+        (file("packed.txt", &[0x1f, 0x8b, 8, 0]), "gzip"),
+        (file("binary", &[0xff, 0xfe, 0, 1]), "UTF-8"),
+        (file("keys.jsonl", b"{\"body\": \"x\"}\n"), "\"text\""),
+        (file("broken.parquet", b"PAR1, and no more"), "parquet"),
+        (file("broken.safetensors", b"none"), "safetensors"),
+        (tokens, "vocabulary"),
+    ] {
+        let run = dry_run(&path);
+        assert_eq!(run.code, Some(3), "{run:?}");
+        assert!(run.stderr.contains(text(&path)), "{run:?}");
+        assert!(run.stderr.contains(named), "{named}: {run:?}");
+        assert!(run.stdout.is_empty(), "{run:?}");
+    }
+    let without_tokenizer = folder.path().join("model");
+    fs::create_dir(&without_tokenizer).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(model.join(name), without_tokenizer.join(name)).unwrap();
+    }
+    let calibration_file = calibration();
+    let mut args = vec!["prune", text(&without_tokenizer), "--pattern", "50%"];
+    args.extend(["--calibration", text(&calibration_file), "--dry-run"]);
+    fail(&args, 3, "tokenizer.json");
+    // Whether a text is long enough is found when it is tokenized.
+    let run = dry_run(&file("short.txt", b"too short"));
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let calibration = calibration();
+    let mut args = vec!["prune", text(&model), "--pattern", "50%", "--dry-run"];
+    args.extend(["--calibration", text(&calibration)]);
+    for (flag, named) in [("--samples", "samples"), ("--sequence-length", "length")] {
+        fail(&[&args[..], &[flag, "0"]].concat(), 2, named);
+    }
+}
+
+#[test]
+fn a_gguf_file_cut_off_is_one_line_of_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.gguf");
+    let header = [3_u64 << 32, 272, 33].map(u64::to_le_bytes).concat();
+    // Magic, version, numbers of tensors and of keys, and no more.
+    fs::write(&path, [b"GGUF", &header[4..]].concat()).unwrap();
+    let output = command(&["inspect", text(&path)])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains("cut.gguf: not a whole GGUF file"), "{told}");
+}
+
+#[test]
+fn long_lists_of_tensors_are_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model();
+    let weights = model.join("model.safetensors");
+    let out = folder.path().join("out");
+    let layer = ["layer", text(&weights), text(&out), "--pattern", "50%"];
+    let run = fail(&layer, 3, "the file has: model.embed_tokens.weight, ");
+    assert!(run.stderr.len() < 1000, "{run:?}");
+    // Sorted, so that it is the same list each time.
+    assert_eq!(run.stderr, fail(&layer, 3, "and 35 more").stderr);
+    let mut prune = vec![
+        "prune",
+        text(&model),
+        "--pattern",
+        "50%",
+        "--out",
+        text(&out),
+    ];
+    prune.extend(["--calibration", text(&weights)]);
+    let run = fail(&prune, 3, "and 35 more");
+    assert!(run.stderr.len() < 1000, "{run:?}");
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_named() {
+    let (model, prompt) = (model(), "word ".repeat(300));
+    let args = ["generate", text(&model), "--prompt", &prompt];
+    fail(&args, 2, "prompt: expected at most 256 tokens");
+}
+
+#[test]
+fn a_model_that_only_inspect_takes_is_told_to_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let foreign = folder.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    let config = fs::read_to_string(model().join("config.json")).unwrap();
+    let config = config.replace("\"llama\"", "\"opt\"");
+    fs::write(foreign.join("config.json"), config).unwrap();
+    fs::copy(
+        model().join("model.safetensors"),
+        foreign.join("model.safetensors"),
+    )
+    .unwrap();
+    let remark = "prune, eval, generate and logits refuse this model";
+    let told = succeed(&["inspect", text(&foreign)]).stdout;
+    let lines: Vec<_> = told.lines().filter(|line| line.contains(remark)).collect();
+    assert!(
+        lines.len() == 1 && lines[0].contains("model_type") && lines[0].contains("opt"),
+        "{told}"
+    );
+    let report = succeed(&["inspect", text(&foreign), "--json"]).json();
+    assert!(report["refused"].as_str().unwrap().contains("model_type"));
+    let model = model();
+    assert!(!succeed(&["inspect", text(&model)]).stdout.contains(remark));
+    let report = succeed(&["inspect", text(&model), "--json"]).json();
+    assert!(report.get("refused").is_none());
 }
 
 #[test]

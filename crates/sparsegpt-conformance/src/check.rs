@@ -127,19 +127,8 @@ pub(crate) fn same_bits(
     found: &Array2<f32>,
     expected: &Array2<f32>,
 ) -> Verdict {
-    ensure!(
-        found.dim() == expected.dim(),
-        "{what}: shape {:?}, expected {:?}",
-        found.dim(),
-        expected.dim()
-    );
-    for ((at, found), expected) in found.indexed_iter().zip(expected) {
-        ensure!(
-            found.to_bits() == expected.to_bits(),
-            "{what}: found {found:e} at {at:?}, expected exactly {expected:e}"
-        );
-    }
-    Ok(())
+    let alike = |found: &f32, expected: &f32| found.to_bits() == expected.to_bits();
+    all_alike(what, "expected exactly", found, expected, alike)
 }
 
 /// Fails unless two matrices are equal, 0 and −0 being the same.
@@ -147,6 +136,18 @@ pub(crate) fn equal<T: PartialEq + fmt::Debug>(
     what: impl fmt::Display,
     found: &Array2<T>,
     expected: &Array2<T>,
+) -> Verdict {
+    all_alike(what, "expected", found, expected, T::eq)
+}
+
+/// Fails unless two matrices have the same shape and every pair of entries is `alike`; `wanted` says before the entry
+/// what was asked of it.
+fn all_alike<T: fmt::Debug>(
+    what: impl fmt::Display,
+    wanted: &str,
+    found: &Array2<T>,
+    expected: &Array2<T>,
+    alike: impl Fn(&T, &T) -> bool,
 ) -> Verdict {
     ensure!(
         found.dim() == expected.dim(),
@@ -156,9 +157,29 @@ pub(crate) fn equal<T: PartialEq + fmt::Debug>(
     );
     for ((at, found), expected) in found.indexed_iter().zip(expected) {
         ensure!(
-            found == expected,
-            "{what}: found {found:?} at {at:?}, expected {expected:?}"
+            alike(found, expected),
+            "{what}: found {found:?} at {at:?}, {wanted} {expected:?}"
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sign_of_zero_is_a_bit_and_no_difference() {
+        let row = |value: f32| Array2::from_elem((1, 2), value);
+        assert!(equal("zeros", &row(0.0), &row(-0.0)).is_ok());
+        assert!(same_bits("zeros", &row(0.0), &row(-0.0)).is_err());
+        assert!(same_bits("ones", &row(1.0), &row(1.0)).is_ok());
+        assert!(equal("ones", &row(1.0), &row(2.0)).is_err());
+        // NaN is no number's equal, and has bits.
+        assert!(equal("NaN", &row(f32::NAN), &row(f32::NAN)).is_err());
+        assert!(same_bits("NaN", &row(f32::NAN), &row(f32::NAN)).is_ok());
+        let tall = Array2::from_elem((2, 1), 1.0);
+        assert!(equal("shapes", &row(1.0), &tall).is_err());
+        assert!(same_bits("shapes", &row(1.0), &tall).is_err());
+    }
 }

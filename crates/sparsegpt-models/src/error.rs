@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::CONFIG_FILE;
+
 /// The result of a call into this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -38,8 +40,10 @@ pub enum Error {
         reason: String,
     },
     /// A model configuration that is not understood.
-    #[error("config.json: {key}: {reason}")]
+    #[error("{path}: {key}: {reason}")]
     Config {
+        /// The file, `config.json` alone where a configuration came without one.
+        path: PathBuf,
         /// The key.
         key: String,
         /// Expected and found.
@@ -66,8 +70,10 @@ pub enum Error {
         found: String,
     },
     /// The tokenizer failed.
-    #[error("tokenizer: {reason}")]
+    #[error("{path}: tokenizer: {reason}")]
     Tokenizer {
+        /// The file that the tokenizer came from.
+        path: PathBuf,
         /// What failed.
         reason: String,
     },
@@ -79,6 +85,9 @@ pub enum Error {
         /// Why not, and what to do.
         reason: String,
     },
+    /// A callback of the caller's asked to stop.
+    #[error("stopped by the caller")]
+    Stopped,
     /// A tensor operation of the forward pass failed.
     #[error("forward pass")]
     Forward(#[from] candle_core::Error),
@@ -116,9 +125,18 @@ impl Error {
 
     pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Config {
+            path: PathBuf::from(CONFIG_FILE),
             key: key.into(),
             reason: reason.into(),
         }
+    }
+
+    /// The same error with the file that a configuration came from.
+    pub(crate) fn of_config(mut self, file: PathBuf) -> Self {
+        if let Self::Config { path, .. } = &mut self {
+            *path = file;
+        }
+        self
     }
 
     pub(crate) fn output_refused(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
@@ -128,8 +146,9 @@ impl Error {
         }
     }
 
-    pub(crate) fn tokenizer(reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn tokenizer(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Self {
         Self::Tokenizer {
+            path: path.into(),
             reason: reason.to_string(),
         }
     }

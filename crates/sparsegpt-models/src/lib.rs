@@ -10,6 +10,7 @@ pub mod generate;
 mod gguf;
 pub mod inspect;
 mod source;
+pub mod staging;
 pub mod text;
 pub mod tokenizer;
 

@@ -207,6 +207,32 @@ pub enum Error {
         /// Its column.
         col: usize,
     },
+    /// The result is not finite although weights and Hessian are.
+    #[error(
+        "layer {layer:?}: the result overflows to {value} at row {row}, column {col}; weights and activations should not be that far from 1"
+    )]
+    Overflow {
+        /// The layer.
+        layer: String,
+        /// The value found.
+        value: f32,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+    },
+    /// A Hessian that no activations have.
+    #[error(
+        "layer {layer:?}: the Hessian has {value} on its diagonal at column {column}, where XᵀX has nothing below 0; give H = Σ XᵀX, undamped"
+    )]
+    NegativeDiagonal {
+        /// The layer.
+        layer: String,
+        /// The column.
+        column: usize,
+        /// The value found.
+        value: f32,
+    },
     /// No activation reached the layer, or all of them were zero.
     #[error(
         "layer {layer:?}: the Hessian is zero ({tokens} tokens seen); calibrate with inputs that reach this layer, or skip it"
@@ -329,6 +355,8 @@ impl Error {
             Self::Incompatible { layer, .. }
             | Self::Shape { layer, .. }
             | Self::NonFinite { layer, .. }
+            | Self::Overflow { layer, .. }
+            | Self::NegativeDiagonal { layer, .. }
             | Self::ZeroHessian { layer, .. }
             | Self::NotPositiveDefinite { layer, .. }
             | Self::Backend { layer, .. }
@@ -349,6 +377,8 @@ impl Error {
             Self::Incompatible { layer, .. }
             | Self::Shape { layer, .. }
             | Self::NonFinite { layer, .. }
+            | Self::Overflow { layer, .. }
+            | Self::NegativeDiagonal { layer, .. }
             | Self::ZeroHessian { layer, .. }
             | Self::NotPositiveDefinite { layer, .. }
             | Self::Backend { layer, .. }

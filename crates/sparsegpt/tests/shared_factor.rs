@@ -140,6 +140,28 @@ fn layers_of_one_input_and_their_patterns_share_one_factor() {
 }
 
 #[test]
+fn tasks_with_one_factor_need_not_follow_each_other() {
+    let in_order = |text| pattern(text).with_act_order(true);
+    // N:M keeps its groups together, so that 2:4 and 1:4 have one order of columns, 1:2 another, the rest a third.
+    let mixed = ["50%", "2:4", "40%", "1:2", "1:4", "row:50%"].map(in_order);
+    assert_eq!(factorizations(&mixed[..3]), 2);
+    assert_eq!(factorizations(&mixed), 3);
+    let magnitude = pattern("50%").with_method(Method::Magnitude);
+    let damped = in_order("40%").with_damping(0.02);
+    let interleaved = [
+        magnitude.clone(),
+        in_order("50%"),
+        damped.clone(),
+        magnitude,
+        in_order("40%"),
+        damped,
+    ];
+    assert_eq!(factorizations(&interleaved), 2);
+    check_same_as_alone(&Solver::new(Host), &[random(ROWS, COLS, 1)], &mixed);
+    check_same_as_alone(&Solver::new(Host), &[random(ROWS, COLS, 1)], &interleaved);
+}
+
+#[test]
 fn another_damping_order_or_block_is_another_factor() {
     let half = pattern("50%");
     let and = |other: LayerSettings| factorizations(&[half.clone(), half.clone(), other]);

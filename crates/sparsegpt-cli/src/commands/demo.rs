@@ -170,9 +170,10 @@ fn compare<'a>(
         ..CalibrationOptions::default()
     };
     let path = |name: &str| -> PathBuf { folder.join(name) };
-    let calibration = draw(&path(CALIBRATION), &|text| tokenizer.encode(text), &options)?;
+    let encode = |text: &str| tokenizer.encode_while(text, &interrupt::not_requested);
+    let calibration = draw(&path(CALIBRATION), &encode, &options)?;
     let calibration_fingerprint = calibration.fingerprint();
-    let held_out = tokenizer.encode(&prepare(Recipe::Raw, &path(HELD_OUT))?)?;
+    let held_out = encode(&prepare(Recipe::Raw, &path(HELD_OUT))?)?;
     let mut methods = vec![Method::Magnitude, Method::SparseGpt];
     if args.wanda {
         methods.insert(1, Method::Wanda);

@@ -56,7 +56,9 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
         .as_deref()
         .unwrap_or_else(|| args.recipe.text_key());
     let text = prepare_with_key(args.recipe, &args.text, key).map_err(Failure::reading)?;
-    let mut tokens = tokenizer.encode(&text).map_err(Failure::reading)?;
+    let mut tokens = tokenizer
+        .encode_while(&text, &interrupt::not_requested)
+        .map_err(Failure::reading)?;
     if let Some(limit) = args.recipe.token_limit(sequence_length) {
         tokens.truncate(limit);
     }
@@ -79,7 +81,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
         model: &args.model,
         text: &args.text,
         recipe: args.recipe,
-        result: result?,
+        result: result.map_err(|error| Failure::reading_text(&args.text, error))?,
     };
     let Perplexity {
         perplexity,

@@ -9,8 +9,8 @@ use sparsegpt_models::inspect::{TensorSparsity, inspect};
 
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::interrupt;
 use crate::table::{self, Table, left, right};
+use crate::{interrupt, model};
 
 const AFTER_HELP: &str = "\
 Only the weights are read, so that a HuggingFace folder may be of any model family, those included that \
@@ -27,6 +27,9 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Serialize)]
 struct Report {
+    /// Why the other commands refuse the model, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
     layers: Vec<TensorSparsity>,
     weights: u64,
     zeros: u64,
@@ -45,6 +48,7 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> 
     interrupt::check()?;
     let layers = layers.map_err(of_model)?;
     let report = Report {
+        refused: model::refusal(&checkpoint),
         weights: layers
             .iter()
             .map(|layer| (layer.rows * layer.columns) as u64)
@@ -70,8 +74,14 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> 
         ]);
     }
     let share = report.zeros as f64 / report.weights.max(1) as f64;
+    let remark = match &report.refused {
+        Some(reason) => {
+            format!("prune, eval, generate and logits refuse this model: {reason}\n")
+        }
+        None => String::new(),
+    };
     console.print(&format!(
-        "{layers}\n{} of {} weights in {} linear layers are zero ({})\n",
+        "{layers}\n{} of {} weights in {} linear layers are zero ({})\n{remark}",
         report.zeros,
         report.weights,
         report.layers.len(),

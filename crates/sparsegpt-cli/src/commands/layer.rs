@@ -126,8 +126,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
             settings,
         })
         .collect();
-    let mut tensors = Vec::new();
-    let mut reports = Vec::new();
+    let mut layers = Vec::new();
     let mut start = Instant::now();
     pruner.prune_layers(statistics.as_deref_mut(), &tasks, &mut |task, pruned| {
         let seconds_solve = start.elapsed().as_secs_f64();
@@ -137,25 +136,28 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         let prefix = patterns[task]
             .filter(|_| patterns.len() > 1)
             .map(|pattern| format!("{pattern}."));
-        add_tensors(
-            &mut tensors,
-            prefix.as_deref().unwrap_or_default(),
-            &pruned,
-            &args.flags,
-        );
+        let tensors = tensors(prefix.as_deref().unwrap_or_default(), &pruned, &args.flags);
         let stages = pruned.report.seconds.clone();
-        reports.push(Report {
+        let report = Report {
             layer: pruned.report,
             prefix,
             seconds_hessian,
             seconds_solve,
             stages,
-        });
+        };
+        layers.push((task, tensors, report));
         start = Instant::now();
         Ok(())
     })?;
+    // They came in the order of their factors.
+    layers.sort_by_key(|(task, ..)| *task);
+    let (tensors, reports): (Vec<_>, Vec<_>) = layers
+        .into_iter()
+        .map(|(_, tensors, report)| (tensors, report))
+        .unzip();
+    let tensors: Vec<_> = tensors.into_iter().flatten().collect();
 
-    tensor_file::write(&args.output, &tensors)?;
+    tensor_file::write(&args.output, &tensors, console)?;
     for report in &reports {
         console.print(&format!("{}\n", report.layer))?;
     }
@@ -289,12 +291,8 @@ where
 }
 
 /// The result as tensors whose names begin with `prefix`.
-fn add_tensors(
-    tensors: &mut Vec<(String, OwnedTensor)>,
-    prefix: &str,
-    pruned: &PrunedLayer,
-    flags: &LayerFlags,
-) {
+fn tensors(prefix: &str, pruned: &PrunedLayer, flags: &LayerFlags) -> Vec<(String, OwnedTensor)> {
+    let mut tensors = Vec::new();
     let mut add = |name: &str, tensor| tensors.push((format!("{prefix}{name}"), tensor));
     add("pruned", OwnedTensor::f32(pruned.weights.view()));
     add("kept", OwnedTensor::u8(pruned.mask.mapv(u8::from).view()));
@@ -321,4 +319,5 @@ fn add_tensors(
             add("group_index", OwnedTensor::i32(groups));
         }
     }
+    tensors
 }

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use sparsegpt_models::decoder::LlamaConfig;
 
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::tensor_file::{StreamedTensor, TensorFile, check_output};
 use crate::{interrupt, model};
+
+const TOKENS: &str = "tokens";
 
 /// Flags of `logits`.
 #[derive(Args, Debug)]
@@ -37,11 +40,13 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
     check_output(&args.out, args.force)?;
-    let tokens = read_tokens(&TensorFile::read(&args.tokens)?)?;
+    let file = TensorFile::read(&args.tokens)?;
+    let tokens = read_tokens(&file)?;
     let (checkpoint, config) = model::open(&args.model)?;
+    check_tokens(&file, &tokens, &config)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     let shape = [tokens.len(), tokens[0].len(), config.vocab_size];
-    let mut out = StreamedTensor::create(&args.out, "logits", &shape)?;
+    let mut out = StreamedTensor::create(&args.out, "logits", &shape, console)?;
     let bar = console.progress(tokens.len() as u64);
     for sequence in &tokens {
         interrupt::check()?;
@@ -65,25 +70,53 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
     })
 }
 
+/// Whether the model takes these tokens.
+fn check_tokens(
+    file: &TensorFile,
+    tokens: &[Vec<u32>],
+    config: &LlamaConfig,
+) -> Result<(), Failure> {
+    let known = |id: u32| usize::try_from(id).is_ok_and(|id| id < config.vocab_size);
+    if let Some(id) = tokens.iter().flatten().find(|&&id| !known(id)) {
+        return Err(file.wrong(
+            TOKENS,
+            format!(
+                "expected token ids below {}, the model's vocabulary, found {id}",
+                config.vocab_size
+            ),
+        ));
+    }
+    let time = tokens.first().map_or(0, Vec::len);
+    if time > config.max_positions {
+        return Err(file.wrong(
+            TOKENS,
+            format!(
+                "expected sequences of at most {} tokens, the model's longest, found {time}",
+                config.max_positions
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// At least one sequence of at least one token.
 fn read_tokens(file: &TensorFile) -> Result<Vec<Vec<u32>>, Failure> {
-    const NAME: &str = "tokens";
-    let Some(tensor) = file.tensor(NAME)? else {
-        return Err(file.wrong(NAME, format!("missing; the file has: {}", file.names()?)));
+    let Some(tensor) = file.tensor(TOKENS)? else {
+        return Err(file.wrong(TOKENS, format!("missing; the file has: {}", file.names()?)));
     };
     let (batch, time) = match *tensor.shape() {
         [batch, time] if batch > 0 && time > 0 => (batch, time),
         ref other => {
             return Err(file.wrong(
-                NAME,
+                TOKENS,
                 format!("expected batch x time, found shape {other:?}"),
             ));
         }
     };
     let ids = file
-        .integers(NAME, &tensor)?
+        .integers(TOKENS, &tensor)?
         .into_iter()
-        .map(|id| u32::try_from(id).map_err(|_| file.wrong(NAME, format!("{id} is no token id"))))
+        .map(|id| u32::try_from(id).map_err(|_| file.wrong(TOKENS, format!("{id} is no token id"))))
         .collect::<Result<Vec<u32>, _>>()?;
     debug_assert_eq!(ids.len(), batch * time);
     Ok(ids.chunks_exact(time).map(<[u32]>::to_vec).collect())

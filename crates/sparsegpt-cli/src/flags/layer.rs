@@ -56,7 +56,7 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
     pub(crate) act_order: Option<bool>,
 
-    /// Damping as a fraction of the Hessian's mean diagonal [default: 0.01]
+    /// Damping as a fraction of the Hessian's mean diagonal, from 0 to 1 [default: 0.01]
     #[arg(
         long,
         value_name = "FRACTION",

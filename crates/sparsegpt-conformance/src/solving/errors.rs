@@ -116,8 +116,11 @@ fn given_mask<B: Backend>(subject: &Subject<B>) -> Verdict {
 }
 
 fn settings_out_of_range<B: Backend>(subject: &Subject<B>) -> Verdict {
-    for damping in [-0.01, f64::NAN, f64::INFINITY] {
+    for damping in [-0.01, 1.01, 1e30, f64::NAN, f64::INFINITY] {
         expect_setting("a damping", prune(subject, &half()?.with_damping(damping)))?;
+    }
+    for damping in [0.0, 1.0] {
+        prune(subject, &half()?.with_damping(damping))?;
     }
     expect_setting("block size 0", prune(subject, &half()?.with_block_size(0)))?;
     expect_setting(

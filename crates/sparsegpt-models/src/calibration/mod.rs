@@ -104,6 +104,31 @@ impl Default for CalibrationOptions {
     }
 }
 
+impl CalibrationOptions {
+    fn validate(&self) -> Result<()> {
+        if self.samples == Some(0) {
+            return Err(Error::setting("samples", "at least 1 sequence", 0));
+        }
+        let length = self.sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH);
+        if length < SHORTEST_SEQUENCE {
+            return Err(Error::setting(
+                "sequence length",
+                format!("at least {SHORTEST_SEQUENCE} tokens"),
+                length,
+            ));
+        }
+        let most = MOST_TOKENS / length;
+        match self.samples {
+            Some(samples) if samples > most => Err(Error::setting(
+                "samples",
+                format!("at most {most} sequences of {length} tokens"),
+                samples,
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Calibration sequences and where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -163,6 +188,29 @@ impl Calibration {
     }
 }
 
+/// Whether a calibration file is taken as ready token ids: a `.safetensors` file.
+pub fn holds_token_ids(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
+}
+
+/// Looks at what [`draw`] would draw from, as far as that goes without tokenizing: at the options, at a file of ready
+/// token ids as a whole, of a text at its kind and its first document. Whether the text is long enough, and whole, is
+/// not known from that.
+///
+/// # Errors
+/// Those of [`draw`] that can be found so.
+pub fn check(path: &Path, options: &CalibrationOptions) -> Result<()> {
+    options.validate()?;
+    if holds_token_ids(path) {
+        return ready::read(path, options.samples, options.sequence_length).map(drop);
+    }
+    match text::documents(path, &options.text_key)?.next() {
+        Some(document) => document.map(drop),
+        None => Err(text::no_document(path)),
+    }
+}
+
 /// Draws calibration sequences from a file.
 ///
 /// A text file (plain text, JSON lines or parquet, see [`text::documents`]) is tokenized by
@@ -172,7 +220,7 @@ impl Calibration {
 /// `samples` and `sequence_length` then take the first sequences and the first tokens of each.
 ///
 /// # Errors
-/// If `samples` is zero or `sequence_length` below 2; if the file cannot be read (see
+/// If `samples` is zero or beyond any memory, or `sequence_length` below 2; if the file cannot be read (see
 /// [`text::documents`]); if the text is shorter than one sequence, too few documents are long
 /// enough, or the tensor holds less than asked for or ids that are no u32; or if `encode` fails.
 pub fn draw(
@@ -180,19 +228,8 @@ pub fn draw(
     encode: &dyn Fn(&str) -> Result<Vec<u32>>,
     options: &CalibrationOptions,
 ) -> Result<Calibration> {
-    if options.samples == Some(0) {
-        return Err(Error::setting("samples", "at least 1 sequence", 0));
-    }
-    if let Some(length) = options.sequence_length
-        && length < SHORTEST_SEQUENCE
-    {
-        let expected = format!("at least {SHORTEST_SEQUENCE} tokens");
-        return Err(Error::setting("sequence length", expected, length));
-    }
-    let is_ready = path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
-    if is_ready {
+    options.validate()?;
+    if holds_token_ids(path) {
         return ready::read(path, options.samples, options.sequence_length);
     }
     let windows = Windows {

@@ -282,11 +282,50 @@ fn settings_out_of_range_are_refused() {
     }
     let failing = |_: &str| {
         Err(Error::Tokenizer {
+            path: "tokenizer.json".into(),
             reason: "no such model".to_owned(),
         })
     };
     assert!(error_of(draw(&path, &failing, &options(1, 8))).contains("no such model"));
     assert!(error_of(draw(&folder.path().join("b.txt"), &words, &options(1, 8))).contains("b.txt"));
+}
+
+#[test]
+fn a_look_at_a_file_finds_what_needs_no_tokenizer() {
+    let folder = TempDir::new().unwrap();
+    let look = |path: &Path, options: &CalibrationOptions| {
+        check(path, options).map_err(|error| error.to_string())
+    };
+    let text = file(&folder, "a.txt", "short\n");
+    let json = file(&folder, "a.jsonl", "{\"text\": \"a\"}\n{\"text\": 1}\n");
+    let ids = [0_u32, 1, 2, 3].map(u32::to_le_bytes).concat();
+    let tokens = token_file(&folder, "tokens", Dtype::U32, &[2, 2], &ids);
+    for path in [&text, &json] {
+        assert_eq!(look(path, &CalibrationOptions::default()), Ok(()));
+    }
+    assert_eq!(look(&tokens, &options(2, 2)), Ok(()));
+    for (path, options, named) in [
+        (&text, options(0, 8), "samples"),
+        (&text, options(1, 1), "sequence length"),
+        (&tokens, options(3, 2), "found 2 of 2"),
+        (&folder.path().join("absent"), options(1, 8), "absent"),
+        (&folder.path().to_path_buf(), options(1, 8), "read"),
+        (&file(&folder, "empty", ""), options(1, 8), "empty"),
+        (
+            &file(&folder, "blank.jsonl", "\n\n"),
+            options(1, 8),
+            "no document",
+        ),
+        (
+            &file(&folder, "key.jsonl", "{\"a\": 1}"),
+            options(1, 8),
+            "\"text\"",
+        ),
+        (&file(&folder, "binary", [0xff, 0]), options(1, 8), "UTF-8"),
+    ] {
+        let error = look(path, &options).unwrap_err();
+        assert!(error.contains(named), "{named}: {error}");
+    }
 }
 
 #[test]

@@ -92,6 +92,8 @@ pub(super) struct Encoded {
     pub(super) bytes: Vec<u8>,
     /// Zeros after the cast, negative zero included.
     pub(super) zeros: u64,
+    /// Of those, values that were none before.
+    pub(super) cast_zeros: u64,
 }
 
 fn narrow<T, const N: usize>(
@@ -103,7 +105,7 @@ fn narrow<T, const N: usize>(
     to_bytes: impl Fn(T) -> [u8; N],
 ) -> Result<Encoded> {
     let mut bytes = Vec::with_capacity(values.len() * N);
-    let mut zeros = 0;
+    let (mut zeros, mut cast_zeros) = (0, 0);
     for (index, &value) in values.iter().enumerate() {
         let stored = cast(value);
         let read_back = widen(&stored);
@@ -116,9 +118,14 @@ fn narrow<T, const N: usize>(
             return Err(Error::tensor(name, reason));
         }
         zeros += u64::from(read_back == 0.0);
+        cast_zeros += u64::from(read_back == 0.0 && value != 0.0);
         bytes.extend_from_slice(&to_bytes(stored));
     }
-    Ok(Encoded { bytes, zeros })
+    Ok(Encoded {
+        bytes,
+        zeros,
+        cast_zeros,
+    })
 }
 
 /// The values in `dtype`, little-endian.

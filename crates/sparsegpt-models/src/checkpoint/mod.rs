@@ -11,7 +11,6 @@ mod folder;
 mod overlay;
 mod set;
 mod shard;
-mod staging;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -33,9 +32,8 @@ pub use dtype::parse_dtype;
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;
-pub use staging::Leftovers;
-pub use verify::ExpectedLayer;
-pub use writer::{CheckpointWriter, OutputOptions, WrittenCheckpoint};
+pub use verify::{CastZeros, ExpectedLayer};
+pub use writer::{CheckpointWriter, OutputOptions, ProvenCheckpoint, WrittenCheckpoint};
 
 pub(crate) use dtype::{element_count, is_float};
 pub(crate) use shard::{ShardLayout, map_file};
@@ -166,6 +164,15 @@ impl Checkpoint {
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// Where that stands.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        if self.path.is_dir() {
+            self.path.join(CONFIG_FILE)
+        } else {
+            self.path.clone()
+        }
     }
 
     /// The tensors under their HuggingFace names.

@@ -2,9 +2,9 @@
 
 use std::path::{Component, Path};
 
-use super::staging::{Leftovers, Staging};
 use super::writer::OutputFolder;
 use super::{Checkpoint, CheckpointWriter, OutputOptions, WrittenCheckpoint};
+use crate::staging::{Leftovers, Staging};
 use crate::{Error, Result};
 
 /// A folder of checkpoints being written, hidden beside its final place. It gets its name when all that was

@@ -1,5 +1,5 @@
 //! Tests of reading and writing checkpoints.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 
@@ -8,6 +8,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::fixtures::{Model, Tensor, tensor, tensor_of};
 use super::*;
+use crate::decoder::LlamaConfig;
 
 const UP: &str = "model.layers.0.mlp.up_proj.weight";
 const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
@@ -215,6 +216,14 @@ fn folders_that_are_no_models_are_refused() {
 }
 
 #[test]
+fn a_configuration_that_is_not_understood_is_told_with_its_file() {
+    let (_root, folder) = simple();
+    let error = LlamaConfig::of(&Checkpoint::open(&folder).unwrap()).unwrap_err();
+    let file = folder.join(CONFIG_FILE).display().to_string();
+    assert_contains(&error.to_string(), &[&file, "hidden_size"]);
+}
+
+#[test]
 fn reading_refuses_absent_and_integer_tensors() {
     let ids = Tensor {
         name: "ids".into(),
@@ -336,13 +345,19 @@ fn dtype_casts_all_float_tensors_and_the_configuration() {
         .store(UP, &[0.0, 1e-30, 1.0, 2.0, 0.0, 0.0, 3.0, 4.0])
         .unwrap();
     assert_eq!(stored.zeros, 4);
-    writer
+    let summary = writer
         .finish(&[ExpectedLayer {
             tensor: UP.into(),
             zeros: 3,
             pattern: None,
         }])
         .unwrap();
+    // What the report does not count is told, of tensors that are only copied too.
+    let cast_zeros = |tensor: &str| CastZeros {
+        tensor: tensor.into(),
+        zeros: 1,
+    };
+    assert_eq!(summary.cast_zeros, [cast_zeros(UP), cast_zeros("tiny")]);
 
     let written = Checkpoint::open(&out).unwrap();
     let dtype = |name: &str| written.tensors().info(name).unwrap().dtype;
@@ -585,6 +600,8 @@ fn reports_that_the_file_does_not_bear_out_are_refused() {
         pattern,
     };
     assert_contains(&finish(true, layer(UP, 5, None)), &[UP, "5", "found 4"]);
+    // No cast explains a zero more in f32.
+    assert_contains(&finish(true, layer(UP, 3, None)), &[UP, "3", "found 4"]);
     assert_contains(
         &finish(true, layer(UP, 4, Some((1, 2)))),
         &[UP, "1:2", "row 0", "columns 2"],
@@ -619,6 +636,44 @@ fn a_file_changed_behind_the_writer_is_found() {
     fs::write(&weights, bytes).unwrap();
     let error = writer.finish(&[]).unwrap_err().to_string();
     assert_contains(&error, &[UP, "the 0 zeros", "found 1"]);
+    assert_eq!(entries(root.path()), ["model"]);
+}
+
+#[test]
+fn a_layer_rounded_before_it_is_stored_tells_its_cast_too() {
+    let (root, folder) = write(&Model::new(two_layers(Dtype::F16)));
+    let source = Checkpoint::open(&folder).unwrap();
+    let out = root.path().join("out");
+    let mut writer = source
+        .create_output(&out, &OutputOptions::default())
+        .unwrap();
+    let values = vec![0.0, 1e-9, 1.0, 2.0, 0.0, -1e-9, 3.0, 4.0];
+    let values = writer.rounded(UP, values).unwrap();
+    writer.store(UP, &values).unwrap();
+    let layer = ExpectedLayer {
+        tensor: UP.into(),
+        zeros: 2,
+        pattern: None,
+    };
+    let proven = writer.prove(&[layer]).unwrap();
+    assert!(!out.exists());
+    let [CastZeros { tensor, zeros: 2 }] = &proven.summary().cast_zeros[..] else {
+        panic!("{:?}", proven.summary());
+    };
+    assert_eq!(tensor, UP);
+    fs::write(proven.staging().join("report.json"), "{}").unwrap();
+    proven.put_in_place().unwrap();
+    assert_eq!(entries(&out), [CONFIG_FILE, SINGLE_FILE, "report.json"]);
+}
+
+#[test]
+fn a_proven_checkpoint_that_is_dropped_leaves_nothing() {
+    let (root, folder) = simple();
+    let source = Checkpoint::open(&folder).unwrap();
+    let writer = source
+        .create_output(&root.path().join("new/out"), &OutputOptions::default())
+        .unwrap();
+    drop(writer.prove(&[]).unwrap());
     assert_eq!(entries(root.path()), ["model"]);
 }
 

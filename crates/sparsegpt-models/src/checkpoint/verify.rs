@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::writer::{Slot, Written};
-use super::{Checkpoint, CheckpointSource};
+use super::{Checkpoint, CheckpointSource, Dtype};
 use crate::{Error, Result, TensorInfo};
 
 /// What a pruned layer must look like in the written checkpoint.
@@ -12,20 +14,30 @@ use crate::{Error, Result, TensorInfo};
 pub struct ExpectedLayer {
     /// The weight's name in the checkpoint.
     pub tensor: String,
-    /// Zeros that were reported: the file has at least as many.
+    /// Zeros that were reported. The file has as many, and more only where its type is too narrow for small values.
     pub zeros: u64,
     /// `(zeros, group)`: at least that many zeros in each `group` consecutive columns of a row.
     pub pattern: Option<(usize, usize)>,
 }
 
+/// Zeros that the cast to the stored type made of values too small for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CastZeros {
+    /// The tensor's name in the checkpoint.
+    pub tensor: String,
+    /// How many: of a pruned layer, the zeros in the file beyond those that were reported.
+    pub zeros: u64,
+}
+
 /// Opens `folder` and compares every tensor of `slots` with its description, with the zeros
-/// counted when it was written, and with the layers that were reported.
+/// counted when it was written, and with the layers that were reported. Returns, by name, where the cast to the stored
+/// type made zeros.
 pub(super) fn verify(
     folder: &Path,
     source: &dyn CheckpointSource,
     slots: &HashMap<String, Slot>,
     expected: &[ExpectedLayer],
-) -> Result<()> {
+) -> Result<Vec<CastZeros>> {
     let written = Checkpoint::open(folder)?;
     let tensors = written.tensors();
     let surplus = tensors
@@ -45,6 +57,7 @@ pub(super) fn verify(
             "reported as pruned, but not in the checkpoint",
         ));
     }
+    let mut of_cast = Vec::new();
     for (name, slot) in slots {
         let info = tensors.info(name);
         if info.as_ref() != Some(&slot.info) {
@@ -66,12 +79,21 @@ pub(super) fn verify(
                     return Err(Error::tensor(name, reason));
                 }
             }
-            Written::Values { zeros } => {
+            Written::Values { zeros, cast_zeros } => {
                 check_values(name, &slot.info, &tensors.read_f32(name)?, zeros, layer)?;
+                // What was stored of a layer may have gone through the type before.
+                let made = layer.map_or(cast_zeros, |layer| zeros - layer.zeros);
+                if made > 0 {
+                    of_cast.push(CastZeros {
+                        tensor: name.clone(),
+                        zeros: made,
+                    });
+                }
             }
         }
     }
-    Ok(())
+    of_cast.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+    Ok(of_cast)
 }
 
 fn check_values(
@@ -93,11 +115,10 @@ fn check_values(
         return Err(Error::tensor(name, reason));
     }
     let Some(layer) = layer else { return Ok(()) };
-    if found < layer.zeros {
-        let reason = format!(
-            "expected at least the {} zeros reported, found {found}",
-            layer.zeros
-        );
+    // The wide types hold whatever the solver computes.
+    let exact = matches!(info.dtype, Dtype::F32 | Dtype::F64);
+    if found < layer.zeros || (exact && found != layer.zeros) {
+        let reason = format!("expected the {} zeros reported, found {found}", layer.zeros);
         return Err(Error::tensor(name, reason));
     }
     let Some((zeros, group)) = layer.pattern else {

@@ -13,12 +13,12 @@ use serde_json::{Map, Value};
 use super::dtype::{config_name, encode, is_float, round_through};
 use super::overlay::check_length;
 use super::shard::PlannedShard;
-use super::staging::{Leftovers, MadeParents, Staging, rename};
-use super::verify::{ExpectedLayer, verify};
+use super::verify::{CastZeros, ExpectedLayer, verify};
 use super::{
     CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
     WeightSink, read_json,
 };
+use crate::staging::{Leftovers, MadeParents, Staging, canonical, parent_of, rename, sync_names};
 use crate::{Error, Result, TensorInfo};
 
 /// How a checkpoint is written.
@@ -42,6 +42,45 @@ pub struct WrittenCheckpoint {
     pub bytes: u64,
     /// Weight files.
     pub files: usize,
+    /// Tensors in which the cast to the stored type made zeros of values too small for it, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cast_zeros: Vec<CastZeros>,
+}
+
+/// A checkpoint that is complete and has been checked, still in its hidden folder. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+#[must_use]
+pub struct ProvenCheckpoint {
+    summary: WrittenCheckpoint,
+    staging: Staging,
+    /// Dropped last: parents made for it can go only after the staging folder.
+    out: OutputFolder,
+}
+
+impl ProvenCheckpoint {
+    /// What was written, with the path it will have.
+    #[must_use]
+    pub fn summary(&self) -> &WrittenCheckpoint {
+        &self.summary
+    }
+
+    /// The hidden folder. Files put there now, as a report of what was found, appear with the others.
+    #[must_use]
+    pub fn staging(&self) -> &Path {
+        &self.staging.path
+    }
+
+    /// Gives the checkpoint its name.
+    ///
+    /// # Errors
+    /// If a file cannot be flushed to the disk, or the folder not be renamed. The place of the output is then as it
+    /// was before.
+    pub fn put_in_place(mut self) -> Result<WrittenCheckpoint> {
+        sync_folder(&self.staging.path)?;
+        self.out.replace_by(&self.staging.path)?;
+        self.staging.renamed = true;
+        Ok(self.summary)
+    }
 }
 
 /// Where a tensor stands in the copy, and whether it is there yet.
@@ -61,6 +100,8 @@ pub(super) enum Written {
     /// Stored or cast values.
     Values {
         zeros: u64,
+        /// Of those, zeros that the cast made.
+        cast_zeros: u64,
     },
 }
 
@@ -166,32 +207,44 @@ impl CheckpointWriter {
     /// # Errors
     /// If a write fails, a copied value overflows the asked-for type, or the written checkpoint
     /// is not as expected. The place of the output is then as it was before.
-    pub fn finish(mut self, expected: &[ExpectedLayer]) -> Result<WrittenCheckpoint> {
+    pub fn finish(self, expected: &[ExpectedLayer]) -> Result<WrittenCheckpoint> {
+        self.prove(expected)?.put_in_place()
+    }
+
+    /// All but the last step of [`finish`](Self::finish): the checkpoint is complete and checked, and not yet in its
+    /// place.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn prove(mut self, expected: &[ExpectedLayer]) -> Result<ProvenCheckpoint> {
         self.copy_missing()?;
         self.write_index()?;
         self.write_dtype()?;
         // `out` stands first to be dropped last: parents made for it can go only after the staging folder.
         let Self {
             out,
-            mut staging,
+            staging,
             source,
             shards,
             slots,
             ..
         } = self;
-        let summary = WrittenCheckpoint {
-            path: out.path.clone(),
-            tensors: slots.len(),
-            bytes: shards.iter().map(|shard| shard.data_len).sum(),
-            files: shards.len(),
-        };
+        let bytes = shards.iter().map(|shard| shard.data_len).sum();
+        let files = shards.len();
         // Closed before they are mapped and renamed.
         drop(shards);
-        sync_folder(&staging.path)?;
-        verify(&staging.path, source.as_ref(), &slots, expected)?;
-        out.replace_by(&staging.path)?;
-        staging.renamed = true;
-        Ok(summary)
+        let cast_zeros = verify(&staging.path, source.as_ref(), &slots, expected)?;
+        Ok(ProvenCheckpoint {
+            summary: WrittenCheckpoint {
+                path: out.path.clone(),
+                tensors: slots.len(),
+                bytes,
+                files,
+                cast_zeros,
+            },
+            staging,
+            out,
+        })
     }
 
     fn slot(&self, name: &str) -> Result<&Slot> {
@@ -221,7 +274,11 @@ impl CheckpointWriter {
         check_length(name, &slot.info, values)?;
         let encoded = encode(name, slot.info.dtype, values)?;
         let zeros = encoded.zeros;
-        self.write(name, &encoded.bytes, Written::Values { zeros })?;
+        let written = Written::Values {
+            zeros,
+            cast_zeros: encoded.cast_zeros,
+        };
+        self.write(name, &encoded.bytes, written)?;
         Ok(StoredTensor { zeros })
     }
 
@@ -342,16 +399,6 @@ fn sync_folder(folder: &Path) -> Result<()> {
     sync_names(folder)
 }
 
-/// Waits until the names in a folder are on the disk, where the operating system can tell.
-fn sync_names(folder: &Path) -> Result<()> {
-    if !cfg!(unix) {
-        return Ok(());
-    }
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| Error::io("flush", folder, source))
-}
-
 /// The final place, checked to be free or replaceable.
 #[derive(Debug)]
 pub(super) struct OutputFolder {
@@ -365,10 +412,7 @@ impl OutputFolder {
         let Some(name) = out.file_name() else {
             return refuse("expected the name of a folder".to_owned());
         };
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(out);
         let made = MadeParents::make(parent)?;
         let parent = canonical(parent)?;
         let path = parent.join(name);
@@ -422,10 +466,6 @@ impl OutputFolder {
         result?;
         self.path.parent().map_or(Ok(()), sync_names)
     }
-}
-
-fn canonical(path: &Path) -> Result<PathBuf> {
-    fs::canonicalize(path).map_err(|source| Error::io("resolve", path, source))
 }
 
 fn is_empty(folder: &Path) -> Result<bool> {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::rope::{RopeScaling, RotaryConfig};
+use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
 /// Largest width, vocabulary or position count taken from a file: beyond it a config is nonsense.
@@ -75,6 +76,15 @@ pub struct LlamaConfig {
 }
 
 impl LlamaConfig {
+    /// The configuration of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json), with the file's path.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::from_json(checkpoint.config())
+            .map_err(|error| error.of_config(checkpoint.config_file()))
+    }
+
     /// Reads a `config.json`: transformers 5 (`rope_parameters`, `dtype`) or before (`rope_theta`,
     /// `rope_scaling`, `torch_dtype`).
     ///

@@ -186,9 +186,9 @@ pub(super) fn embed(
         .iter()
         .find(|&&token| token as usize >= config.vocab_size)
     {
-        return Err(Error::setting(
-            "token id",
-            format!("below vocab_size = {}", config.vocab_size),
+        return Err(Error::data(
+            "token ids",
+            format!("ids below vocab_size = {}", config.vocab_size),
             token,
         ));
     }

@@ -166,7 +166,7 @@ impl CheckpointSource for GgufModel {
     fn tokenizer(&self) -> Result<Tokenizer> {
         let files = tokenizer::files(&self.metadata)?;
         let generation = TokenNumbers::read(&self.metadata)?.generation_config();
-        Tokenizer::from_files(files, &[generation])
+        Tokenizer::from_files(&self.path, files, &[generation])
     }
 
     fn write_companions(&self, folder: &Path) -> Result<()> {

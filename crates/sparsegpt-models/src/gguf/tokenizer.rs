@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::config::TokenNumbers;
 use super::metadata::Metadata;
-use crate::tokenizer::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
-use crate::{Error, Result};
+use crate::Result;
+use crate::tokenizer::{
+    LLAMA3_PATTERN, QWEN2_PATTERN, SPACE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
+};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MODEL: &str = "tokenizer.ggml.model";
@@ -26,11 +28,6 @@ enum Split {
     /// An expression of its own.
     Pattern(&'static str),
 }
-
-/// LLaMA 3: up to three digits together.
-const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen 2: as LLaMA 3, and every digit alone.
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 #[derive(Debug)]
 struct PreTokenizer {
@@ -208,7 +205,9 @@ pub(super) fn files(metadata: &Metadata) -> Result<BTreeMap<String, Vec<u8>>> {
     if let Some(template) = metadata.text("tokenizer.chat_template")? {
         config.insert("chat_template".to_owned(), template.into());
     }
-    let bytes = |value: &Value| serde_json::to_vec_pretty(value).map_err(Error::tokenizer);
+    let bytes = |value: &Value| {
+        serde_json::to_vec_pretty(value).map_err(|e| metadata.refuse(TOKENS, &e.to_string()))
+    };
     Ok(BTreeMap::from([
         (TOKENIZER_FILE.to_owned(), bytes(&tokenizer)?),
         (TOKENIZER_CONFIG_FILE.to_owned(), bytes(&config.into())?),
@@ -317,9 +316,6 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Pipeli
         adds_bos: known.adds_bos,
     })
 }
-
-/// Sentencepiece's space.
-const SPACE: &str = "\u{2581}";
 
 fn sentencepiece(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Pipeline> {
     let key = "tokenizer.ggml.scores";

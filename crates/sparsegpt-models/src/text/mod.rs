@@ -181,12 +181,13 @@ fn join(
         count += 1;
     }
     if count == 0 {
-        return Err(Error::format(
-            path,
-            "expected text, found no document in the file",
-        ));
+        return Err(no_document(path));
     }
     Ok(text)
+}
+
+pub(crate) fn no_document(path: &Path) -> Error {
+    Error::format(path, "expected text, found no document in the file")
 }
 
 /// Opens a file that must not be empty nor compressed as a whole.

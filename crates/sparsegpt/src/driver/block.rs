@@ -1,8 +1,7 @@
 //! One block under all plans of a run.
 
 use super::{BlockLayer, PlannedLayer};
-use crate::quant::Granularity;
-use crate::solver::{LayerSettings, Method};
+use crate::solver::LayerSettings;
 
 /// One block under all plans: the layers are the same, what is done to them is not.
 #[derive(Clone, Debug)]
@@ -62,15 +61,11 @@ impl<'p> PlannedBlock<'p> {
         inputs
     }
 
-    /// What is done to the layers that read one input. Those that can share a factor, of which the solver
-    /// keeps the last, follow each other.
+    /// What is done to the layers that read one input.
     pub(super) fn reading(&self, input: usize) -> Vec<Treatment<'p>> {
-        let mut group: Vec<_> = self
-            .treatments()
+        self.treatments()
             .filter(|treatment| treatment.layer.input == input)
-            .collect();
-        group.sort_by_key(|treatment| factor_key(treatment.settings));
-        group
+            .collect()
     }
 
     /// The names of the layers that read one input, for errors.
@@ -89,23 +84,4 @@ impl Treatment<'_> {
     pub(super) fn needs_hessian(self) -> bool {
         self.settings.method.needs_hessian()
     }
-}
-
-/// Settings with the same key ask for the same factor of a Hessian: damping, order, and what the column blocks
-/// follow from. Different keys may, too, so those that are most likely to are neighbours.
-fn factor_key(settings: &LayerSettings) -> impl Ord + use<> {
-    let granularity = settings.quantizer.as_ref().map(|q| q.granularity());
-    let grid = match granularity {
-        Some(Granularity::Group { size, fixed: false }) => size,
-        _ => 0,
-    };
-    (
-        settings.method == Method::SparseGpt,
-        settings.damping.to_bits(),
-        settings.act_order,
-        settings.block_size,
-        settings.mask_block_size,
-        settings.mask.group(),
-        grid,
-    )
 }

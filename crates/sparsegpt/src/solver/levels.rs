@@ -10,6 +10,14 @@ use crate::backend::{Backend, FitGrid, GridRef, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::quant::{Granularity, Grid, GridLevels, QuantizedLayer, Quantizer};
 
+/// Columns in a group whose grid is fitted when the solver reaches it, where there are such groups.
+pub(super) fn fitted_on_the_way(quantizer: &dyn Quantizer, cols: usize) -> Option<usize> {
+    match quantizer.granularity() {
+        Granularity::Group { size, fixed: false } => Some(size.min(cols)),
+        _ => None,
+    }
+}
+
 /// Scales and zero points of all groups, and who belongs to which.
 #[derive(Debug)]
 pub(super) struct Levels<B: Backend> {
@@ -36,7 +44,12 @@ impl<B: Backend> Levels<B> {
         };
         let kind = quantizer.levels();
         check_levels(job.layer, &kind)?;
-        let (size, fixed) = grouping(job, &*quantizer);
+        let dynamic = fitted_on_the_way(&*quantizer, job.cols);
+        let fixed = dynamic.is_none();
+        let size = match quantizer.granularity() {
+            Granularity::Group { size, .. } => size.min(job.cols),
+            _ => job.cols,
+        };
         let count = job.cols.div_ceil(size);
         let groups = (0..job.cols)
             .map(|at| {
@@ -53,7 +66,7 @@ impl<B: Backend> Levels<B> {
             scale: job.zeros(job.rows, count)?,
             zero: job.zeros(job.rows, count)?,
             groups,
-            dynamic: (!fixed).then_some(size),
+            dynamic,
         };
         if !fixed {
             return Ok(Some(levels));
@@ -181,20 +194,6 @@ impl<B: Backend> Levels<B> {
             group_of_column,
         ))
     }
-}
-
-/// Columns in a group, and whether its grid is found beforehand.
-fn grouping<B: Backend>(job: &Job<'_, B>, quantizer: &dyn Quantizer) -> (usize, bool) {
-    match quantizer.granularity() {
-        Granularity::Group { size, fixed } => (size.min(job.cols), fixed),
-        _ => (job.cols, true),
-    }
-}
-
-/// Columns in a group whose grid is fitted on the way.
-pub(super) fn dynamic<B: Backend>(job: &Job<'_, B>) -> Option<usize> {
-    let (size, fixed) = grouping(job, &**job.settings.quantizer.as_ref()?);
-    (!fixed).then_some(size)
 }
 
 fn check_levels(layer: &str, kind: &GridLevels) -> Result<()> {

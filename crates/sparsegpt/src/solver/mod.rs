@@ -3,12 +3,15 @@
 //! [`Solver`] is generic over the backend. [`LayerPruner`] is the same without the type parameter: model
 //! drivers and applications hold a `Box<dyn LayerPruner>` and never name a backend.
 
+mod blocks;
 mod chooser;
 mod job;
 mod levels;
+mod plan;
 mod prepare;
 mod schedule;
 mod settings;
+mod sharing;
 mod slices;
 mod sparsegpt;
 
@@ -18,7 +21,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
-pub use settings::{LayerSettings, Method};
+pub use settings::{LayerSettings, MAX_DAMPING, Method};
 
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
@@ -30,6 +33,7 @@ use chooser::{Chooser, Chosen};
 use job::Job;
 use levels::Levels;
 use prepare::{Diagonal, Factored};
+use sharing::by_factor;
 use sparsegpt::sparsegpt;
 
 /// A layer after treatment.
@@ -186,10 +190,11 @@ impl<B: Backend> Solver<B> {
     /// where damping, order and column blocks are the same.
     ///
     /// Neither depends on the pattern or the bits, so that of several sparsities of a layer only the first
-    /// pays for the factorization. Each result has the same bits as from a call of its own. The factor of
-    /// the last task is kept, so tasks that can share one should follow each other: with
-    /// [`LayerSettings::act_order`] the order depends on the groups of an N:M pattern, and an M that does
-    /// not divide the block size moves the blocks.
+    /// pays for the factorization. Each result has the same bits as from a call of its own. There are as many
+    /// factorizations as different factors, whatever the order of the tasks: with
+    /// [`LayerSettings::act_order`] the order of the columns depends on the groups of an N:M pattern, which
+    /// stay together, and an M that does not divide the block size moves the blocks. One factor is in memory
+    /// at a time.
     ///
     /// ```
     /// use sparsegpt::{LayerSettings, LayerTask, Pattern, Solver, UniformGrid};
@@ -227,11 +232,32 @@ impl<B: Backend> Solver<B> {
         hessian: &mut Hessian<B>,
         tasks: &[LayerTask<'_>],
     ) -> Result<Vec<PrunedLayer>> {
+        let mut layers = Vec::with_capacity(tasks.len());
+        self.prune_in_turn(Some(hessian), tasks, &mut |task, layer| {
+            layers.push((task, layer));
+            Ok(())
+        })?;
+        layers.sort_by_key(|(task, _)| *task);
+        Ok(layers.into_iter().map(|(_, layer)| layer).collect())
+    }
+
+    /// All tasks, those with the same factor in a row; `done` gets each layer with its index in `tasks`.
+    fn prune_in_turn(
+        &self,
+        mut hessian: Option<&mut Hessian<B>>,
+        tasks: &[LayerTask<'_>],
+        done: &mut dyn FnMut(usize, PrunedLayer) -> Result<()>,
+    ) -> Result<()> {
+        let order = match &hessian {
+            Some(hessian) => by_factor(hessian, tasks),
+            None => (0..tasks.len()).collect(),
+        };
         let mut factored = None;
-        tasks
-            .iter()
-            .map(|task| self.prune_one(task, Some(hessian), &mut factored))
-            .collect()
+        for task in order {
+            let layer = self.prune_one(&tasks[task], hessian.as_deref_mut(), &mut factored)?;
+            done(task, layer)?;
+        }
+        Ok(())
     }
 
     fn prune_one(
@@ -291,9 +317,8 @@ impl<B: Backend> Solver<B> {
         let mut zeros = 0;
         for (row, weights) in solved.weights.rows().into_iter().enumerate() {
             if let Some((_, col)) = first_non_finite(weights.insert_axis(Axis(0))) {
-                return Err(Error::NonFinite {
+                return Err(Error::Overflow {
                     layer: name.to_owned(),
-                    what: "the result (an overflow; are the weights or activations far from 1?)",
                     value: weights[col],
                     row,
                     col,
@@ -546,8 +571,8 @@ pub trait LayerPruner: Debug + Send + Sync {
     ) -> Result<Box<dyn Statistics>>;
 
     /// Treats the layers that read one input, or one of them in several ways; see [`Solver::prune_shared`]. `done`
-    /// gets each layer as soon as it is finished, with its index in `tasks`. Without statistics only methods that
-    /// need none can run.
+    /// gets each layer as soon as it is finished, with its index in `tasks`, those that share a factor in a row.
+    /// Without statistics only methods that need none can run.
     ///
     /// # Errors
     /// As [`Solver::prune`], and if the statistics are another backend's. Layers handed to `done` before
@@ -583,7 +608,7 @@ impl<B: Backend> LayerPruner for Solver<B> {
         tasks: &[LayerTask<'_>],
         done: &mut dyn FnMut(usize, PrunedLayer) -> Result<()>,
     ) -> Result<()> {
-        let mut hessian = match statistics {
+        let hessian = match statistics {
             None => None,
             Some(statistics) => Some(
                 statistics
@@ -597,13 +622,6 @@ impl<B: Backend> LayerPruner for Solver<B> {
                     })?,
             ),
         };
-        let mut factored = None;
-        for (index, task) in tasks.iter().enumerate() {
-            done(
-                index,
-                self.prune_one(task, hessian.as_deref_mut(), &mut factored)?,
-            )?;
-        }
-        Ok(())
+        self.prune_in_turn(hessian, tasks, done)
     }
 }

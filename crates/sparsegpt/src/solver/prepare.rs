@@ -1,5 +1,7 @@
 //! From a Hessian to its factor: dead columns, order, damping, and the precision ladder.
 
+use super::plan::Plan;
+use super::settings::{LayerSettings, MAX_DAMPING};
 use crate::backend::{Backend, Precision};
 use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -28,14 +30,11 @@ impl Diagonal {
             });
         }
         if let Some(column) = values.iter().position(|&value| value < 0.0) {
-            return Err(Error::incompatible(
-                layer,
-                format!(
-                    "the Hessian has {} on its diagonal at column {column}; XᵀX has none below 0",
-                    values[column]
-                ),
-                "give H = Σ XᵀX, undamped",
-            ));
+            return Err(Error::NegativeDiagonal {
+                layer: layer.to_owned(),
+                column,
+                value: values[column],
+            });
         }
         let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         let dead: Vec<bool> = values.iter().map(|&value| value == 0.0).collect();
@@ -103,6 +102,19 @@ pub(super) struct FactorSettings {
     pub(super) order: Option<Vec<usize>>,
     /// Ends of the column blocks.
     pub(super) blocks: Vec<usize>,
+}
+
+impl FactorSettings {
+    /// What a layer with this plan asks for.
+    pub(super) fn of(settings: &LayerSettings, plan: &Plan, diagonal: &Diagonal) -> Self {
+        Self {
+            damping: settings.damping,
+            order: settings
+                .act_order
+                .then(|| diagonal.descending(settings.mask.group().max(1))),
+            blocks: plan.blocks.iter().map(|block| block.columns.end).collect(),
+        }
+    }
 }
 
 /// A factored Hessian. The factor stands in the upper triangle of `own`, or of the Hessian's own matrix.
@@ -206,8 +218,8 @@ impl<B: Backend> Factored<B> {
 /// device without f64 climbs the same dampings in f32.
 fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     let raised = std::iter::successors(Some((damping * 10.0).max(1e-4)), |&d| Some(d * 10.0))
-        .take_while(|&d| d < 10.0)
-        .map(|d| (d.min(1.0), Precision::F64));
+        .take_while(|&d| d < 10.0 * MAX_DAMPING)
+        .map(|d| (d.min(MAX_DAMPING), Precision::F64));
     [(damping, Precision::F32), (damping, Precision::F64)]
         .into_iter()
         .chain(raised)

@@ -8,6 +8,14 @@ use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
 use crate::quant::Quantizer;
 
+/// The largest damping: λ as large as the mean diagonal of H itself, where a factorization that keeps failing is given
+/// up too.
+///
+/// With more, H + λI is close to a multiple of the identity: weights are chosen by magnitude and none makes up for
+/// another, which [`Method::Magnitude`] does without calibration and factorization; and a damping that large is most
+/// likely meant in other units.
+pub const MAX_DAMPING: f64 = 1.0;
+
 /// How the weights to prune are found and what happens to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -79,7 +87,7 @@ pub struct LayerSettings {
     pub mask: Arc<dyn MaskPolicy>,
     /// What to round to, if anything.
     pub quantizer: Option<Arc<dyn Quantizer>>,
-    /// λ as a fraction of the mean diagonal of H; 0.01 as in the paper.
+    /// λ as a fraction of the mean diagonal of H, from 0 to [`MAX_DAMPING`]; 0.01 as in the paper.
     pub damping: f64,
     /// Columns updated together before the rest of the layer is (paper: B = 128).
     pub block_size: usize,
@@ -139,7 +147,7 @@ impl LayerSettings {
         self
     }
 
-    /// Another damping, as a fraction of the mean diagonal of H.
+    /// Another damping, as a fraction of the mean diagonal of H, from 0 to [`MAX_DAMPING`].
     #[must_use]
     pub fn with_damping(mut self, damping: f64) -> Self {
         self.damping = damping;
@@ -193,10 +201,10 @@ impl LayerSettings {
     /// # Errors
     /// The first setting that is out of range or does not fit.
     pub fn validate(&self, layer: &str, rows: usize, cols: usize) -> Result<()> {
-        if !(self.damping.is_finite() && self.damping >= 0.0) {
+        if !(0.0..=MAX_DAMPING).contains(&self.damping) {
             return Err(Error::setting(
                 "damping",
-                "a finite number of at least 0",
+                format!("a fraction of the Hessian's mean diagonal, from 0 to {MAX_DAMPING}"),
                 self.damping,
             ));
         }

@@ -59,7 +59,7 @@ struct Layer {
 }
 
 pub(super) fn run(job: &Job<'_>) -> Result<(), Failure> {
-    let size = planned_size(job.flags, job.config, job.console)?;
+    let size = planned_size(job.checkpoint, job.config, job.flags, job.console)?;
     let costs = cost::blocks(job.planned, job.config, size);
     let flops: f64 = costs.iter().map(|cost| cost.total(size.sequences)).sum();
     let flops_per_second = cost::measure_speed(job.pruner)?;

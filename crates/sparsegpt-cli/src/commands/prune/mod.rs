@@ -14,10 +14,11 @@ use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
 use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
 use sparsegpt_models::calibration::{
-    Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES, draw,
+    self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
+    DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
 };
 use sparsegpt_models::checkpoint::{
-    Checkpoint, CheckpointWriter, ExpectedLayer, Leftovers, OutputOptions, Overlay, WeightSink,
+    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
     WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
@@ -122,6 +123,9 @@ struct Report {
     calibration: Option<CalibrationReport>,
     weights: u64,
     zeros: u64,
+    /// Zeros in the file beyond those that the layers report: of weights too small for the stored type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cast_zeros: Vec<CastZeros>,
     #[serde(flatten)]
     run: ModelReport,
 }
@@ -213,22 +217,6 @@ pub(crate) fn run(
     }
 }
 
-/// Says what runs to the same place had left when they were killed.
-fn tell_leftovers(leftovers: &Leftovers, console: &Console) {
-    for folder in &leftovers.removed {
-        console.note(&format!(
-            "{}: left by a run that was killed; removed",
-            folder.display()
-        ));
-    }
-    for folder in &leftovers.set_aside {
-        console.note(&format!(
-            "{}: the output of an earlier run, set aside by one that was killed; move it or remove it",
-            folder.display()
-        ));
-    }
-}
-
 /// The plan for this model's layers; reads no weights.
 fn resolve(checkpoint: &Checkpoint, plan: &ModelPlan) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
@@ -249,13 +237,13 @@ impl Job<'_> {
             .create_output(out, options)
             .map_err(Failure::writing)?;
         interrupt::left_over(Some(writer.staging().to_path_buf()));
-        tell_leftovers(writer.leftovers(), self.console);
+        self.console.tell_leftovers(writer.leftovers());
         let calibration = self.calibration()?;
         let run = self.prune(plan, &mut writer, calibration.as_ref())?;
         interrupt::check()?;
 
-        let report = self.report(run, None, calibration.as_ref())?;
-        let written = self.finish(writer, &report)?;
+        let mut report = self.report(run, None, calibration.as_ref())?;
+        let written = self.finish(writer, &mut report)?;
         interrupt::left_over(None);
         self.console
             .print(&summary::of(&report, &written, self.checkpoint))?;
@@ -342,33 +330,30 @@ impl Job<'_> {
             }),
             weights: run.weights(),
             zeros: run.zeros(),
+            cast_zeros: Vec::new(),
             run,
         })
     }
 
-    /// Completes and checks a checkpoint, with its report in it.
+    /// Completes and checks a checkpoint, with its report in it, which gets what the check found.
     fn finish(
         &self,
         writer: CheckpointWriter,
-        report: &Report,
+        report: &mut Report,
     ) -> Result<WrittenCheckpoint, Failure> {
-        write_report(writer.staging(), report)?;
         let of = report
             .pattern
             .map_or_else(String::new, |pattern| format!(" of {pattern}"));
         self.console.note(&format!(
             "writing and checking the rest of the checkpoint{of}"
         ));
-        writer
-            .finish(&expected(&report.run))
-            .map_err(Failure::writing)
+        let proven = writer
+            .prove(&expected(&report.run))
+            .map_err(Failure::writing)?;
+        report.cast_zeros.clone_from(&proven.summary().cast_zeros);
+        write_report(proven.staging(), report)?;
+        proven.put_in_place().map_err(Failure::writing)
     }
-}
-
-/// Whether a calibration file holds token ids, which then have a length of their own.
-fn is_ready(file: Option<&PathBuf>) -> bool {
-    file.and_then(|path| path.extension())
-        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
 }
 
 fn calibrate(
@@ -377,56 +362,26 @@ fn calibrate(
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<Calibration, Failure> {
-    let Some(file) = &flags.calibration else {
-        return Err(Failure::usage("--calibration FILE is missing"));
-    };
-    let ready = is_ready(Some(file));
-    let sequence_length = if ready {
-        flags.sequence_length
-    } else {
-        Some(model::sequence_length(
-            flags.sequence_length,
-            config,
-            console,
-        ))
-    };
-    let options = CalibrationOptions {
-        samples: flags.samples,
-        sequence_length,
-        seed: flags.seed.unwrap_or(0),
-        mode: flags.calibration_mode.unwrap_or_default(),
-        text_key: flags
-            .text_key
-            .clone()
-            .unwrap_or_else(|| DEFAULT_TEXT_KEY.to_owned()),
-    };
-    let calibration = if ready {
-        draw(file, &|_| Ok(Vec::new()), &options)
+    let file = calibration_file(flags)?;
+    let options = calibration_options(file, config, flags, console)?;
+    let calibration = if holds_token_ids(file) {
+        draw(file, &no_text, &options)
     } else {
         let tokenizer = model::tokenizer(checkpoint)?;
-        draw(file, &|text| tokenizer.encode(text), &options)
+        let encode = |text: &str| tokenizer.encode_while(text, &interrupt::not_requested);
+        draw(file, &encode, &options)
     }
     .map_err(Failure::reading)?;
-    calibration.check_vocabulary(config.vocab_size)?;
-    check_length(calibration.sequence_length(), config)?;
+    check_tokens(&calibration, config, file)?;
     interrupt::check()?;
     Ok(calibration)
 }
 
-fn check_length(length: usize, config: &LlamaConfig) -> Result<(), Failure> {
-    if length > config.max_positions {
-        return Err(Failure::usage(format!(
-            "--sequence-length: the calibration sequences have {length} tokens, the model takes at most {}",
-            config.max_positions
-        )));
-    }
-    Ok(())
-}
-
-/// The calibration set's size as far as the flags tell it; a text is not read for it.
+/// The calibration set's size as far as the flags tell it. The file is looked at, and a text not tokenized.
 fn planned_size(
-    flags: &PruneFlags,
+    checkpoint: &Checkpoint,
     config: &LlamaConfig,
+    flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationSize, Failure> {
     if !flags.layer.method().needs_hessian() {
@@ -435,27 +390,90 @@ fn planned_size(
             length: 0,
         });
     }
-    if is_ready(flags.calibration.as_ref())
-        && let Some(file) = &flags.calibration
-    {
-        let options = CalibrationOptions {
-            samples: flags.samples,
-            sequence_length: flags.sequence_length,
-            ..CalibrationOptions::default()
-        };
-        let ids = draw(file, &|_| Ok(Vec::new()), &options).map_err(Failure::reading)?;
-        check_length(ids.sequence_length(), config)?;
+    let file = calibration_file(flags)?;
+    let options = calibration_options(file, config, flags, console)?;
+    if holds_token_ids(file) {
+        let ids = draw(file, &no_text, &options).map_err(Failure::reading)?;
+        check_tokens(&ids, config, file)?;
         return Ok(CalibrationSize {
             sequences: ids.sequences.len(),
             length: ids.sequence_length(),
         });
     }
-    let length = model::sequence_length(flags.sequence_length, config, console);
-    check_length(length, config)?;
+    calibration::check(file, &options).map_err(Failure::reading)?;
+    model::tokenizer(checkpoint)?;
     Ok(CalibrationSize {
-        sequences: flags.samples.unwrap_or(DEFAULT_SAMPLES),
-        length,
+        sequences: options.samples.unwrap_or(DEFAULT_SAMPLES),
+        length: options.sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH),
     })
+}
+
+fn calibration_file(flags: &PruneFlags) -> Result<&Path, Failure> {
+    flags
+        .calibration
+        .as_deref()
+        .ok_or_else(|| Failure::usage("--calibration FILE is missing"))
+}
+
+/// Ready token ids have a length of their own.
+fn calibration_options(
+    file: &Path,
+    config: &LlamaConfig,
+    flags: &PruneFlags,
+    console: &Console,
+) -> Result<CalibrationOptions, Failure> {
+    if let Some(length) = flags.sequence_length
+        && length > config.max_positions
+    {
+        return Err(Failure::usage(format!(
+            "--sequence-length {length}: the model takes at most {} tokens",
+            config.max_positions
+        )));
+    }
+    let sequence_length = if holds_token_ids(file) {
+        flags.sequence_length
+    } else {
+        Some(model::sequence_length(
+            flags.sequence_length,
+            config,
+            console,
+        ))
+    };
+    Ok(CalibrationOptions {
+        samples: flags.samples,
+        sequence_length,
+        seed: flags.seed.unwrap_or(0),
+        mode: flags.calibration_mode.unwrap_or_default(),
+        text_key: flags
+            .text_key
+            .clone()
+            .unwrap_or_else(|| DEFAULT_TEXT_KEY.to_owned()),
+    })
+}
+
+/// What tokenizes where there is no text.
+fn no_text(_: &str) -> sparsegpt_models::Result<Vec<u32>> {
+    Ok(Vec::new())
+}
+
+/// Whether the model takes these sequences.
+fn check_tokens(
+    calibration: &Calibration,
+    config: &LlamaConfig,
+    file: &Path,
+) -> Result<(), Failure> {
+    calibration.check_vocabulary(config.vocab_size)?;
+    let length = calibration.sequence_length();
+    if length > config.max_positions {
+        return Err(Failure::file(
+            file,
+            format!(
+                "sequences of {length} tokens, of which the model takes at most {0}; give --sequence-length {0} to use the first of each",
+                config.max_positions
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// The flags that were given, here or in the recipe file.

@@ -94,12 +94,21 @@ fn seconds(s: &ModelSeconds) -> String {
 }
 
 fn place(written: &WrittenCheckpoint) -> String {
-    format!(
+    let mut text = format!(
         "written and checked: {} ({} tensors, {}; details in {REPORT_FILE})\n",
         written.path.display(),
         written.tensors,
         table::bytes(written.bytes as f64),
-    )
+    );
+    if !written.cast_zeros.is_empty() {
+        let zeros: u64 = written.cast_zeros.iter().map(|cast| cast.zeros).sum();
+        let _ = writeln!(
+            text,
+            "the file has {zeros} more zeros than reported above, of weights too small for its type, in {} tensors (cast_zeros in {REPORT_FILE})",
+            written.cast_zeros.len()
+        );
+    }
+    text
 }
 
 fn remark(run: &ModelReport, written: &WrittenCheckpoint, source: &Checkpoint) -> String {

@@ -7,7 +7,7 @@ use sparsegpt::{ModelReport, prune_model_variants};
 use sparsegpt_models::calibration::Calibration;
 use sparsegpt_models::checkpoint::{CheckpointWriter, OutputOptions, Overlay, WeightSink};
 
-use super::{Job, Outcome, summary, tell_leftovers};
+use super::{Job, Outcome, summary};
 use crate::failure::Failure;
 use crate::flags::folder_name;
 use crate::interrupt;
@@ -27,7 +27,7 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
         .create_outputs(out, options)
         .map_err(Failure::writing)?;
     interrupt::left_over(Some(set.staging().to_path_buf()));
-    tell_leftovers(set.leftovers(), job.console);
+    job.console.tell_leftovers(set.leftovers());
     let mut writers = patterns
         .iter()
         .map(|&pattern| set.begin(&folder_name(pattern)))
@@ -40,8 +40,8 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
     let mut written = Vec::new();
     for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(patterns) {
         interrupt::check()?;
-        let report = job.report(run, Some(pattern), calibration.as_ref())?;
-        written.push(job.finish(writer, &report)?);
+        let mut report = job.report(run, Some(pattern), calibration.as_ref())?;
+        written.push(job.finish(writer, &mut report)?);
         reports.push(report);
     }
     interrupt::check()?;

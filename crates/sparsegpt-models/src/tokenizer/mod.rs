@@ -1,14 +1,21 @@
 //! Text to token ids and back.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokenizers::{Encoding, Model, OffsetType, PreTokenizer};
 
 use crate::checkpoint::{CONFIG_FILE, read_json, read_small_file};
 use crate::{Error, Result};
+
+mod seams;
+
+use seams::Seams;
+pub(crate) use seams::{LLAMA3_PATTERN, QWEN2_PATTERN, SPACE};
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -39,7 +46,10 @@ const TOKENIZER_FILES: [&str; 8] = [
 /// ```
 #[derive(Clone)]
 pub struct Tokenizer {
+    /// Where it came from, for errors: its tokenizer.json, or the GGUF file that has it in its metadata.
+    path: PathBuf,
     inner: tokenizers::Tokenizer,
+    seams: Seams,
     files: BTreeMap<String, Vec<u8>>,
     bos: Option<u32>,
     eos: Vec<u32>,
@@ -96,24 +106,30 @@ impl Tokenizer {
                 configs.push(read_json(&path)?);
             }
         }
-        Self::from_files(files, &configs)
+        Self::from_files(&folder.join(TOKENIZER_FILE), files, &configs)
     }
 
     /// From the contents of its files. The token numbers (`bos_token_id`, `eos_token_id`) are
-    /// those of the first of `configs` that has them.
-    pub(crate) fn from_files(files: BTreeMap<String, Vec<u8>>, configs: &[Value]) -> Result<Self> {
+    /// those of the first of `configs` that has them. `path` is what errors name.
+    pub(crate) fn from_files(
+        path: &Path,
+        files: BTreeMap<String, Vec<u8>>,
+        configs: &[Value],
+    ) -> Result<Self> {
+        let refuse = |reason: &dyn fmt::Display| Error::tokenizer(path, reason);
         let json = files
             .get(TOKENIZER_FILE)
-            .ok_or_else(|| Error::tokenizer(format!("no {TOKENIZER_FILE}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|source| Error::tokenizer(format!("{TOKENIZER_FILE}: {source}")))?;
+            .ok_or_else(|| refuse(&format!("no {TOKENIZER_FILE}")))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|source| refuse(&source))?;
         // Calibration and evaluation texts are cut by their readers, never here.
-        inner.with_truncation(None).map_err(Error::tokenizer)?;
+        inner.with_truncation(None).map_err(|e| refuse(&e))?;
         inner.with_padding(None);
 
         let own: Value = match files.get(TOKENIZER_CONFIG_FILE) {
-            Some(bytes) => serde_json::from_slice(bytes)
-                .map_err(|source| Error::tokenizer(format!("{TOKENIZER_CONFIG_FILE}: {source}")))?,
+            Some(bytes) => serde_json::from_slice(bytes).map_err(|source| {
+                refuse(&format!("{TOKENIZER_CONFIG_FILE} beside it: {source}"))
+            })?,
             None => Value::Null,
         };
         let named = |key: &str| special_token(&inner, own.get(key));
@@ -133,15 +149,18 @@ impl Tokenizer {
             numbered("eos_token_id").unwrap_or_else(|| named("eos_token").into_iter().collect());
 
         // With a text, since an end token may be the same as the first.
-        let processed = inner.encode_fast("a", true).map_err(Error::tokenizer)?;
+        let processed = inner.encode_fast("a", true).map_err(|e| refuse(&e))?;
         let adds_bos = bos.is_some() && processed.get_ids().first().copied() == bos;
         let first_token = match (own.get("add_bos_token").and_then(Value::as_bool), bos) {
             (Some(true), Some(bos)) if !adds_bos => FirstToken::AddBos(bos),
             (Some(false), _) if adds_bos => FirstToken::RemoveBos,
             _ => FirstToken::AsPostProcessor,
         };
+        let seams = Seams::of(&inner);
         Ok(Self {
+            path: path.to_path_buf(),
             inner,
+            seams,
             files,
             bos,
             eos,
@@ -155,7 +174,16 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.ids(text, true)?;
+        self.encode_while(text, &|| true)
+    }
+
+    /// The same for a text that may be long: `go_on` is asked before each of the text's pieces (words, as far as the
+    /// tokenizer has such) and returns `false` to stop.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where `go_on` said so, and as [`encode`](Self::encode).
+    pub fn encode_while(&self, text: &str, go_on: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+        let mut ids = self.ids(text, true, go_on)?;
         match self.first_token {
             FirstToken::AsPostProcessor => {}
             FirstToken::AddBos(bos) => ids.insert(0, bos),
@@ -171,15 +199,52 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.ids(text, false)
+        self.ids(text, false, &|| true)
     }
 
-    fn ids(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, special_tokens)
-            .map_err(Error::tokenizer)?;
-        Ok(encoding.get_ids().to_vec())
+    /// The steps of `tokenizers::Tokenizer::encode_fast`, part by part so that they can be stopped and need memory for
+    /// one part only.
+    fn ids(&self, text: &str, special_tokens: bool, go_on: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+        let stopped = Cell::new(false);
+        let step = || {
+            if go_on() {
+                return Ok(());
+            }
+            stopped.set(true);
+            Err(tokenizers::Error::from("stopped"))
+        };
+        let encode = |part: &str| -> tokenizers::Result<Encoding> {
+            step()?;
+            let mut pieces = self
+                .inner
+                .get_added_vocabulary()
+                .extract_and_normalize(self.inner.get_normalizer(), part);
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            self.seams.split_words(&mut pieces)?;
+            let model = self.inner.get_model();
+            pieces.tokenize(|piece| {
+                step()?;
+                model.tokenize(piece.get())
+            })?;
+            pieces.into_encoding(None, 0, OffsetType::None)
+        };
+        let steps = || -> tokenizers::Result<Vec<u32>> {
+            let mut whole = Encoding::default();
+            for part in self.seams.parts(text) {
+                whole.merge_with(encode(part)?, false);
+            }
+            let processed = self.inner.post_process(whole, None, special_tokens)?;
+            Ok(processed.get_ids().to_vec())
+        };
+        steps().map_err(|error| {
+            if stopped.get() {
+                Error::Stopped
+            } else {
+                Error::tokenizer(&self.path, error)
+            }
+        })
     }
 
     /// The text of token ids, special tokens left out.
@@ -188,11 +253,14 @@ impl Tokenizer {
     /// If an id is out of the vocabulary, or the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
-            return Err(Error::tokenizer(format!(
-                "token {id} is not in the vocabulary"
-            )));
+            return Err(Error::tokenizer(
+                &self.path,
+                format!("token {id} is not in the vocabulary"),
+            ));
         }
-        self.inner.decode(ids, true).map_err(Error::tokenizer)
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| Error::tokenizer(&self.path, e))
     }
 
     /// The token that a sequence begins with, where the model has one. Whether
@@ -294,7 +362,35 @@ mod tests {
                 config.to_string().into_bytes(),
             ),
         ]);
-        Tokenizer::from_files(files, std::slice::from_ref(model))
+        Tokenizer::from_files(
+            Path::new("folder/tokenizer.json"),
+            files,
+            std::slice::from_ref(model),
+        )
+    }
+
+    /// Calls of `go_on` for a text, stopped at the call of this number.
+    fn asked(tokenizer: &Tokenizer, text: &str, stop_at: usize) -> (usize, Result<Vec<u32>>) {
+        let calls = Cell::new(0);
+        let ids = tokenizer.encode_while(text, &|| {
+            calls.set(calls.get() + 1);
+            calls.get() < stop_at
+        });
+        (calls.get(), ids)
+    }
+
+    #[test]
+    fn a_long_text_can_be_stopped_between_words() {
+        let tokenizer = words(false, &json!({}), &Value::Null).unwrap();
+        let text = "a b a b ".repeat(500);
+        let (calls, ids) = asked(&tokenizer, &text, usize::MAX);
+        assert_eq!(ids.unwrap(), tokenizer.encode(&text).unwrap());
+        assert!(calls >= 2000, "{calls}");
+        for stop_at in [1, 2, 3, 1000] {
+            let (calls, ids) = asked(&tokenizer, &text, stop_at);
+            assert_eq!(calls, stop_at);
+            assert!(matches!(ids, Err(Error::Stopped)), "{ids:?}");
+        }
     }
 
     #[test]
@@ -356,6 +452,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let error = Tokenizer::from_folder(root.path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json"), "{error}");
+        assert!(
+            error.contains(&root.path().display().to_string()),
+            "{error}"
+        );
         let config = json!({ "bos_token": "<s>", "eos_token": "</s>" });
         words(true, &config, &Value::Null)
             .unwrap()
@@ -373,7 +473,8 @@ mod tests {
         for damaged in ["", "{", r#"{"model": 1}"#] {
             fs::write(root.path().join(TOKENIZER_FILE), damaged).unwrap();
             let error = Tokenizer::from_folder(root.path()).unwrap_err().to_string();
-            assert!(error.contains("tokenizer.json"), "{error}");
+            let path = root.path().join(TOKENIZER_FILE);
+            assert!(error.contains(&path.display().to_string()), "{error}");
         }
     }
 
@@ -387,6 +488,8 @@ mod tests {
         let text = fs::read_to_string(folder.join("heldout.txt")).unwrap();
         let ids = tokenizer.encode(&text).unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        let at_once = tokenizer.inner.encode_fast(text, true).unwrap();
+        assert_eq!(ids, at_once.get_ids());
     }
 
     #[test]

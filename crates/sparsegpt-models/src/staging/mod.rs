@@ -1,4 +1,8 @@
-//! The hidden folder in which a checkpoint is made, beside its final place.
+//! Hidden folders in which results are made, beside their final places.
+//!
+//! A checkpoint is such a folder itself, a [`StagedFile`] lies in one.
+
+mod file;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -6,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
+
+pub use file::StagedFile;
 
 /// In a staging folder: the folder that stood in the final place, while it is being replaced.
 const OLD: &str = "old";
@@ -17,14 +23,14 @@ const REPLACED: &str = "replaced";
 /// It is locked as long as its process lives, however that ends, so that a later run can tell a folder
 /// in use from one that a killed run left behind.
 #[derive(Debug)]
-pub(super) struct Staging {
-    pub(super) path: PathBuf,
-    pub(super) renamed: bool,
+pub(crate) struct Staging {
+    pub(crate) path: PathBuf,
+    pub(crate) renamed: bool,
     /// `None` where the file system cannot lock a folder; such a folder is never taken for a left-over.
     _lock: Option<File>,
 }
 
-/// What runs that were killed left beside an output folder.
+/// What runs that were killed left beside an output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Leftovers {
@@ -37,7 +43,7 @@ pub struct Leftovers {
 
 impl Staging {
     /// In the folder of `out`, so that a rename needs no copy.
-    pub(super) fn beside(out: &Path) -> Result<Self> {
+    pub(crate) fn beside(out: &Path) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let prefix = prefix(out);
         loop {
@@ -64,17 +70,17 @@ impl Staging {
     }
 
     /// Takes in the folder that is to be replaced.
-    pub(super) fn set_aside(&self, folder: &Path) -> Result<()> {
+    pub(crate) fn set_aside(&self, folder: &Path) -> Result<()> {
         rename(folder, &self.path.join(OLD))
     }
 
     /// Puts that folder back, or else leaves it where it is.
-    pub(super) fn put_back(mut self, folder: &Path) {
+    pub(crate) fn put_back(mut self, folder: &Path) {
         self.renamed = rename(&self.path.join(OLD), folder).is_err();
     }
 
     /// Removes that folder, as another stands in its place.
-    pub(super) fn replaced(self) {
+    pub(crate) fn replaced(self) {
         // The name says so, should this process be killed halfway.
         let _ = fs::rename(self.path.join(OLD), self.path.join(REPLACED));
     }
@@ -91,7 +97,7 @@ impl Drop for Staging {
 
 impl Leftovers {
     /// Removes the staging folders beside `out` whose process is gone.
-    pub(super) fn clear(out: &Path) -> Self {
+    pub(crate) fn clear(out: &Path) -> Self {
         let mut found = Self::default();
         let prefix = prefix(out);
         let entries = out.parent().and_then(|parent| fs::read_dir(parent).ok());
@@ -135,20 +141,40 @@ fn is_staging_name(name: &OsStr, prefix: &str) -> bool {
         .is_some_and(|(process, count)| is_number(process) && is_number(count))
 }
 
-pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(|source| {
-        let action = format!("rename to {} the folder", to.display());
-        Error::io(action, from, source)
-    })
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to)
+        .map_err(|source| Error::io(format!("rename to {}", to.display()), from, source))
+}
+
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|source| Error::io("resolve", path, source))
+}
+
+/// The folder that a path's last name stands in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Waits until the names in a folder are on the disk, where the operating system can tell.
+pub(crate) fn sync_names(folder: &Path) -> Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| Error::io("flush", folder, source))
 }
 
 /// Folders that had to be made for the output. Those that are still empty are removed when dropped.
 #[derive(Debug, Default)]
-pub(super) struct MadeParents(Vec<PathBuf>);
+pub(crate) struct MadeParents(Vec<PathBuf>);
 
 impl MadeParents {
     /// Makes a folder and all above it that are missing.
-    pub(super) fn make(folder: &Path) -> Result<Self> {
+    pub(crate) fn make(folder: &Path) -> Result<Self> {
         let missing = folder
             .ancestors()
             .take_while(|above| !above.as_os_str().is_empty() && !above.exists());
