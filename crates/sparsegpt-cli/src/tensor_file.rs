@@ -63,8 +63,19 @@ impl TensorFile {
         Ok(self.tensors()?.tensor(name).ok())
     }
 
+    /// The names of its tensors for an error message: the first few, and how many there are besides.
     pub(crate) fn names(&self) -> Result<String, Failure> {
-        Ok(self.tensors()?.names().join(", "))
+        const MOST: usize = 12;
+        let tensors = self.tensors()?;
+        let mut names = tensors.names();
+        names.sort_unstable();
+        let more = names.len().saturating_sub(MOST);
+        names.truncate(MOST);
+        let listed = names.join(", ");
+        Ok(match more {
+            0 => listed,
+            more => format!("{listed} and {more} more"),
+        })
     }
 
     /// An error about one of its tensors.

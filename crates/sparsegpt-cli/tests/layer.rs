@@ -458,6 +458,15 @@ fn mistakes_are_named() {
         3,
         "U8",
     );
+    fails(
+        &[
+            ("weight", Tensor::f32(&[0, COLS], &[])),
+            ("inputs", inputs()),
+        ],
+        &fifty,
+        3,
+        "the weights: found 0 x 40",
+    );
     let zeros = Tensor::f32(&[TOKENS, COLS], &[0.0; TOKENS * COLS]);
     fails(
         &[("weight", weight()), ("inputs", zeros)],

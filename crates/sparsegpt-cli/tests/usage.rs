@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 
-use common::{calibration, entries, fail, model, run, succeed, text};
+use common::{Tensor, calibration, command, entries, fail, model, run, save, succeed, text};
 
 #[test]
 fn help_tells_the_exit_codes() {
@@ -41,6 +41,8 @@ fn flags_that_make_no_sense_are_usage_errors() {
     prune(&[], "--bits");
     prune(&["--pattern", "50"], "50%");
     prune(&["--pattern", "5:4"], "5:4");
+    prune(&["--pattern", "150%"], "from 0% to 100%, found \"150%\"");
+    prune(&["--pattern", "row:NaN%"], "from 0% to 100%");
     prune(&["--pattern", "2:7"], "groups of 7 columns");
     prune(&["--bits", "9"], "2 to 8");
     prune(&["--pattern", "50%", "--mse"], "--bits");
@@ -73,6 +75,7 @@ fn flags_that_make_no_sense_are_usage_errors() {
     prune(&["--pattern-list", "50%,60%"], "one for each layer");
     prune(&["--pattern", "50%", "--dtype", "int8"], "dtype");
     prune(&["--pattern", "50%", "--samples", "0"], "samples");
+    prune(&["--pattern", "50%", "--samples", "99999999999"], "samples");
     prune(&["--pattern", "50%", "--sequence-length", "512"], "256");
     prune(
         &["--pattern", "50%", "--calibration-mode", "books"],

@@ -96,6 +96,15 @@ pub enum Error {
     Prune(#[from] sparsegpt::Error),
 }
 
+/// Names for an error message: the first dozen, and how many there are besides.
+pub(crate) fn listed(names: &[impl std::fmt::Debug]) -> String {
+    const MOST: usize = 12;
+    match names.len().saturating_sub(MOST) {
+        0 => format!("{names:?}"),
+        more => format!("{:?} and {more} more", &names[..MOST]),
+    }
+}
+
 impl Error {
     pub(crate) fn io(
         action: impl Into<String>,

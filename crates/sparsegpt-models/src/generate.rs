@@ -97,6 +97,14 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::setting("prompt", "at least one token", "none"));
     }
+    let longest = model.config().max_positions;
+    if prompt.len() > longest {
+        return Err(Error::setting(
+            "prompt",
+            format!("at most {longest} tokens, the model's longest sequence"),
+            prompt.len(),
+        ));
+    }
     let mut sampler = Sampler {
         options,
         random: ChaCha8Rng::seed_from_u64(options.seed),

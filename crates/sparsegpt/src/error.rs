@@ -178,7 +178,7 @@ pub enum Error {
         remedy: String,
     },
     /// A matrix has the wrong shape.
-    #[error("layer {layer:?}: {what} has shape {found_rows} x {found_cols}, expected {expected}")]
+    #[error("layer {layer:?}: {what}: found {found_rows} x {found_cols}, expected {expected}")]
     Shape {
         /// The layer.
         layer: String,

@@ -21,6 +21,8 @@ use crate::{Error, Result};
 pub const DEFAULT_SAMPLES: usize = 128;
 /// Tokens in a sequence where the caller names no length.
 pub const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+/// Tokens of all sequences together, 8 GiB of ids: more is a slip of the keyboard.
+const MOST_TOKENS: usize = 1 << 31;
 /// A sequence has to have a token to predict another from.
 const SHORTEST_SEQUENCE: usize = 2;
 

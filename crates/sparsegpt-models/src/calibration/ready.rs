@@ -5,6 +5,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Calibration, SHORTEST_SEQUENCE};
+use crate::error::listed;
 use crate::{Error, Result};
 
 /// Tensors that hold token ids, the preferred one first.
@@ -29,8 +30,10 @@ pub(super) fn read(
         return Err(Error::format(
             path,
             format!(
-                "expected token ids in a tensor {:?} or {:?}, found the tensors {names:?}",
-                TENSOR_NAMES[0], TENSOR_NAMES[1]
+                "expected token ids in a tensor {:?} or {:?}, found the tensors {}",
+                TENSOR_NAMES[0],
+                TENSOR_NAMES[1],
+                listed(&names)
             ),
         ));
     };

@@ -277,6 +277,8 @@ fn settings_out_of_range_are_refused() {
     let folder = TempDir::new().unwrap();
     let path = file(&folder, "a.txt", numbers(0..100));
     assert!(error_of(draw(&path, &words, &options(0, 8))).starts_with("samples:"));
+    let too_many = error_of(draw(&path, &words, &options(usize::MAX, 8)));
+    assert!(too_many.starts_with("samples:"), "{too_many}");
     for length in [0, 1] {
         assert!(error_of(draw(&path, &words, &options(1, length))).starts_with("sequence length:"));
     }

@@ -73,8 +73,10 @@ impl GgufModel {
             ));
         }
         check_alignment(path, &map)?;
-        let content = Content::read(&mut Cursor::new(&map[..]))
-            .map_err(|source| Error::format(path, source.to_string()))?;
+        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|source| {
+            let reason = format!("not a whole GGUF file: {}", without_trace(&source));
+            Error::format(path, reason)
+        })?;
         check_places(path, &content, map.len() as u64)?;
         let Content {
             metadata,
@@ -181,7 +183,10 @@ impl CheckpointSource for GgufModel {
 /// allocated for it.
 fn check_places(path: &Path, content: &Content, file_len: u64) -> Result<()> {
     let mut places = Vec::with_capacity(content.tensor_infos.len());
-    for (name, info) in &content.tensor_infos {
+    // Of several that are wrong, the same one is named each time.
+    let mut infos: Vec<_> = content.tensor_infos.iter().collect();
+    infos.sort_unstable_by_key(|(name, info)| (info.offset, *name));
+    for (name, info) in infos {
         let (block, dtype) = (info.ggml_dtype.block_size(), info.ggml_dtype);
         let shape = info.shape.dims();
         if !shape
@@ -287,7 +292,18 @@ fn dequantize(
     info.read(&mut Cursor::new(&map[..]), data_start, &Device::Cpu)
         .and_then(|tensor| tensor.dequantize(&Device::Cpu))
         .and_then(|tensor| tensor.flatten_all()?.to_vec1())
-        .map_err(|source| Error::format(path, format!("tensor {name:?}: {source}")))
+        .map_err(|source| {
+            let reason = format!("tensor {name:?}: {}", without_trace(&source));
+            Error::format(path, reason)
+        })
+}
+
+/// An error about a file, without the stack trace that candle puts behind it where the environment asks for one.
+fn without_trace(error: &candle_core::Error) -> &candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => without_trace(inner),
+        other => other,
+    }
 }
 
 /// Undoes the reordering of llama.cpp's converter. In its files, rows 2i and 2i+1 of a head are

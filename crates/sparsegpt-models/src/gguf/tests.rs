@@ -432,6 +432,12 @@ fn truncated_files_are_refused() {
     for len in (0..end).step_by(7) {
         assert_contains(&bytes_error(&whole[..len]), &["model.gguf"]);
     }
+    // Of several values that are missing, the first in the file are named.
+    let error = || bytes_error(&with_offset("token_embd.weight", 1 << 40)[..end - 1024]);
+    assert_contains(&error(), &["do not fit"]);
+    let named = |error: String| error.split('"').nth(1).map(str::to_owned);
+    let first = named(error());
+    assert!((0..8).all(|_| named(error()) == first));
 }
 
 #[test]

@@ -6,10 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::plain::Lines;
+use crate::error::listed;
 use crate::{Error, Result};
-
-/// How many keys of a record an error message lists.
-const LISTED_KEYS: usize = 12;
 
 /// Reads the string under one key of each line's object. Blank lines are passed over.
 #[derive(Debug)]
@@ -48,18 +46,10 @@ impl Records {
                 kind(&other)
             ))),
             None => {
-                let mut keys: Vec<_> = record
-                    .keys()
-                    .take(LISTED_KEYS)
-                    .map(|key| format!("{key:?}"))
-                    .collect();
-                if record.len() > LISTED_KEYS {
-                    keys.push("…".to_owned());
-                }
+                let keys: Vec<_> = record.keys().collect();
                 Err(error(format!(
-                    "expected the key {key:?}, found the keys [{}]; name the one that holds the \
-                     text",
-                    keys.join(", ")
+                    "expected the key {key:?}, found the keys {}; name the one that holds the text",
+                    listed(&keys)
                 )))
             }
         }

@@ -179,13 +179,14 @@ impl FromStr for Pattern {
             Error::setting(
                 "pattern",
                 "50%, row:50%, 2:4 (2 zeros in 4 columns) or dense",
-                text,
+                format!("{text:?}"),
             )
         };
-        let percentage = |text: &str| {
-            let number = text.strip_suffix('%').ok_or_else(malformed)?;
+        let percentage = |share: &str| {
+            let number = share.strip_suffix('%').ok_or_else(malformed)?;
             let percent: f64 = number.trim().parse().map_err(|_| malformed())?;
             Sparsity::new(percent / 100.0)
+                .map_err(|_| Error::setting("pattern", "from 0% to 100%", format!("{text:?}")))
         };
         let text = text.trim();
         if text == "dense" {
