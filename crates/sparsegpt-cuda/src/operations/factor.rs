@@ -30,7 +30,7 @@ const LEAF: usize = TILE;
 /// Columns subtracted at a time.
 const GROUP: usize = 512;
 /// Columns of a part of the inverse that are multiplied at a time.
-const STRIP: usize = 512;
+const STRIP: usize = 256;
 /// Rows and columns of a block of threads that mirrors.
 const MIRROR_TILE: u32 = 32;
 

@@ -123,3 +123,19 @@ fn half<D: Device, T: bytemuck::Pod>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_is_in_one_chunk() {
+        let found = |tokens, most| chunks(tokens, most).collect::<Vec<_>>();
+        assert_eq!(found(10, 4), [0..4, 4..8, 8..10]);
+        assert_eq!(found(8, 4), [0..4, 4..8]);
+        // One without tokens, with which H is scaled.
+        assert!(found(0, 4).iter().eq([&(0..0)]));
+        // A row longer than a chunk.
+        assert_eq!(found(2, 0), [0..1, 1..2]);
+    }
+}
