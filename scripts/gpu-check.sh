@@ -31,6 +31,8 @@ for file in device layers torch_loop.py report.py; do
     [[ -e $pack/$file ]] || { echo "$pack/$file is not there: run scripts/gpu-pack.sh where there is Rust" >&2; exit 2; }
 done
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
+pack=$(cd "$pack" && pwd)
 rm -f "$out"/*.jsonl "$out"/*.log
 
 # Seconds until everything must be done.
@@ -64,14 +66,17 @@ step() {
 
 skip() { summary+=("$1 | skipped: $2"); }
 
-sanitizer() {
-    command -v compute-sanitizer && return
-    local wheel
+# Sets `tool` to the command of compute-sanitizer: this machine's own, or the one that was carried along.
+tool=()
+find_sanitizer() {
+    local wheel root=$out/sanitizer/nvidia/cuda_sanitizer_api
+    if command -v compute-sanitizer >/dev/null; then
+        tool=(compute-sanitizer)
+        return
+    fi
     for wheel in "$pack"/wheels/nvidia_cuda_sanitizer_api*.whl; do
-        [[ -e $wheel ]] || return 1
-        "$python" -m zipfile -e "$wheel" "$out/sanitizer" || return 1
-        chmod +x "$out"/sanitizer/nvidia/cuda_sanitizer_api/bin/compute-sanitizer
-        echo "$out/sanitizer/nvidia/cuda_sanitizer_api/bin/compute-sanitizer"
+        "$python" -m zipfile -e "$wheel" "$out/sanitizer" && chmod +x "$root/bin/compute-sanitizer" &&
+            tool=("$root/bin/compute-sanitizer" --injection-path "$root/lib")
     done
 }
 
@@ -108,13 +113,13 @@ check() {
     shift 2
     if [[ $dry ]]; then
         skip "$name" "dry run"
-    elif [[ -z $tool ]]; then
+    elif [[ ${#tool[@]} -eq 0 ]]; then
         skip "$name" "no compute-sanitizer"
     else
-        step "$name" 40 "$tool" --tool "$kind" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 --runs 1 "$@"
+        step "$name" 40 "${tool[@]}" --tool "$kind" --error-exitcode 9 "${layers[@]}" --shapes "$small" --tokens 256 --runs 1 "$@"
     fi
 }
-tool=$(sanitizer) || tool=
+[[ $dry ]] || find_sanitizer
 check memcheck memcheck
 check racecheck racecheck
 
@@ -143,7 +148,8 @@ for shape in "${shapes[@]}"; do
 done
 
 echo
-"$python" "$pack/report.py" "$out"/*.jsonl | tee "$out/tables.md"
+# Not what ran under compute-sanitizer.
+"$python" "$pack/report.py" "$out"/{rates,layers,libraries,rivals}-*.jsonl | tee "$out/tables.md"
 [[ ${PIPESTATUS[0]} -eq 0 ]] || failed=1
 printf '\n| step | outcome |\n|---|---|\n'
 printf '| %s |\n' "${summary[@]}"
