@@ -77,18 +77,15 @@ pub struct Limits {
     pub compute_capability: (u32, u32),
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
-    /// Bytes of shared memory one block may ask for.
-    pub shared_bytes: u32,
 }
 
 impl Limits {
     /// All of them.
     #[must_use]
-    pub fn new(compute_capability: (u32, u32), multiprocessors: u32, shared_bytes: u32) -> Self {
+    pub fn new(compute_capability: (u32, u32), multiprocessors: u32) -> Self {
         Self {
             compute_capability,
             multiprocessors,
-            shared_bytes,
         }
     }
 }
@@ -171,8 +168,7 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
     /// [`CudaError::Lost`], [`CudaError::Failed`].
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), CudaError>;
 
-    /// Enqueues a kernel on `grid` blocks of [`Kernel::threads`] threads, with `dynamic_shared` bytes of shared memory beside
-    /// what the kernel declares. A grid with a zero in it is nothing to do. `arguments` are those of
+    /// Enqueues a kernel on `grid` blocks of [`Kernel::threads`] threads. A grid with a zero in it is nothing to do. `arguments` are those of
     /// [`Kernel::parameters`].
     ///
     /// # Errors
@@ -181,7 +177,6 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
         &self,
         kernel: &'static Kernel,
         grid: [u32; 3],
-        dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError>;
 

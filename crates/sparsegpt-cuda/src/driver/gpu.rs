@@ -7,9 +7,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{
-    self, CUdevice_attribute as Attribute, CUfunction_attribute as OfFunction,
-};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::failure::{failed, words};
@@ -113,9 +111,6 @@ impl Gpu {
         let limits = Limits {
             compute_capability,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_bytes: attribute(
-                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-            )?,
         };
         let total = context.total_mem().map_err(opening)?;
         let description = format!(
@@ -149,7 +144,7 @@ impl Gpu {
                     module
                 }
             };
-            let function = gpu.function_of(module, kernel)?;
+            let function = Self::function_of(module, kernel)?;
             gpu.functions
                 .insert((kernel.module.name, kernel.name), function);
         }
@@ -182,8 +177,8 @@ impl Gpu {
         })
     }
 
-    /// A kernel of a module, allowed all the shared memory a block may have.
-    fn function_of(&self, module: sys::CUmodule, kernel: &Kernel) -> Result<Function, CudaError> {
+    /// A kernel of a module.
+    fn function_of(module: sys::CUmodule, kernel: &Kernel) -> Result<Function, CudaError> {
         let refused = |error| CudaError::Module {
             module: kernel.module.name,
             reason: format!("{}: {}", kernel.name, words(error)),
@@ -193,24 +188,6 @@ impl Gpu {
             .map_err(|_| refused(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)))?;
         // SAFETY: the module is loaded, in the context that is bound.
         let function = unsafe { result::module::get_function(module, name) }.map_err(refused)?;
-        // SAFETY: the function was found just now.
-        let declared = unsafe {
-            result::function::get_function_attribute(
-                function,
-                OfFunction::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
-            )
-        }
-        .map_err(refused)?;
-        let all = i32::try_from(self.limits.shared_bytes).unwrap_or(i32::MAX);
-        // SAFETY: as above; what the kernel declares and what it may ask for are no more than a block may have.
-        unsafe {
-            result::function::set_function_attribute(
-                function,
-                OfFunction::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                (all - declared).max(0),
-            )
-        }
-        .map_err(refused)?;
         Ok(Function(function))
     }
 

@@ -28,6 +28,9 @@ use pieces::Rows;
 use probe::Libraries;
 use queue::Queue;
 
+/// The kernels declare all the shared memory they use.
+const NO_DYNAMIC_SHARED_MEMORY: u32 = 0;
+
 /// The backend on a GPU.
 ///
 /// ```no_run
@@ -199,7 +202,6 @@ impl Device for Driver {
         &self,
         kernel: &'static Kernel,
         grid: [u32; 3],
-        dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
         check_arguments(kernel, arguments)?;
@@ -226,7 +228,7 @@ impl Device for Driver {
                 function.0,
                 (x, y, z),
                 (kernel.threads, 1, 1),
-                dynamic_shared,
+                NO_DYNAMIC_SHARED_MEMORY,
                 self.queue.stream.cu_stream(),
                 &mut pointers,
             )

@@ -72,8 +72,54 @@ macro_rules! module {
         pub(crate) static KERNELS: &[&$crate::kernels::Kernel] = &[$(&$kernel),*];
     };
 }
-#[allow(unused_imports)]
-pub(crate) use module;
+
+/// A module of one kernel that multiplies; `operations::product` says what the parameters mean.
+macro_rules! product_module {
+    ($module:ident, $file:literal, $kernel:ident) => {
+        module! {
+            $module, $file,
+            $kernel = $file[256](
+                a: Address,
+                a_row: U32,
+                a_depth: U32,
+                b: Address,
+                b_depth: U32,
+                b_col: U32,
+                source: Address,
+                source_ld: U32,
+                c: Address,
+                c_ld: U32,
+                rows: U32,
+                cols: U32,
+                depth: U32,
+                alpha: F32,
+                beta: F32,
+                a_form: U32,
+                b_form: U32,
+                b_shift: U32,
+                c_form: U32,
+            );
+        }
+    };
+}
+
+/// A module of one kernel that factors a leaf.
+macro_rules! leaf_module {
+    ($module:ident, $file:literal, $kernel:ident = $name:literal) => {
+        module! {
+            $module, $file,
+            $kernel = $name[256](
+                h: Address,
+                h_ld: U32,
+                starts: Address,
+                inverse: Address,
+                first: U32,
+                cols: U32,
+                status: Address,
+            );
+        }
+    };
+}
 
 pub(crate) mod elementwise;
 pub(crate) mod factor;

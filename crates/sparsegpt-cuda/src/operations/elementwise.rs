@@ -63,7 +63,6 @@ fn move_diagonal<D: Device>(
     device.launch(
         kernel,
         [count.div_ceil(kernel.threads), 1, 1],
-        0,
         &[
             Argument::Address(matrix.at(device, 0, 0)),
             size(WHAT, matrix.leading())?,
@@ -96,7 +95,6 @@ pub(super) fn combine_columns<D: Device>(
     device.launch(
         &COMBINE,
         grid(WHAT, target.rows, columns.len())?,
-        0,
         &[
             Argument::Address(target.columns(device, &columns)),
             size(WHAT, target.leading())?,
@@ -126,7 +124,6 @@ pub(crate) fn permute_hessian<D: Device>(
     device.launch(
         &PERMUTE,
         grid(WHAT, h.rows, h.cols)?,
-        0,
         &[
             Argument::Address(h.at(device, 0, 0)),
             size(WHAT, h.leading())?,
@@ -176,7 +173,6 @@ pub(crate) fn row_energies<D: Device>(
         device.launch(
             &ADD_ENERGIES,
             [size_u32(WHAT, w.rows)?.div_ceil(ROWS), 1, 1],
-            0,
             &[
                 Argument::Address(w.at(device, 0, start)),
                 size(WHAT, w.leading())?,

@@ -59,7 +59,6 @@ pub(crate) fn inverse_factor<D: Device>(
             device.launch(
                 &MIRROR,
                 [tiles, tiles, 1],
-                0,
                 &[
                     Argument::Address(h.at(device, 0, 0)),
                     size(WHAT, h.leading())?,
@@ -158,7 +157,6 @@ impl<D: Device> Wide<D> {
         device.launch(
             &MIRROR_DOUBLE,
             [tiles, tiles, 1],
-            0,
             &[
                 Argument::Address(h.at(device, 0, 0)),
                 size(WHAT, h.leading())?,
@@ -174,7 +172,6 @@ impl<D: Device> Wide<D> {
         device.launch(
             &NARROW_UPPER,
             grid(WHAT, self.cols, self.cols)?,
-            0,
             &[
                 Argument::Address(device.address(&self.buffer)),
                 size(WHAT, self.cols)?,
@@ -340,7 +337,6 @@ impl<'a, D: Device> Work<'a, D> {
         self.device.launch(
             self.leaf,
             [1, 1, 1],
-            0,
             &[
                 Argument::Address(self.at(leaf.start, leaf.start)),
                 size(WHAT, self.matrix.1)?,

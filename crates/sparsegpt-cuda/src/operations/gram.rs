@@ -107,7 +107,6 @@ fn half<D: Device, T: bytemuck::Pod>(
         device.launch(
             &GRAM_16,
             [tiles, tiles, 1],
-            0,
             &[
                 Argument::Address(address),
                 size(WHAT, leading)?,

@@ -43,7 +43,6 @@ pub(crate) fn fit_grid<D: Device>(
         device.launch(
             &FIT_RANGE,
             [size_u32(WHAT, units)?.div_ceil(WARPS), 1, 1],
-            0,
             &[
                 Argument::Address(values),
                 size(WHAT, leading)?,
@@ -73,7 +72,6 @@ pub(crate) fn fit_grid<D: Device>(
     device.launch(
         &FIT_ERRORS,
         [threads.div_ceil(FIT_ERRORS.threads), 1, 1],
-        0,
         &[
             Argument::Address(weights),
             size(WHAT, leading)?,
@@ -101,7 +99,6 @@ pub(crate) fn fit_grid<D: Device>(
     device.launch(
         &FIT_CHOICE,
         [warps.div_ceil(WARPS), 1, 1],
-        0,
         &[
             Argument::Address(device.address(&results)),
             size(WHAT, units)?,

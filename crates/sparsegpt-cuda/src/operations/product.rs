@@ -160,7 +160,6 @@ impl Multiplication {
         device.launch(
             units.kernel(),
             [tiles(rows)?, tiles(cols)?, 1],
-            0,
             &[
                 Argument::Address(self.a.address),
                 size(WHAT, self.a.across)?,

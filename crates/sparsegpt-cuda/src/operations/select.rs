@@ -118,7 +118,7 @@ fn lowest<D: Device>(
             size(WHAT, previous)?,
             Argument::U32(0),
         ]);
-        device.launch(&SELECT_LOWEST, grid, 0, &arguments)?;
+        device.launch(&SELECT_LOWEST, grid, &arguments)?;
         previous = digit;
     }
     Ok(())
@@ -149,12 +149,7 @@ fn segments<D: Device>(
         Argument::U32(0),
         size(WHAT, position_digit(width))?,
     ]);
-    device.launch(
-        &SELECT_LOWEST,
-        [size_u32(WHAT, blocks)?, 1, 1],
-        0,
-        &arguments,
-    )
+    device.launch(&SELECT_LOWEST, [size_u32(WHAT, blocks)?, 1, 1], &arguments)
 }
 
 /// The `zeros` least salient in each group of at most [`LARGEST_GROUP`] columns.
@@ -177,10 +172,5 @@ fn groups<D: Device>(
         size(WHAT, zeros)?,
         size(WHAT, group)?,
     ]);
-    device.launch(
-        &SELECT_GROUPS,
-        [size_u32(WHAT, blocks)?, 1, 1],
-        0,
-        &arguments,
-    )
+    device.launch(&SELECT_GROUPS, [size_u32(WHAT, blocks)?, 1, 1], &arguments)
 }

@@ -43,7 +43,6 @@ pub(crate) fn update_rows<D: Device>(
     device.launch(
         &UPDATE_ROWS,
         [size_u32(WHAT, rows)?.div_ceil(BLOCK_ROWS), 1, 1],
-        0,
         &[
             Argument::Address(sweep.weights.columns(device, &sweep.columns)),
             size(WHAT, sweep.weights.leading())?,

@@ -11,9 +11,6 @@ use std::thread::{self, ThreadId};
 use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module, Options};
 use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits, check_arguments};
 
-/// Shared memory that every device from compute capability 8.6 on grants a block.
-const SHARED_BYTES: u32 = 99 << 10;
-
 /// An emulated device. Each thread has memory of its own on it, so that tests which run side by side do not wait for each
 /// other; what one thread has made is of no use to another.
 #[derive(Clone, Debug)]
@@ -109,7 +106,7 @@ impl Device for Emulated {
     }
 
     fn limits(&self) -> Limits {
-        Limits::new(seen::TENSOR, 4, SHARED_BYTES)
+        Limits::new(seen::TENSOR, 4)
     }
 
     fn free_bytes(&self) -> Result<usize, CudaError> {
@@ -184,7 +181,6 @@ impl Device for Emulated {
         &self,
         kernel: &'static Kernel,
         grid: [u32; 3],
-        dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
         check_arguments(kernel, arguments)?;
@@ -208,7 +204,6 @@ impl Device for Emulated {
             Block::x(kernel.threads),
             &arguments,
         )
-        .dynamic_shared(dynamic_shared as usize)
         .options(options(kernel.name));
         let memory = self.memory();
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);

@@ -58,12 +58,10 @@ impl<D: Device> Device for SeenAs<D> {
     }
 
     fn limits(&self) -> Limits {
-        let Limits {
-            multiprocessors,
-            shared_bytes,
-            ..
-        } = self.device.limits();
-        Limits::new(self.compute_capability, multiprocessors, shared_bytes)
+        Limits::new(
+            self.compute_capability,
+            self.device.limits().multiprocessors,
+        )
     }
 
     fn free_bytes(&self) -> Result<usize, CudaError> {
@@ -122,11 +120,9 @@ impl<D: Device> Device for SeenAs<D> {
         &self,
         kernel: &'static Kernel,
         grid: [u32; 3],
-        dynamic_shared: u32,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
-        self.device
-            .launch(kernel, grid, dynamic_shared, arguments)?;
+        self.device.launch(kernel, grid, arguments)?;
         self.launched()
     }
 
