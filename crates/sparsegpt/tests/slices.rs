@@ -2,106 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod common;
 
-use sparsegpt::backend::{Backend, BackendInfo, Host, Operation, Precision, UpdateRows};
-use sparsegpt::error::HostError;
-use sparsegpt::ndarray::{Array2, ArrayView2};
+use common::counting::Counting;
+use ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
-use sparsegpt::{Activations, LayerSettings, Pattern, PrunedLayer, Solver};
-
-/// The host, with a memory of its own that it only tells the size of.
-#[derive(Debug)]
-struct Small {
-    free: Option<usize>,
-    /// Rows of the largest matrix swept.
-    swept: AtomicUsize,
-}
-
-impl Backend for Small {
-    type Matrix = Array2<f32>;
-    type Mask = Array2<bool>;
-    type Error = HostError;
-
-    fn info(&self) -> BackendInfo {
-        BackendInfo::new("small", "the host", &Operation::ALL)
-    }
-    fn fork(&self) -> Result<Self, HostError> {
-        Ok(Self {
-            free: self.free,
-            swept: AtomicUsize::new(0),
-        })
-    }
-    fn synchronize(&self) -> Result<(), HostError> {
-        Ok(())
-    }
-    fn free_bytes(&self) -> Result<Option<usize>, HostError> {
-        Ok(self.free)
-    }
-    fn zeros(&self, rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
-        Host.zeros(rows, cols)
-    }
-    fn shape(&self, matrix: &Array2<f32>) -> (usize, usize) {
-        matrix.dim()
-    }
-    fn upload(&self, host: ArrayView2<'_, f32>) -> Result<Array2<f32>, HostError> {
-        Host.upload(host)
-    }
-    fn download(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
-        Host.download(matrix)
-    }
-    fn copy(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
-        Host.copy(matrix)
-    }
-    fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<Array2<bool>, HostError> {
-        Host.upload_mask(host)
-    }
-    fn download_mask(&self, mask: &Array2<bool>) -> Result<Array2<bool>, HostError> {
-        Host.download_mask(mask)
-    }
-    fn gram_update(
-        &self,
-        h: &mut Array2<f32>,
-        x: Activations<'_>,
-        alpha: f32,
-        beta: f32,
-    ) -> Result<(), HostError> {
-        Host.gram_update(h, x, alpha, beta)
-    }
-    fn inverse_factor(
-        &self,
-        h: &mut Array2<f32>,
-        diagonal: &[f32],
-        blocks: &[usize],
-        precision: Precision,
-    ) -> Result<(), HostError> {
-        Host.inverse_factor(h, diagonal, blocks, precision)
-    }
-    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Array2<bool>>, HostError> {
-        self.swept
-            .fetch_max(args.weights.nrows(), Ordering::Relaxed);
-        let UpdateRows {
-            weights,
-            factor,
-            errors,
-            error_offset,
-            losses,
-            columns,
-            prune,
-            grid,
-            ..
-        } = args;
-        use sparsegpt::backend::{GridRef, PruneRef};
-        let prune = match prune {
-            PruneRef::Fixed { mask, offset } => PruneRef::Fixed { mask, offset },
-            PruneRef::NofM { zeros, group } => PruneRef::NofM { zeros, group },
-            _ => PruneRef::Keep,
-        };
-        let grid = grid.map(|grid| GridRef::new(grid.kind, grid.scale, grid.zero, grid.groups));
-        let sweep = UpdateRows::new(weights, factor, (errors, error_offset), losses, columns);
-        Host.update_rows(sweep.pruning(prune).rounding(grid))
-    }
-}
+use sparsegpt::{LayerSettings, Pattern, PrunedLayer, Solver};
 
 const ROWS: usize = 37;
 const COLS: usize = 48;
@@ -116,16 +22,13 @@ fn solve(free: Option<usize>, settings: &LayerSettings) -> (PrunedLayer, usize) 
     });
     // A dead column.
     activations.column_mut(5).fill(0.0);
-    let solver = Solver::new(Small {
-        free,
-        swept: AtomicUsize::new(0),
-    });
+    let solver = Solver::new(Counting::with_free(free));
     let mut hessian = solver.hessian(COLS).unwrap();
     hessian.update(activations.view()).unwrap();
     let layer = solver
         .prune(weights.view(), &mut hessian, settings)
         .unwrap();
-    (layer, solver.backend().swept.load(Ordering::Relaxed))
+    (layer, solver.backend().rows_swept())
 }
 
 fn settings() -> Vec<LayerSettings> {

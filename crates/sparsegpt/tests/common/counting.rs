@@ -1,20 +1,35 @@
-//! The host backend with a count of its factorizations.
+//! The host backend with a count of what it does, and a memory of its own that it only tells the size of.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, ArrayView2};
 use sparsegpt::Activations;
-use sparsegpt::backend::{Backend, BackendInfo, Host, Precision};
+use sparsegpt::backend::{Backend, BackendInfo, GridRef, Host, Precision, PruneRef, UpdateRows};
 use sparsegpt::error::HostError;
 
 #[derive(Debug, Default)]
 pub(crate) struct Counting {
+    free: Option<usize>,
     factorizations: AtomicUsize,
+    rows_swept: AtomicUsize,
 }
 
 impl Counting {
+    /// With so many bytes of memory.
+    pub(crate) fn with_free(free: Option<usize>) -> Self {
+        Self {
+            free,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn factorizations(&self) -> usize {
         self.factorizations.load(Ordering::Relaxed)
+    }
+
+    /// Rows of the largest matrix swept.
+    pub(crate) fn rows_swept(&self) -> usize {
+        self.rows_swept.load(Ordering::Relaxed)
     }
 }
 
@@ -27,10 +42,13 @@ impl Backend for Counting {
         Host.info()
     }
     fn fork(&self) -> Result<Self, HostError> {
-        Ok(Self::default())
+        Ok(Self::with_free(self.free))
     }
     fn synchronize(&self) -> Result<(), HostError> {
         Ok(())
+    }
+    fn free_bytes(&self) -> Result<Option<usize>, HostError> {
+        Ok(self.free)
     }
     fn zeros(&self, rows: usize, cols: usize) -> Result<Array2<f32>, HostError> {
         Host.zeros(rows, cols)
@@ -71,5 +89,28 @@ impl Backend for Counting {
     ) -> Result<(), HostError> {
         self.factorizations.fetch_add(1, Ordering::Relaxed);
         Host.inverse_factor(h, diagonal, blocks, precision)
+    }
+    fn update_rows(&self, args: UpdateRows<'_, Self>) -> Result<Option<Array2<bool>>, HostError> {
+        self.rows_swept
+            .fetch_max(args.weights.nrows(), Ordering::Relaxed);
+        let UpdateRows {
+            weights,
+            factor,
+            errors,
+            error_offset,
+            losses,
+            columns,
+            prune,
+            grid,
+            ..
+        } = args;
+        let prune = match prune {
+            PruneRef::Fixed { mask, offset } => PruneRef::Fixed { mask, offset },
+            PruneRef::NofM { zeros, group } => PruneRef::NofM { zeros, group },
+            _ => PruneRef::Keep,
+        };
+        let grid = grid.map(|grid| GridRef::new(grid.kind, grid.scale, grid.zero, grid.groups));
+        let sweep = UpdateRows::new(weights, factor, (errors, error_offset), losses, columns);
+        Host.update_rows(sweep.pruning(prune).rounding(grid))
     }
 }
