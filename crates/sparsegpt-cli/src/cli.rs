@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{demo, eval, generate, info, inspect, layer, logits, prune};
+use crate::commands::{demo, eval, generate, info, inspect, layer, logits, methods, prune};
 
 const AFTER_HELP: &str = "\
 MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf \
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Logits(logits::LogitsArgs),
     /// Show the zeros and N:M patterns of a model's layers
     Inspect(inspect::InspectArgs),
+    /// List the methods that --method takes, with what each does and its paper
+    Methods(methods::MethodsArgs),
     /// Show what this machine can solve layers on
     Info(info::InfoArgs),
 }

@@ -45,6 +45,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Generate(args) => commands::generate::run(&args, &console),
                 Command::Layer(args) => commands::layer::run(&args, threads, &console),
                 Command::Logits(args) => commands::logits::run(&args, &console),
+                Command::Methods(args) => commands::methods::run(&args, &console),
                 Command::Info(args) => commands::info::run(&args, threads, &console),
                 Command::Inspect(args) => commands::inspect::run(&args, &console),
                 Command::Prune(_) => Ok(()),

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use sparsegpt::Activations;
 use sparsegpt::backend::{
-    Backend, BackendInfo, FitGrid, Gemm, GridRef, Host, Operation, Precision, PruneRef, Select,
-    SelectRule, UpdateRows,
+    Backend, BackendInfo, FitGrid, Gemm, GridRef, Host, Operation, Precision, Project, PruneRef,
+    Refit, Select, SelectRule, UpdateRows,
 };
 use sparsegpt::error::HostError;
 use sparsegpt::ndarray::{Array2, ArrayView2, s};
@@ -51,10 +51,16 @@ enum Fault {
     FactorIgnoresBlocks,
     OpenBlockForgetsTheDenseWeights,
     CloseBlockTakesAllColumns,
+    InverseHasOneTriangle,
+    ProjectKeepsOldDuals,
+    ProjectForgetsTheWeights,
+    RefitIgnoresTheMask,
+    RefitIgnoresTheDiagonal,
+    RefitStopsTooEarly,
 }
 
 /// Each with the cases that must catch it.
-const FAULTS: [(Fault, &str); 35] = [
+const FAULTS: [(Fault, &str); 41] = [
     (
         Fault::UploadsTheTransposeOfStridedViews,
         "operations/memory/",
@@ -111,6 +117,12 @@ const FAULTS: [(Fault, &str); 35] = [
         "operations/open_block/",
     ),
     (Fault::CloseBlockTakesAllColumns, "operations/close_block/"),
+    (Fault::InverseHasOneTriangle, "operations/inverse/"),
+    (Fault::ProjectKeepsOldDuals, "operations/project/"),
+    (Fault::ProjectForgetsTheWeights, "operations/project/"),
+    (Fault::RefitIgnoresTheMask, "operations/refit/"),
+    (Fault::RefitIgnoresTheDiagonal, "operations/refit/"),
+    (Fault::RefitStopsTooEarly, "operations/refit/"),
 ];
 
 /// The host backend with a fault.
@@ -388,6 +400,78 @@ impl Backend for Broken {
             return Ok(mask);
         }
         Host.select(Select::new(weights, scales, columns, rule).constrained(forced, protected))
+    }
+
+    fn inverse(
+        &self,
+        h: &Array2<f32>,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<Array2<f32>, HostError> {
+        let mut inverse = Host.inverse(h, diagonal, precision)?;
+        if self.is(Fault::InverseHasOneTriangle) {
+            inverse = Array2::from_shape_fn(inverse.dim(), |(i, j)| match i >= j {
+                true => inverse[[i, j]],
+                false => 0.0,
+            });
+        }
+        Ok(inverse)
+    }
+
+    fn project(&self, args: Project<'_, Self>) -> Result<(), HostError> {
+        let Project {
+            sums,
+            duals,
+            dense,
+            mask,
+            weights,
+            ..
+        } = args;
+        let before = duals.clone();
+        let ones = Array2::ones(weights.dim());
+        let weights = if self.is(Fault::ProjectForgetsTheWeights) {
+            &ones
+        } else {
+            weights
+        };
+        Host.project(Project::new(sums, duals, dense, mask, weights))?;
+        if self.is(Fault::ProjectKeepsOldDuals) {
+            *duals =
+                Array2::from_shape_fn(
+                    before.dim(),
+                    |at| {
+                        if mask[at] { duals[at] } else { before[at] }
+                    },
+                );
+        }
+        Ok(())
+    }
+
+    fn refit(&self, args: Refit<'_, Self>) -> Result<(), HostError> {
+        let Refit {
+            weights,
+            dense,
+            h,
+            diagonal,
+            mask,
+            steps,
+            ..
+        } = args;
+        let none = Array2::from_elem(mask.dim(), false);
+        let mask = if self.is(Fault::RefitIgnoresTheMask) {
+            &none
+        } else {
+            mask
+        };
+        let stored = h.diag().to_vec();
+        let diagonal = if self.is(Fault::RefitIgnoresTheDiagonal) {
+            &stored
+        } else {
+            diagonal
+        };
+        let early = usize::from(self.is(Fault::RefitStopsTooEarly));
+        let steps = steps.saturating_sub(early);
+        Host.refit(Refit::new(weights, dense, (h, diagonal), mask, steps))
     }
 
     fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {

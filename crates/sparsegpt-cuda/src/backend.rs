@@ -13,8 +13,18 @@ use crate::error::CudaError;
 use crate::matrix::{DeviceMask, DeviceMatrix};
 use crate::operations::{blocks, elementwise, factor, gemm, gram, grid, select, sweep};
 
-/// The operations that have kernels.
-const NATIVE: &[Operation] = &Operation::ALL;
+/// The operations that have kernels. What the iterative methods need beside these runs through the host implementation.
+const NATIVE: &[Operation] = &[
+    Operation::Combine,
+    Operation::PermuteHessian,
+    Operation::RowEnergies,
+    Operation::Select,
+    Operation::FitGrid,
+    Operation::UpdateRows,
+    Operation::Gemm,
+    Operation::OpenBlock,
+    Operation::CloseBlock,
+];
 
 /// The backend on a device: a GPU, or an emulator.
 #[derive(Debug)]

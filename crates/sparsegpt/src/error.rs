@@ -131,6 +131,8 @@ pub enum Stage {
     UpdateRows,
     /// The lazy update of the columns behind a block.
     Trailing,
+    /// Improving the weights on the mask that came out.
+    Refit,
     /// Measuring the reconstruction error.
     Measure,
 }
@@ -145,6 +147,7 @@ impl fmt::Display for Stage {
             Self::Grid => "grid fit",
             Self::UpdateRows => "row update",
             Self::Trailing => "trailing update",
+            Self::Refit => "refit",
             Self::Measure => "error measurement",
         })
     }

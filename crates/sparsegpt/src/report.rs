@@ -26,6 +26,8 @@ pub struct StageSeconds {
     pub update_rows: f64,
     /// Updates of the columns behind a block.
     pub trailing: f64,
+    /// Improving the weights on the mask that came out.
+    pub refit: f64,
     /// Measuring the reconstruction error.
     pub measure: f64,
     /// Everything, from validation to result.
@@ -40,6 +42,7 @@ impl StageSeconds {
             Stage::Grid => &mut self.grid,
             Stage::UpdateRows => &mut self.update_rows,
             Stage::Trailing => &mut self.trailing,
+            Stage::Refit => &mut self.refit,
             Stage::Measure => &mut self.measure,
             Stage::Hessian | Stage::Transfer => &mut self.transfer,
         };
@@ -54,6 +57,7 @@ impl StageSeconds {
         self.grid += part.grid;
         self.update_rows += part.update_rows;
         self.trailing += part.trailing;
+        self.refit += part.refit;
         self.measure += part.measure;
     }
 }

@@ -7,4 +7,5 @@ pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod layer;
 pub(crate) mod logits;
+pub(crate) mod methods;
 pub(crate) mod prune;

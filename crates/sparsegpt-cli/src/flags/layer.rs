@@ -7,6 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
+use sparsegpt::solver::{MaskSource, Refit, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
@@ -24,9 +25,18 @@ pub(crate) struct LayerFlags {
     #[serde(with = "super::patterns")]
     pub(crate) pattern: Vec<Pattern>,
 
-    /// sparsegpt (default), magnitude or wanda
+    /// How weights to prune are found and others set; `sparsegpt methods` lists them [default: sparsegpt]
     #[arg(long)]
     pub(crate) method: Option<Method>,
+
+    /// What chooses the weights to prune, in place of the method's own way: solver, magnitude, wanda or ria
+    #[arg(long, value_name = "SOURCE", help_heading = "Method")]
+    pub(crate) mask_source: Option<MaskSource>,
+
+    /// What improves the weights on the mask that came out, in place of the method's own: none, or cg:STEPS
+    /// (conjugate gradients)
+    #[arg(long, value_name = "REFIT", help_heading = "Method")]
+    pub(crate) refit: Option<Refit>,
 
     /// Quantize to this many bits, 2 to 8
     #[arg(long, help_heading = "Quantization")]
@@ -133,6 +143,9 @@ impl LayerFlags {
         let mut settings = LayerSettings::with_mask(mask)
             .with_method(self.method())
             .with_act_order(on(self.act_order));
+        settings.mask_source = self.mask_source;
+        settings.refit = self.refit;
+        self.check_solving(&settings)?;
         if let Some(damping) = self.damping {
             settings = settings.with_damping(damping);
         }
@@ -175,19 +188,6 @@ impl LayerFlags {
             ("--static-groups", on(self.static_groups)),
             ("--per-tensor", on(self.per_tensor)),
         ];
-        let solving = [
-            ("--act-order", on(self.act_order)),
-            ("--damping", self.damping.is_some()),
-            ("--block-size", self.block_size.is_some()),
-            ("--mask-block-size", self.mask_block_size.is_some()),
-            ("--bf16-products", on(self.bf16_products)),
-        ];
-        let first = |flags: &[(&'static str, bool)]| {
-            flags
-                .iter()
-                .find(|(_, given)| *given)
-                .map(|(flag, _)| *flag)
-        };
         if self.bits.is_none()
             && let Some(flag) = first(&quantizing)
         {
@@ -205,16 +205,59 @@ impl LayerFlags {
                 "--static-groups is about groups: give --group-size too",
             ));
         }
-        if self.method() != Method::SparseGpt
-            && let Some(flag) = first(&solving)
-        {
-            return Err(Failure::usage(format!(
-                "{flag} has no effect with --method {}: only sparsegpt goes through the columns in blocks; leave it out",
-                self.method()
-            )));
-        }
         Ok(())
     }
+
+    /// Refuses flags for parts that the method does not have.
+    fn check_solving(&self, settings: &LayerSettings) -> Result<(), Failure> {
+        let parts = settings.parts();
+        // Rounding to nearest only where nothing else moves the weights.
+        let updates = parts.weights != WeightSolver::Keep || parts.refit != Refit::None;
+        let sweeps = parts.weights == WeightSolver::Sweep || (updates && self.bits.is_some());
+        let chooses_in_sweep =
+            parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
+        let given = [
+            (
+                "--act-order",
+                on(self.act_order) && !sweeps,
+                "no part of it goes through the columns one by one",
+            ),
+            (
+                "--block-size",
+                self.block_size.is_some() && !sweeps,
+                "no part of it goes through the columns in blocks",
+            ),
+            (
+                "--mask-block-size",
+                self.mask_block_size.is_some() && !chooses_in_sweep,
+                "its mask is not chosen a block at a time",
+            ),
+            (
+                "--damping",
+                self.damping.is_some() && !sweeps && parts.refit == Refit::None,
+                "it does not damp the Hessian by a fraction of its diagonal",
+            ),
+            (
+                "--bf16-products",
+                on(self.bf16_products) && !updates,
+                "it has no large products",
+            ),
+        ];
+        match given.iter().find(|(_, useless, _)| *useless) {
+            None => Ok(()),
+            Some((flag, _, reason)) => Err(Failure::usage(format!(
+                "{flag} has no effect with --method {}: {reason}; leave it out",
+                self.method()
+            ))),
+        }
+    }
+}
+
+fn first(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags
+        .iter()
+        .find(|(_, given)| *given)
+        .map(|(flag, _)| *flag)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
 }
 
 /// A positive definite matrix: its strict lower triangle, with garbage everywhere else, and its diagonal.
-fn definite(random: &mut Random, cols: usize) -> (Array2<f32>, Vec<f32>) {
+pub(super) fn definite(random: &mut Random, cols: usize) -> (Array2<f32>, Vec<f32>) {
     let x = truth::widen(random.activations(2 * cols + 3, cols).view());
     let h = x.t().dot(&x) / x.nrows() as f64;
     let damping = 0.01 * h.diag().mean().unwrap_or(1.0);

@@ -4,6 +4,7 @@ mod blocks;
 mod factor;
 mod gram;
 mod grid;
+mod iterate;
 mod memory;
 mod products;
 mod select;
@@ -22,4 +23,5 @@ pub(crate) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     sweep::add_cases(cases);
     products::add_cases(cases);
     blocks::add_cases(cases);
+    iterate::add_cases(cases);
 }

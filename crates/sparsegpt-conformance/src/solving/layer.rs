@@ -76,6 +76,12 @@ impl Layer {
         Ok(solution)
     }
 
+    /// tr(ΔW H ΔWᵀ) in f64.
+    pub(super) fn error(&self, solution: &PrunedLayer) -> f64 {
+        let difference = truth::widen((&self.weights - &solution.weights).view());
+        truth::energy(&difference, &truth::widen(self.hessian.view()))
+    }
+
     /// Fails unless `ours` and `theirs` are the same but for rounding.
     pub(super) fn ensure_agreement(
         &self,
@@ -188,7 +194,7 @@ impl Layer {
             sizes / total,
             &ENERGY,
         )?;
-        if settings.method != Method::SparseGpt {
+        if settings.method != Method::SparseGpt || settings.parts() != Method::SparseGpt.parts() {
             return compare(
                 "solver_loss",
                 report.solver_loss,

@@ -1,6 +1,7 @@
 //! Whole layers through the solver.
 
 mod calibration;
+mod composition;
 mod counts;
 mod errors;
 mod invariance;
@@ -20,6 +21,7 @@ pub(crate) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     invariance::add_cases(cases);
     quantization::add_cases(cases);
     methods::add_cases(cases);
+    composition::add_cases(cases);
     calibration::add_cases(cases);
     ladder::add_cases(cases);
     errors::add_cases(cases);

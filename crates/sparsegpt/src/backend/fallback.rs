@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::s;
 
 use super::host;
-use super::{Backend, FitGrid, Gemm, PruneRef, Select, UpdateRows};
+use super::{Backend, FitGrid, Gemm, Precision, Project, PruneRef, Refit, Select, UpdateRows};
 
 pub(super) fn combine<B: Backend>(
     backend: &B,
@@ -174,5 +174,45 @@ pub(super) fn gemm<B: Backend>(backend: &B, args: Gemm<'_, B>) -> Result<(), B::
         b.slice(s![args.b_rows, args.b_columns]),
     );
     *args.c = backend.upload(c.view())?;
+    Ok(())
+}
+
+pub(super) fn inverse<B: Backend>(
+    backend: &B,
+    h: &B::Matrix,
+    diagonal: &[f32],
+    precision: Precision,
+) -> Result<B::Matrix, B::Error> {
+    let mut factor = backend.copy(h)?;
+    backend.inverse_factor(&mut factor, diagonal, &[diagonal.len()], precision)?;
+    let factor = backend.download_owned(factor)?;
+    backend.upload_owned(host::inverse_from_factor(factor.view()))
+}
+
+pub(super) fn project<B: Backend>(backend: &B, args: Project<'_, B>) -> Result<(), B::Error> {
+    let mut sums = backend.download(args.sums)?;
+    let mut duals = backend.download(args.duals)?;
+    host::project(
+        sums.view_mut(),
+        duals.view_mut(),
+        backend.download(args.dense)?.view(),
+        backend.download_mask(args.mask)?.view(),
+        backend.download(args.weights)?.row(0),
+    );
+    *args.sums = backend.upload_owned(sums)?;
+    *args.duals = backend.upload_owned(duals)?;
+    Ok(())
+}
+
+pub(super) fn refit<B: Backend>(backend: &B, args: Refit<'_, B>) -> Result<(), B::Error> {
+    let mut weights = backend.download(args.weights)?;
+    host::refit(
+        weights.view_mut(),
+        backend.download(args.dense)?.view(),
+        (backend.download(args.h)?.view(), args.diagonal),
+        backend.download_mask(args.mask)?.view(),
+        args.steps,
+    );
+    *args.weights = backend.upload_owned(weights)?;
     Ok(())
 }

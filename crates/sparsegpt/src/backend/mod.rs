@@ -39,7 +39,9 @@ use ndarray::{Array2, ArrayView2};
 #[cfg(feature = "cpu")]
 pub use cpu::Cpu;
 pub use host::Host;
-pub use operations::{FitGrid, Gemm, GridKind, GridRef, PruneRef, Select, SelectRule, UpdateRows};
+pub use operations::{
+    FitGrid, Gemm, GridKind, GridRef, Project, PruneRef, Refit, Select, SelectRule, UpdateRows,
+};
 
 use crate::error::BackendError;
 use crate::hessian::Activations;
@@ -111,11 +113,17 @@ pub enum Operation {
     OpenBlock,
     /// [`Backend::close_block`]
     CloseBlock,
+    /// [`Backend::inverse`]
+    Inverse,
+    /// [`Backend::project`]
+    Project,
+    /// [`Backend::refit`]
+    Refit,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Combine,
         Self::PermuteHessian,
         Self::RowEnergies,
@@ -125,6 +133,9 @@ impl Operation {
         Self::Gemm,
         Self::OpenBlock,
         Self::CloseBlock,
+        Self::Inverse,
+        Self::Project,
+        Self::Refit,
     ];
 }
 
@@ -434,5 +445,36 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// `OutOfMemory`, `DeviceLost`.
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), Self::Error> {
         fallback::gemm(self, args)
+    }
+
+    /// H⁻¹ with both triangles, where H has the strict lower triangle of `h` and the given `diagonal`. What ADMM
+    /// multiplies by once an iteration; called once a Hessian.
+    ///
+    /// # Errors
+    /// As [`inverse_factor`](Self::inverse_factor).
+    fn inverse(
+        &self,
+        h: &Self::Matrix,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<Self::Matrix, Self::Error> {
+        fallback::inverse(self, h, diagonal, precision)
+    }
+
+    /// The elementwise part of an ADMM iteration: from W + U to the multipliers and to what the next product reads; see
+    /// [`Project`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn project(&self, args: Project<'_, Self>) -> Result<(), Self::Error> {
+        fallback::project(self, args)
+    }
+
+    /// Conjugate gradients on the weights that a mask keeps; see [`Refit`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn refit(&self, args: Refit<'_, Self>) -> Result<(), Self::Error> {
+        fallback::refit(self, args)
     }
 }

@@ -309,3 +309,86 @@ impl<'a, B: Backend> Gemm<'a, B> {
         }
     }
 }
+
+/// Arguments of [`Backend::project`], between two products of ADMM (Boyd et al. 2011, section 3.1.1; Boža 2024).
+///
+/// `sums` S = W + U (rows x cols) comes in. Where the mask prunes, U_ij ← S_ij, elsewhere 0: what the projection
+/// Z on the mask leaves of S. `sums` becomes the right side of the next product, with the dense weights D:
+/// S_ij ← (Z_ij − U_ij − D_ij)·weight_j.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Project<'a, B: Backend> {
+    /// rows x cols, in and out.
+    pub sums: &'a mut B::Matrix,
+    /// The multipliers U, rows x cols, out.
+    pub duals: &'a mut B::Matrix,
+    /// The dense weights D, rows x cols.
+    pub dense: &'a B::Matrix,
+    /// rows x cols.
+    pub mask: &'a B::Mask,
+    /// 1 x cols.
+    pub weights: &'a B::Matrix,
+}
+
+impl<'a, B: Backend> Project<'a, B> {
+    /// All parts at once.
+    pub fn new(
+        sums: &'a mut B::Matrix,
+        duals: &'a mut B::Matrix,
+        dense: &'a B::Matrix,
+        mask: &'a B::Mask,
+        weights: &'a B::Matrix,
+    ) -> Self {
+        Self {
+            sums,
+            duals,
+            dense,
+            mask,
+            weights,
+        }
+    }
+}
+
+/// Arguments of [`Backend::refit`]: `steps` iterations of conjugate gradients for each row by itself, on
+/// min (d − q)H(d − q)ᵀ over the q that are zero where the mask prunes, preconditioned by the diagonal of H
+/// (ALPS, Meng et al. 2024, Algorithm 2, with a step length a row).
+///
+/// A row's residual is g = ((d − q)H)⊙m, with m = 1 where weights are kept and 0 elsewhere. The first direction is
+/// p = z = g⊘diag(H). Each step: t = (pH)⊙m, α = gz/pt, q += αp, g −= αt, z' = g⊘diag(H), β = gz'/gz, p = z' + βp.
+/// A row stops where pt is not positive, or gz has fallen below 1e-14 of where it began: rounding is all that is left.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Refit<'a, B: Backend> {
+    /// q, rows x cols, in and out; zero where the mask prunes.
+    pub weights: &'a mut B::Matrix,
+    /// d, rows x cols.
+    pub dense: &'a B::Matrix,
+    /// H in the strict lower triangle, cols x cols.
+    pub h: &'a B::Matrix,
+    /// The diagonal of H, positive.
+    pub diagonal: &'a [f32],
+    /// rows x cols, `true` means "prune".
+    pub mask: &'a B::Mask,
+    /// Iterations.
+    pub steps: usize,
+}
+
+impl<'a, B: Backend> Refit<'a, B> {
+    /// All parts at once.
+    pub fn new(
+        weights: &'a mut B::Matrix,
+        dense: &'a B::Matrix,
+        (h, diagonal): (&'a B::Matrix, &'a [f32]),
+        mask: &'a B::Mask,
+        steps: usize,
+    ) -> Self {
+        Self {
+            weights,
+            dense,
+            h,
+            diagonal,
+            mask,
+            steps,
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub(super) enum Chosen<B: Backend> {
 /// Counts what has been pruned and turns a policy's answers into masks.
 #[derive(Debug)]
 pub(super) struct Chooser {
+    /// The part of the policy's zeros that is pruned.
+    share: f64,
     pruned: u64,
     pruned_in_row: Vec<usize>,
 }
@@ -27,9 +29,20 @@ pub(super) struct Chooser {
 impl Chooser {
     pub(super) fn new<B: Backend>(job: &Job<'_, B>) -> Self {
         Self {
+            share: 1.0,
             pruned: 0,
             pruned_in_row: vec![0; job.rows],
         }
+    }
+
+    /// Prunes a part of what the policy asks for, the least salient of it. Fixed masks and policies that choose by
+    /// scores are taken whole.
+    pub(super) fn with_share(self, share: f64) -> Self {
+        Self { share, ..self }
+    }
+
+    fn part(&self, count: usize) -> usize {
+        (self.share * count as f64) as usize
     }
 
     /// Asks the policy about `columns` (processing order) and chooses on current weights.
@@ -77,7 +90,7 @@ impl Chooser {
                 let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
                 let due = target.max(total.saturating_sub(later as u64));
                 let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
-                let count = wanted.max(count_of(&forced)).min(available);
+                let count = self.part(wanted).max(count_of(&forced)).min(available);
                 self.pruned += count as u64;
                 SelectRule::Lowest { count }
             }
@@ -88,7 +101,7 @@ impl Chooser {
                     .map(|row| {
                         let available = width - marked(&protected, row);
                         let wanted = due.saturating_sub(self.pruned_in_row[row]);
-                        wanted.max(marked(&forced, row)).min(available)
+                        self.part(wanted).max(marked(&forced, row)).min(available)
                     })
                     .collect();
                 for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
@@ -119,6 +132,12 @@ impl Chooser {
                 return self.fixed(job, mask, protected, width);
             }
         };
+        let share_of_groups = match rule {
+            SelectRule::NofM { zeros, group } if self.share < 1.0 => {
+                Some(self.part(job.rows * (width / group) * zeros))
+            }
+            _ => None,
+        };
         job.uses(Operation::Select);
         let upload = |mask: Option<Array2<bool>>| {
             mask.map(|mask| job.backend.upload_mask(mask.view()))
@@ -126,8 +145,20 @@ impl Chooser {
         };
         let forced = upload(forced).map_err(|e| job.failed(Stage::Transfer, e))?;
         let protected = upload(protected).map_err(|e| job.failed(Stage::Transfer, e))?;
-        let select = Select::new(weights, scales, columns, rule)
+        let select = Select::new(weights, scales, columns.clone(), rule)
             .constrained(forced.as_ref(), protected.as_ref());
+        let mask = job
+            .backend
+            .select(select)
+            .map_err(|e| job.failed(Stage::Select, e))?;
+        let Some(count) = share_of_groups else {
+            return Ok(Chosen::Mask(mask));
+        };
+        // The least salient of what the groups lose: all others are protected.
+        let others = job.download_mask(&mask)?.mapv(|pruned| !pruned);
+        let others = job.upload_mask(others.view())?;
+        let select = Select::new(weights, scales, columns, SelectRule::Lowest { count })
+            .constrained(None, Some(&others));
         let mask = job
             .backend
             .select(select)

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView2};
 
-use super::settings::{LayerSettings, Method};
+use super::settings::LayerSettings;
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::finite::first_non_finite;
@@ -106,6 +106,27 @@ impl<'a, B: Backend> Job<'a, B> {
         self.host_operations.extend(part.host_operations);
     }
 
+    /// Runs a part of the treatment with other settings and weights.
+    pub(super) fn stage<T>(
+        &mut self,
+        weights: ArrayView2<'_, f32>,
+        settings: &LayerSettings,
+        step: impl FnOnce(&mut Job<'_, B>) -> Result<T>,
+    ) -> Result<T> {
+        let mut stage = Job::new(self.backend, self.layer, weights, settings)?;
+        let result = step(&mut stage)?;
+        let Job {
+            dead,
+            seconds,
+            host_operations,
+            ..
+        } = stage;
+        self.dead = dead;
+        self.seconds.take_in(&seconds);
+        self.host_operations.extend(host_operations);
+        Ok(result)
+    }
+
     /// Checks that the protected weights leave enough to prune.
     pub(super) fn check_protection(&self) -> Result<()> {
         if self.settings.protected_columns.is_empty() && self.settings.protected_rows.is_empty() {
@@ -170,11 +191,11 @@ impl<'a, B: Backend> Job<'a, B> {
         Ok(self.per_row_where_needed(answer))
     }
 
-    /// Wanda compares within each row (Sun et al. 2023, section 3): a sparsity of the layer becomes one of
-    /// each row.
+    /// Where a method compares within each row, as Wanda does (Sun et al. 2023, section 3), a sparsity of the layer
+    /// becomes one of each row.
     fn per_row_where_needed(&self, answer: BlockMask) -> BlockMask {
         match answer {
-            BlockMask::Lowest { target, total } if self.settings.method == Method::Wanda => {
+            BlockMask::Lowest { target, total } if self.settings.parts().compares_within_rows() => {
                 BlockMask::LowestPerRow {
                     target: target as usize / self.rows,
                     total: total as usize / self.rows,
@@ -266,6 +287,24 @@ impl<'a, B: Backend> Job<'a, B> {
     pub(super) fn download(&self, matrix: &B::Matrix) -> Result<Array2<f32>> {
         self.backend
             .download(matrix)
+            .map_err(|e| self.failed(Stage::Transfer, e))
+    }
+
+    pub(super) fn copy(&self, matrix: &B::Matrix) -> Result<B::Matrix> {
+        self.backend
+            .copy(matrix)
+            .map_err(|e| self.failed(Stage::Transfer, e))
+    }
+
+    pub(super) fn download_mask(&self, mask: &B::Mask) -> Result<Array2<bool>> {
+        self.backend
+            .download_mask(mask)
+            .map_err(|e| self.failed(Stage::Transfer, e))
+    }
+
+    pub(super) fn upload_mask(&self, host: ArrayView2<'_, bool>) -> Result<B::Mask> {
+        self.backend
+            .upload_mask(host)
             .map_err(|e| self.failed(Stage::Transfer, e))
     }
 

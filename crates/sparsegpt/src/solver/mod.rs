@@ -3,13 +3,18 @@
 //! [`Solver`] is generic over the backend. [`LayerPruner`] is the same without the type parameter: model
 //! drivers and applications hold a `Box<dyn LayerPruner>` and never name a backend.
 
+mod admm;
 mod blocks;
 mod chooser;
+mod compose;
 mod job;
 mod levels;
+mod method;
 mod plan;
 mod prepare;
+mod refit;
 mod schedule;
+mod scores;
 mod settings;
 mod sharing;
 mod slices;
@@ -21,7 +26,8 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
-pub use settings::{LayerSettings, MAX_DAMPING, Method};
+pub use method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
+pub use settings::{LayerSettings, MAX_DAMPING};
 
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
@@ -30,11 +36,12 @@ use crate::hessian::{Hessian, Statistics};
 use crate::quant::QuantizedLayer;
 use crate::report::LayerReport;
 use chooser::{Chooser, Chosen};
+use compose::Shared;
 use job::Job;
 use levels::Levels;
-use prepare::{Diagonal, Factored};
+use prepare::Diagonal;
+use scores::Scores;
 use sharing::by_factor;
-use sparsegpt::sparsegpt;
 
 /// A layer after treatment.
 #[derive(Clone, Debug)]
@@ -162,7 +169,7 @@ impl<B: Backend> Solver<B> {
                 settings,
             },
             Some(hessian),
-            &mut None,
+            &mut Shared::default(),
         )
     }
 
@@ -182,7 +189,7 @@ impl<B: Backend> Solver<B> {
                 settings,
             },
             None,
-            &mut None,
+            &mut Shared::default(),
         )
     }
 
@@ -252,9 +259,9 @@ impl<B: Backend> Solver<B> {
             Some(hessian) => by_factor(hessian, tasks),
             None => (0..tasks.len()).collect(),
         };
-        let mut factored = None;
+        let mut shared = Shared::default();
         for task in order {
-            let layer = self.prune_one(&tasks[task], hessian.as_deref_mut(), &mut factored)?;
+            let layer = self.prune_one(&tasks[task], hessian.as_deref_mut(), &mut shared)?;
             done(task, layer)?;
         }
         Ok(())
@@ -264,17 +271,17 @@ impl<B: Backend> Solver<B> {
         &self,
         task: &LayerTask<'_>,
         hessian: Option<&mut Hessian<B>>,
-        factored: &mut Option<Factored<B>>,
+        shared: &mut Shared<B>,
     ) -> Result<PrunedLayer> {
         self.backend
-            .enter(|| self.prune_inside(task, hessian, factored))
+            .enter(|| self.prune_inside(task, hessian, shared))
     }
 
     fn prune_inside(
         &self,
         task: &LayerTask<'_>,
         hessian: Option<&mut Hessian<B>>,
-        factored: &mut Option<Factored<B>>,
+        shared: &mut Shared<B>,
     ) -> Result<PrunedLayer> {
         let start = Instant::now();
         let LayerTask {
@@ -298,21 +305,7 @@ impl<B: Backend> Solver<B> {
         let counts = hessian
             .as_ref()
             .map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
-        let solved = match (settings.method, hessian) {
-            (Method::SparseGpt, Some(hessian)) => sparsegpt(&mut job, weights, hessian, factored)?,
-            (Method::Magnitude | Method::Wanda, Some(hessian)) => {
-                let diagonal = Diagonal::of(hessian, name)?;
-                without_update(&mut job, weights, Some((hessian, diagonal)))?
-            }
-            (Method::Magnitude, None) => without_update(&mut job, weights, None)?,
-            (method, None) => {
-                return Err(Error::incompatible(
-                    name,
-                    format!("method {method} needs calibration statistics"),
-                    "accumulate a Hessian for this layer and prune with it",
-                ));
-            }
-        };
+        let solved = compose::solve(&mut job, weights, hessian, shared)?;
         // Row by row, so that memory is read once for both questions.
         let mut zeros = 0;
         for (row, weights) in solved.weights.rows().into_iter().enumerate() {
@@ -338,7 +331,7 @@ impl<B: Backend> Solver<B> {
             layer: name.to_owned(),
             rows: job.rows,
             cols: job.cols,
-            method: settings.method.to_string(),
+            method: settings.describe_method(),
             pattern: settings.mask.describe(),
             quantization: settings
                 .quantizer
@@ -395,31 +388,43 @@ struct Solved {
     attempts: u32,
 }
 
-/// Magnitude and Wanda: a mask, no compensation, and where a quantizer is given, rounding to nearest.
+impl Solved {
+    fn nothing() -> Self {
+        Self {
+            weights: Array2::default((0, 0)),
+            mask: Array2::default((0, 0)),
+            quantized: None,
+            solver_loss: None,
+            error: None,
+            damping: 0.0,
+            precision: None,
+            attempts: 0,
+        }
+    }
+}
+
+/// Magnitude, Wanda and RIA: a mask, no compensation, and where a quantizer is given, rounding to nearest.
 fn without_update<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
-    statistics: Option<(&mut Hessian<B>, Diagonal)>,
+    hessian: Option<&mut Hessian<B>>,
 ) -> Result<Solved> {
-    if let Some((_, diagonal)) = &statistics {
+    let statistics = hessian
+        .map(|hessian| Ok::<_, Error>((Diagonal::of(hessian, job.layer)?, hessian)))
+        .transpose()?;
+    if let Some((diagonal, _)) = &statistics {
         job.dead.clone_from(&diagonal.dead);
     }
     let start = in_processing_order(job, dense);
     let device = job.upload(start.view())?;
-    let scales = Array2::from_shape_fn((1, job.cols), |(_, column)| match &statistics {
-        // w²·H_jj orders as |w|·‖x_j‖.
-        Some((_, diagonal)) if job.settings.method == Method::Wanda && !diagonal.dead[column] => {
-            diagonal.values[column].sqrt().recip()
-        }
-        _ => 1.0,
-    });
-    let scales = job.upload(scales.view())?;
     let mut mask = Array2::from_elem((job.rows, job.cols), true);
     if job.settings.mask.prunes() {
-        let cols = job.cols;
-        let mut chooser = Chooser::new(job);
+        let diagonal = statistics.as_ref().map(|(diagonal, _)| diagonal);
         let chosen = job.timed(Stage::Select, |job| {
-            chooser.choose(job, &device, &scales, 0..cols, false)
+            let scores = Scores::of(job, start.view(), diagonal)?;
+            let weights = scores.weights.as_ref().unwrap_or(&device);
+            let columns = 0..job.cols;
+            Chooser::new(job).choose(job, weights, &scores.scales, columns, false)
         })?;
         if let Chosen::Mask(pruned) = chosen {
             mask = job
@@ -439,7 +444,7 @@ fn without_update<B: Backend>(
         round_to_nearest(job, start.view(), &device, &mut weights)
     })?;
     let error = match statistics {
-        Some((hessian, diagonal)) => job.timed(Stage::Measure, |job| {
+        Some((diagonal, hessian)) => job.timed(Stage::Measure, |job| {
             let difference = job.upload_owned(&start - &weights)?;
             measure(
                 job,

@@ -66,9 +66,14 @@ impl Diagonal {
         groups.concat()
     }
 
-    /// λ and the diagonal to factor, in the given order. Dead columns get the mean of the live ones, which
-    /// keeps them out of everybody's way at any scale of H.
-    fn damped(&self, damping: f64, order: Option<&[usize]>) -> Vec<f32> {
+    /// The diagonal with the mean of the live columns in place of the dead ones, which keeps them out of everybody's
+    /// way at any scale of H.
+    pub(super) fn patched(&self) -> Vec<f32> {
+        self.damped(0.0, None)
+    }
+
+    /// λ and the diagonal to factor, in the given order, dead columns [patched](Self::patched).
+    pub(super) fn damped(&self, damping: f64, order: Option<&[usize]>) -> Vec<f32> {
         let live = self.dead.iter().filter(|&&dead| !dead).count();
         let patch = self.mean * self.dead.len() as f64 / live as f64;
         let lambda = damping * self.mean;

@@ -1,9 +1,8 @@
 //! What to do with a layer.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
+use super::method::{MaskSource, Method, Parts, Refit};
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
 use crate::quant::Quantizer;
@@ -15,58 +14,6 @@ use crate::quant::Quantizer;
 /// another, which [`Method::Magnitude`] does without calibration and factorization; and a damping that large is most
 /// likely meant in other units.
 pub const MAX_DAMPING: f64 = 1.0;
-
-/// How the weights to prune are found and what happens to the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
-#[non_exhaustive]
-pub enum Method {
-    /// SparseGPT (Frantar & Alistarh 2023): saliency w² / \[H⁻¹\]_jj, and the other weights of the row make
-    /// up for every pruned or rounded one. Without pruning and with a quantizer this is GPTQ.
-    #[default]
-    SparseGpt,
-    /// Magnitude: the smallest |w| of the layer (or of the row, or of each N:M group); the other weights
-    /// stay. Needs no calibration.
-    Magnitude,
-    /// Wanda (Sun et al. 2023): the smallest |w|·‖x_j‖ of each row, or of each N:M group; the other weights
-    /// stay. A sparsity of the layer is read as a sparsity of each row, as the method is defined.
-    Wanda,
-}
-
-impl Method {
-    /// Whether the method reads the Hessian.
-    #[must_use]
-    pub fn needs_hessian(self) -> bool {
-        !matches!(self, Self::Magnitude)
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SparseGpt => "sparsegpt",
-            Self::Magnitude => "magnitude",
-            Self::Wanda => "wanda",
-        })
-    }
-}
-
-impl FromStr for Method {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "sparsegpt" => Ok(Self::SparseGpt),
-            "magnitude" => Ok(Self::Magnitude),
-            "wanda" => Ok(Self::Wanda),
-            _ => Err(Error::setting(
-                "method",
-                "sparsegpt, magnitude or wanda",
-                text,
-            )),
-        }
-    }
-}
 
 /// What to do with a layer: method, pattern, quantizer and the solver's knobs.
 ///
@@ -83,6 +30,10 @@ impl FromStr for Method {
 pub struct LayerSettings {
     /// The method.
     pub method: Method,
+    /// Another mask source than the method's own.
+    pub mask_source: Option<MaskSource>,
+    /// Another refit than the method's own.
+    pub refit: Option<Refit>,
     /// What to prune.
     pub mask: Arc<dyn MaskPolicy>,
     /// What to round to, if anything.
@@ -116,6 +67,8 @@ impl LayerSettings {
     pub fn with_mask(mask: Arc<dyn MaskPolicy>) -> Self {
         Self {
             method: Method::SparseGpt,
+            mask_source: None,
+            refit: None,
             mask,
             quantizer: None,
             damping: 0.01,
@@ -138,6 +91,46 @@ impl LayerSettings {
     pub fn with_method(mut self, method: Method) -> Self {
         self.method = method;
         self
+    }
+
+    /// Another mask source than the method's own.
+    #[must_use]
+    pub fn with_mask_source(mut self, source: MaskSource) -> Self {
+        self.mask_source = Some(source);
+        self
+    }
+
+    /// Another refit than the method's own.
+    #[must_use]
+    pub fn with_refit(mut self, refit: Refit) -> Self {
+        self.refit = Some(refit);
+        self
+    }
+
+    /// The method's parts, with those that stand in for them.
+    #[must_use]
+    pub fn parts(&self) -> Parts {
+        let parts = self.method.parts();
+        Parts {
+            mask: self.mask_source.unwrap_or(parts.mask),
+            refit: self.refit.unwrap_or(parts.refit),
+            ..parts
+        }
+    }
+
+    /// The method and what stands in for its parts, for reports.
+    pub(super) fn describe_method(&self) -> String {
+        let mut text = self.method.to_string();
+        if let Some(source) = self.mask_source {
+            text += &format!(", mask by {source}");
+        }
+        match self.refit {
+            Some(refit) if refit != self.method.parts().refit => {
+                text += &format!(", refit {refit}");
+            }
+            _ => {}
+        }
+        text
     }
 
     /// With a quantizer.

@@ -1,9 +1,9 @@
 //! Which tasks on one Hessian share a factor.
 
 use super::LayerTask;
+use super::method::WeightSolver;
 use super::plan::Plan;
 use super::prepare::{Diagonal, FactorSettings};
-use super::settings::Method;
 use crate::backend::Backend;
 use crate::hessian::Hessian;
 
@@ -41,7 +41,7 @@ pub(super) fn by_factor<B: Backend>(hessian: &Hessian<B>, tasks: &[LayerTask<'_>
 /// The factor that a task asks for; `None` where it needs none, or is an error when its turn comes.
 fn asked(diagonal: &Diagonal, task: &LayerTask<'_>) -> Option<FactorSettings> {
     let (settings, (rows, cols)) = (task.settings, task.weights.dim());
-    let sound = settings.method == Method::SparseGpt
+    let sound = settings.parts().weights == WeightSolver::Sweep
         && cols == diagonal.values.len()
         && settings.validate(task.name, rows, cols).is_ok();
     sound.then(|| FactorSettings::of(settings, &Plan::new(settings, cols), diagonal))

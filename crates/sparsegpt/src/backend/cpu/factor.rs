@@ -58,6 +58,32 @@ pub(super) fn inverse_factor(
     }
 }
 
+/// H⁻¹ = RᵀR, both triangles, from R in the upper triangle of `factor`; `inverse` comes in as zeros.
+pub(super) fn inverse_from_factor(
+    mut inverse: MatMut<'_, f32>,
+    factor: faer::MatRef<'_, f32>,
+    par: Par,
+) {
+    triangular_matmul(
+        inverse.rb_mut(),
+        BlockStructure::TriangularLower,
+        Accum::Replace,
+        factor.transpose(),
+        BlockStructure::TriangularLower,
+        factor,
+        BlockStructure::TriangularUpper,
+        1.0,
+        par,
+    );
+    mirror(inverse);
+}
+
+/// Both triangles of the symmetric matrix with the strict lower triangle of `h` and `diagonal`, in place.
+pub(super) fn symmetric(mut h: MatMut<'_, f32>, diagonal: &[f32]) {
+    mirror(h.rb_mut());
+    set_diagonal(h, diagonal, |value| value);
+}
+
 /// Copies the strict lower triangle to the strict upper one.
 fn mirror(h: MatMut<'_, f32>) {
     let n = h.nrows();

@@ -8,6 +8,7 @@
 mod bf16_products;
 mod factor;
 mod gram;
+mod iterate;
 mod linear;
 mod lowest;
 mod memory;
@@ -29,7 +30,8 @@ use bf16_products::Kernel;
 use memory::Buffers;
 
 use super::{
-    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Select, UpdateRows,
+    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Project, Refit, Select,
+    UpdateRows,
 };
 use crate::error::HostError;
 use crate::hessian::Activations;
@@ -397,6 +399,40 @@ impl Backend for Cpu {
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
         let bf16 = self.bf16.filter(|_| self.products == Products::Bf16);
         self.run(|par| linear::gemm(args, bf16, par));
+        Ok(())
+    }
+
+    fn inverse(
+        &self,
+        h: &CpuMatrix,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<CpuMatrix, HostError> {
+        let mut factor = self.copy(h)?;
+        self.inverse_factor(&mut factor, diagonal, &[diagonal.len()], precision)?;
+        let mut inverse = self.zeros(diagonal.len(), diagonal.len())?;
+        self.run(|par| factor::inverse_from_factor(inverse.faer_mut(), factor.faer(), par));
+        Ok(inverse)
+    }
+
+    fn project(&self, args: Project<'_, Self>) -> Result<(), HostError> {
+        self.run(|_| iterate::project(args));
+        Ok(())
+    }
+
+    fn refit(&self, args: Refit<'_, Self>) -> Result<(), HostError> {
+        let mut full = self.copy(args.h)?;
+        let (rows, cols) = args.weights.dim();
+        let [mut residual, mut direction, mut product] = [
+            self.zeros(rows, cols)?,
+            self.zeros(rows, cols)?,
+            self.zeros(rows, cols)?,
+        ];
+        self.run(|par| {
+            factor::symmetric(full.faer_mut(), args.diagonal);
+            let scratch = [&mut residual, &mut direction, &mut product];
+            iterate::refit(args, &full, scratch, par);
+        });
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The factor of the inverse Hessian, without the inverse.
 
-use ndarray::{Array2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::backend::Precision;
 use crate::error::HostError;
@@ -130,6 +130,22 @@ fn factor_in<T: Real>(
         }
     }
     Ok(())
+}
+
+/// H⁻¹ = RᵀR, both triangles, from R in the upper triangle of `factor` (one block of all columns).
+#[must_use]
+pub fn inverse_from_factor(factor: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut inverse = Array2::zeros(factor.dim());
+    for i in 0..factor.nrows() {
+        for j in 0..=i {
+            let sum: f64 = (0..=j)
+                .map(|k| f64::from(factor[[k, i]]) * f64::from(factor[[k, j]]))
+                .sum();
+            inverse[[i, j]] = sum as f32;
+            inverse[[j, i]] = sum as f32;
+        }
+    }
+    inverse
 }
 
 #[cfg(test)]

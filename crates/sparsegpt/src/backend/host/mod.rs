@@ -4,13 +4,16 @@
 //! have natively run through it. It favours reading over speed; for speed take [`Cpu`](super::Cpu).
 
 mod factor;
+mod iterate;
 mod linear;
 mod select;
 mod sweep;
 
 use ndarray::{Array2, ArrayView2};
 
-pub use factor::inverse_factor;
+pub use factor::{inverse_factor, inverse_from_factor};
+pub(super) use iterate::CONVERGED;
+pub use iterate::{project, refit};
 pub use linear::{combine, gemm, gram_update, open_block, permute_hessian, row_energies};
 pub use select::select;
 pub(crate) use sweep::nearest;

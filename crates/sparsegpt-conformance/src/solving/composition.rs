@@ -1,0 +1,210 @@
+//! Methods put together from parts.
+
+use sparsegpt::backend::Backend;
+use sparsegpt::mask::GivenMask;
+use sparsegpt::ndarray::Array2;
+use sparsegpt::solver::{MaskSource, Refit};
+use sparsegpt::{LayerSettings, Method, Pattern, UniformGrid};
+
+use super::layer::Layer;
+use crate::check::{Cases, Subject, Verdict, ensure};
+
+/// The methods that set weights by iterating.
+const ITERATIVE: [Method; 3] = [Method::Admm, Method::Quality, Method::Alps];
+
+pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
+    for method in ITERATIVE {
+        let mut add = |name: &str, body: fn(&Subject<B>, Method) -> Verdict| {
+            cases.add(format!("solver/{method}/{name}"), move |subject| {
+                body(subject, method)
+            });
+        };
+        add("exact_counts", exact_counts);
+        add("beats_the_sweep_on_correlated_inputs", beats_the_sweep);
+        add("never_above_its_mask_without_an_update", guarded);
+        add("dead_inputs_first", dead_inputs);
+        add("rounds_on_the_mask", rounds_on_the_mask);
+        add("keeps_a_given_mask", keeps_a_given_mask);
+        add("same_bits_twice", same_bits_twice);
+    }
+    cases.add("solver/refit/lowers_every_row", refit_lowers);
+    cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
+}
+
+fn layer() -> Layer {
+    Layer::new(24, 96, 900)
+}
+
+fn with(method: Method, pattern: &str) -> Verdict<LayerSettings> {
+    Ok(LayerSettings::new(pattern.parse::<Pattern>()?).with_method(method))
+}
+
+fn exact_counts<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    for (rows, cols) in [(1, 8), (7, 40), (33, 129)] {
+        let layer = Layer::new(rows, cols, 901);
+        for (pattern, zeros) in [
+            ("50%", None),
+            ("row:30%", Some(rows * (cols * 3 / 10))),
+            ("2:4", Some(rows * cols / 2)),
+            ("0%", Some(0)),
+            ("100%", Some(rows * cols)),
+        ] {
+            if pattern == "2:4" && cols % 4 != 0 {
+                continue;
+            }
+            let solution = layer.solve(&subject.solver, &with(method, pattern)?)?;
+            // Where the method compares within rows, each row has its own floor.
+            let of_layer = rows * cols / 2;
+            let of_rows = rows * (cols / 2);
+            let pruned = solution.report.pruned as usize;
+            let fits = match zeros {
+                Some(zeros) => pruned == zeros,
+                None => pruned == of_layer || pruned == of_rows,
+            };
+            ensure!(
+                fits,
+                "{pattern} of {rows} x {cols}: {pruned} pruned, expected {zeros:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn error<B: Backend>(
+    subject: &Subject<B>,
+    layer: &Layer,
+    settings: &LayerSettings,
+) -> Verdict<f64> {
+    let solution = layer.solve(&subject.solver, settings)?;
+    solution
+        .report
+        .reconstruction_error
+        .ok_or_else(|| crate::check::Failure::Wrong("no error was measured".to_owned()))
+}
+
+fn beats_the_sweep<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    for pattern in ["50%", "2:4"] {
+        let sweep = error(subject, &layer(), &with(Method::SparseGpt, pattern)?)?;
+        let ours = error(subject, &layer(), &with(method, pattern)?)?;
+        ensure!(
+            ours < sweep,
+            "{pattern}: {method} leaves {ours:e}, the sweep {sweep:e}"
+        );
+    }
+    Ok(())
+}
+
+fn guarded<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    for seed in 910..914 {
+        let layer = Layer::new(16, 48, seed);
+        let solution = layer.solve(&subject.solver, &with(method, "80%")?)?;
+        let mut masked = solution.clone();
+        masked.weights = Array2::from_shape_fn(masked.mask.dim(), |at| {
+            if masked.mask[at] {
+                layer.weights[at]
+            } else {
+                0.0
+            }
+        });
+        let (ours, without) = (layer.error(&solution), layer.error(&masked));
+        ensure!(
+            ours <= without * (1.0 + 1e-6),
+            "{ours:e} with the update, {without:e} without"
+        );
+    }
+    Ok(())
+}
+
+fn dead_inputs<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    let dead = [0, 7, 31];
+    let layer = Layer::with_inputs(9, 32, 80, &dead, 920);
+    let solution = layer.solve(&subject.solver, &with(method, "25%")?)?;
+    for column in dead {
+        ensure!(
+            solution.mask.column(column).iter().all(|kept| !kept),
+            "dead column {column} was not pruned"
+        );
+    }
+    let pruned = solution.report.pruned;
+    ensure!(pruned == 9 * 8, "{pruned} pruned, expected {}", 9 * 8);
+    Ok(())
+}
+
+fn rounds_on_the_mask<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    for pattern in ["50%", "2:4"] {
+        let rounded = |method| -> Verdict<_> {
+            Ok(with(method, pattern)?.with_quantizer(UniformGrid::new(4)?))
+        };
+        let solution = layer().solve(&subject.solver, &rounded(method)?)?;
+        ensure!(
+            solution.quantized.is_some(),
+            "no codes although a quantizer was given"
+        );
+        let sweep = error(subject, &layer(), &rounded(Method::SparseGpt)?)?;
+        let ours = layer().error(&solution);
+        ensure!(
+            ours < sweep,
+            "{pattern} with 4 bits: {method} leaves {ours:e}, the sweep {sweep:e}"
+        );
+    }
+    Ok(())
+}
+
+fn keeps_a_given_mask<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    let layer = layer();
+    let keep = Array2::from_shape_fn(layer.weights.dim(), |(row, col)| {
+        (row * 5 + col * 3) % 7 > 2
+    });
+    let settings = LayerSettings::new(GivenMask::keeping(keep.view())).with_method(method);
+    let solution = layer.solve(&subject.solver, &settings)?;
+    ensure!(solution.mask == keep, "the given mask was changed");
+    Ok(())
+}
+
+fn same_bits_twice<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
+    let settings = with(method, "50%")?;
+    let first = layer().solve(&subject.solver, &settings)?;
+    let again = layer().solve(&subject.solver, &settings)?;
+    crate::check::same_bits("the same layer again", &again.weights, &first.weights)
+}
+
+fn refit_lowers<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for method in [Method::SparseGpt, Method::Wanda, Method::Magnitude] {
+        let plain = layer.solve(&subject.solver, &with(method, "50%")?)?;
+        let settings = with(method, "50%")?.with_refit(Refit::ConjugateGradients { steps: 10 });
+        let refitted = layer.solve(&subject.solver, &settings)?;
+        ensure!(
+            refitted.mask == plain.mask,
+            "{method}: the refit changed the mask"
+        );
+        let (before, after) = (layer.error(&plain), layer.error(&refitted));
+        ensure!(
+            after < before,
+            "{method}: {after:e} with the refit, {before:e} without"
+        );
+    }
+    Ok(())
+}
+
+fn source_is_kept<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for (source, method) in [
+        (MaskSource::Wanda, Method::Wanda),
+        (MaskSource::Magnitude, Method::Magnitude),
+        (MaskSource::Ria, Method::Ria),
+    ] {
+        let alone = layer.solve(&subject.solver, &with(method, "50%")?)?;
+        let settings = with(Method::SparseGpt, "50%")?.with_mask_source(source);
+        let swept = layer.solve(&subject.solver, &settings)?;
+        ensure!(
+            swept.mask == alone.mask,
+            "{source}: the sweep changed the mask"
+        );
+        ensure!(
+            layer.error(&swept) < layer.error(&alone),
+            "{source}: the sweep made good for nothing"
+        );
+    }
+    Ok(())
+}

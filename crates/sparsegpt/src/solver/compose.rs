@@ -1,0 +1,142 @@
+//! A layer's treatment put together from the parts of its method.
+
+use ndarray::{ArrayView2, CowArray, Ix2};
+
+use super::admm::{Inverse, admm};
+use super::job::Job;
+use super::method::{MaskSource, Parts, Refit, WeightSolver};
+use super::prepare::Factored;
+use super::refit::Judge;
+use super::settings::LayerSettings;
+use super::sparsegpt::sparsegpt;
+use super::{Solved, measure, without_update};
+use crate::backend::Backend;
+use crate::error::{Error, Result, Stage};
+use crate::hessian::Hessian;
+use crate::mask::GivenMask;
+
+/// What layers with the same input share, each made when it is first asked for and kept until another is.
+#[derive(Debug)]
+pub(super) struct Shared<B: Backend> {
+    pub(super) factored: Option<Factored<B>>,
+    pub(super) inverse: Option<Inverse<B>>,
+}
+
+impl<B: Backend> Default for Shared<B> {
+    fn default() -> Self {
+        Self {
+            factored: None,
+            inverse: None,
+        }
+    }
+}
+
+/// Solves one layer.
+pub(super) fn solve<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: Option<&mut Hessian<B>>,
+    shared: &mut Shared<B>,
+) -> Result<Solved> {
+    let parts = job.settings.parts();
+    let Some(hessian) = hessian else {
+        if parts.needs_hessian() {
+            return Err(Error::incompatible(
+                job.layer,
+                format!(
+                    "method {} needs calibration statistics",
+                    job.settings.describe_method()
+                ),
+                "accumulate a Hessian for this layer and prune with it",
+            ));
+        }
+        return without_update(job, dense, None);
+    };
+    // What one pass does by itself.
+    match (parts.mask, parts.weights, parts.refit) {
+        (MaskSource::Solver, WeightSolver::Sweep, Refit::None) => {
+            return sparsegpt(job, dense, hessian, &mut shared.factored);
+        }
+        (_, WeightSolver::Keep, Refit::None) => {
+            return without_update(job, dense, Some(hessian));
+        }
+        _ => {}
+    }
+    in_stages(job, dense, hessian, shared, parts)
+}
+
+/// Mask, weights, refit and rounding one after the other. Each stage is a job of its own, with what the others do taken
+/// out of its settings.
+fn in_stages<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    shared: &mut Shared<B>,
+    parts: Parts,
+) -> Result<Solved> {
+    let mut settings = LayerSettings {
+        quantizer: None,
+        measure: false,
+        mask_source: Some(MaskSource::Solver),
+        refit: Some(Refit::None),
+        ..job.settings.clone()
+    };
+    let mut solved = Solved {
+        mask: ndarray::Array2::from_elem(dense.dim(), true),
+        weights: dense.to_owned(),
+        ..Solved::nothing()
+    };
+    if job.settings.mask.prunes() {
+        if parts.mask != MaskSource::Solver {
+            let mut choosing = settings.clone();
+            choosing.mask_source = Some(parts.mask);
+            solved = job.stage(dense, &choosing, |stage| {
+                without_update(stage, dense, Some(&mut *hessian))
+            })?;
+            settings.mask = std::sync::Arc::new(GivenMask::keeping(solved.mask.view()));
+        }
+        match parts.weights {
+            WeightSolver::Keep => {}
+            WeightSolver::Sweep => {
+                solved = job.stage(dense, &settings, |stage| {
+                    sparsegpt(stage, dense, hessian, &mut shared.factored)
+                })?;
+            }
+            WeightSolver::Admm(admm_settings) => {
+                solved = job.stage(dense, &settings, |stage| {
+                    admm(stage, dense, hessian, admm_settings, &mut shared.inverse)
+                })?;
+                // Never above what its own mask leaves without any update.
+                let mut masked = dense.to_owned();
+                masked.zip_mut_with(&solved.mask, |weight, &kept| {
+                    if !kept {
+                        *weight = 0.0;
+                    }
+                });
+                job.timed(Stage::Refit, |job| {
+                    let judge = Judge::new(job, dense, hessian)?;
+                    judge.take_better_rows(job, &mut solved.weights, masked.view())
+                })?;
+            }
+        }
+        job.timed(Stage::Refit, |job| {
+            let judge = Judge::new(job, dense, hessian)?;
+            judge.refit(job, &mut solved.weights, solved.mask.view(), parts.refit)
+        })?;
+    }
+    if job.settings.quantizer.is_some() {
+        settings.quantizer.clone_from(&job.settings.quantizer);
+        settings.mask = std::sync::Arc::new(GivenMask::keeping(solved.mask.view()));
+        let target: CowArray<'_, f32, Ix2> = solved.weights.into();
+        solved = job.stage(target.view(), &settings, |stage| {
+            sparsegpt(stage, target.view(), hessian, &mut shared.factored)
+        })?;
+    }
+    solved.error = job.timed(Stage::Measure, |job| {
+        let difference = job.upload_owned(&dense - &solved.weights)?;
+        let diagonal = hessian.diagonal()?;
+        measure(job, dense, &difference, hessian.matrix(), &diagonal)
+    })?;
+    solved.solver_loss = solved.error.map(|(error, _)| 0.5 * error);
+    Ok(solved)
+}

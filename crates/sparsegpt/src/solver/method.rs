@@ -1,0 +1,347 @@
+//! Methods: which part chooses the weights to prune, and which parts set the others.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// A named method: a composition of [`Parts`].
+///
+/// ```
+/// use sparsegpt::solver::{MaskSource, Method, Refit};
+/// assert_eq!(Method::Quality.parts().refit, Refit::ConjugateGradients { steps: 10 });
+/// assert_eq!("wanda".parse::<Method>()?.parts().mask, MaskSource::Wanda);
+/// # Ok::<(), sparsegpt::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Method {
+    /// SparseGPT (Frantar & Alistarh 2023): saliency w² / \[H⁻¹\]_jj, and the other weights of the row make
+    /// up for every pruned or rounded one. Without pruning and with a quantizer this is GPTQ.
+    #[default]
+    SparseGpt,
+    /// Magnitude: the smallest |w| of the layer (or of the row, or of each N:M group); the other weights
+    /// stay. Needs no calibration.
+    Magnitude,
+    /// Wanda (Sun et al. 2023): the smallest |w|·‖x_j‖ of each row, or of each N:M group; the other weights
+    /// stay. A sparsity of the layer is read as a sparsity of each row, as the method is defined.
+    Wanda,
+    /// RIA (Zhang et al. 2024): the smallest (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·√‖x_j‖; the other weights stay.
+    Ria,
+    /// ADMM with a gradual mask (Boža 2024); see [`Admm`].
+    Admm,
+    /// ALPS (Meng et al. 2024): ADMM with the full sparsity from the start and a growing penalty, then conjugate
+    /// gradients; see [`Admm`].
+    Alps,
+    /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
+    /// where a quantizer is given, its sweep from the weights found so.
+    Quality,
+}
+
+/// What a method is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub struct Parts {
+    /// What chooses the weights to prune.
+    pub mask: MaskSource,
+    /// What sets the others.
+    pub weights: WeightSolver,
+    /// What improves them on the mask that came out.
+    pub refit: Refit,
+}
+
+/// What chooses the weights to prune. A given mask is not among these, but a
+/// [policy](crate::mask::GivenMask) that leaves no choice.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum MaskSource {
+    /// The weight solver chooses as it goes: the sweep by the paper's saliency on current weights, ADMM by its
+    /// iterates.
+    Solver,
+    /// |w|.
+    Magnitude,
+    /// |w|·‖x_j‖, within each row (Sun et al. 2023, section 3).
+    Wanda,
+    /// (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·‖x_j‖^½ (Zhang et al. 2024, Eq. 5, a = ½).
+    Ria,
+}
+
+/// What sets the weights that are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum WeightSolver {
+    /// They stay as they are.
+    Keep,
+    /// The sweep over the columns (paper, Algorithm 1): each column's loss is made good by those behind it.
+    Sweep,
+    /// Alternating directions.
+    Admm(Admm),
+}
+
+/// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024).
+///
+/// In coordinates in which H has a unit diagonal, with W the iterate, Z its projection on the mask and U the scaled
+/// multipliers: W ← D + ρ(Z − U − D)(H + (δ + ρ)I)⁻¹; Z ← P(W + U), which prunes the smallest |W + U|;
+/// U ← U + W − Z. One inverse, and one product of the layer's size an iteration: 2·rows·cols² flops.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Admm {
+    /// Iterations at most.
+    pub iterations: usize,
+    /// Iterations over which the zeros grow to their full number, s_t = s(1 − (1 − t/ramp)³); the mask is chosen anew
+    /// in each of them. 0 means the full number from the start.
+    pub ramp: usize,
+    /// δ, added to the unit diagonal.
+    pub damping: f64,
+    /// The penalty ρ.
+    pub penalty: f64,
+    /// Whether the penalty grows, every third iteration, by how much the mask has changed since (ALPS, section 3.2):
+    /// 1.3 times where a tenth of its zeros moved, 1.2 where a two-hundredth did, else 1.1; and when none has moved
+    /// the iterations end. Each growth costs an inverse.
+    pub growing: bool,
+    /// Whether a sparsity of the layer is read as one of each row.
+    pub per_row: bool,
+}
+
+impl Admm {
+    /// As Boža publishes it: 20 iterations, the mask chosen in the first 15.
+    pub const GRADUAL: Self = Self {
+        iterations: 20,
+        ramp: 15,
+        damping: 0.1,
+        penalty: 1.0,
+        growing: false,
+        per_row: true,
+    };
+    /// As ALPS publishes it.
+    pub const ALPS: Self = Self {
+        iterations: 300,
+        ramp: 0,
+        damping: 0.01,
+        penalty: 0.1,
+        growing: true,
+        per_row: false,
+    };
+}
+
+/// What improves the weights on the mask that came out. Kept, row by row, only where the error drops. Written and read
+/// as `none`, `cg:10`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
+#[non_exhaustive]
+pub enum Refit {
+    /// Nothing.
+    None,
+    /// Conjugate gradients (ALPS, Algorithm 2): one product of the layer's size a step.
+    ConjugateGradients {
+        /// Steps.
+        steps: usize,
+    },
+}
+
+impl Method {
+    /// All of them, in the order of their cost.
+    pub const ALL: [Self; 7] = [
+        Self::Magnitude,
+        Self::Wanda,
+        Self::Ria,
+        Self::SparseGpt,
+        Self::Admm,
+        Self::Quality,
+        Self::Alps,
+    ];
+
+    /// What it is made of.
+    #[must_use]
+    pub const fn parts(self) -> Parts {
+        let (mask, weights, steps) = match self {
+            Self::SparseGpt => (MaskSource::Solver, WeightSolver::Sweep, 0),
+            Self::Magnitude => (MaskSource::Magnitude, WeightSolver::Keep, 0),
+            Self::Wanda => (MaskSource::Wanda, WeightSolver::Keep, 0),
+            Self::Ria => (MaskSource::Ria, WeightSolver::Keep, 0),
+            Self::Admm => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 0),
+            Self::Quality => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10),
+            Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), 10),
+        };
+        let refit = match steps {
+            0 => Refit::None,
+            steps => Refit::ConjugateGradients { steps },
+        };
+        Parts {
+            mask,
+            weights,
+            refit,
+        }
+    }
+
+    /// What it does, in one line.
+    #[must_use]
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::SparseGpt => {
+                "one sweep over the columns; those behind make up for each (GPTQ where nothing is pruned)"
+            }
+            Self::Magnitude => "the smallest weights go; no calibration, no update",
+            Self::Wanda => "the smallest weight times input norm of each row goes; no update",
+            Self::Ria => "the smallest relative importance times input norm goes; no update",
+            Self::Admm => "ADMM, 20 iterations, the mask grows over the first 15",
+            Self::Quality => {
+                "admm, then conjugate gradients on its mask; with bits, a sweep from there"
+            }
+            Self::Alps => {
+                "ADMM with a growing penalty until the mask stays, then conjugate gradients"
+            }
+        }
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub const fn paper(self) -> &'static str {
+        match self {
+            Self::SparseGpt => "Frantar & Alistarh 2023, arXiv 2301.00774",
+            Self::Magnitude => "Zhu & Gupta 2017, arXiv 1710.01878",
+            Self::Wanda => "Sun et al. 2023, arXiv 2306.11695",
+            Self::Ria => "Zhang et al. 2024, ICLR 2024",
+            Self::Admm => "Boža 2024, arXiv 2401.02938",
+            Self::Quality => "Boža 2024 with the refit of Meng et al. 2024",
+            Self::Alps => "Meng et al. 2024, arXiv 2406.07831",
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SparseGpt => "sparsegpt",
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::Ria => "ria",
+            Self::Admm => "admm",
+            Self::Alps => "alps",
+            Self::Quality => "quality",
+        }
+    }
+
+    /// Whether the method reads the Hessian.
+    #[must_use]
+    pub fn needs_hessian(self) -> bool {
+        self.parts().needs_hessian()
+    }
+}
+
+impl Parts {
+    /// Whether a sparsity of the layer is read as one of each row.
+    #[must_use]
+    pub(super) fn compares_within_rows(&self) -> bool {
+        let by_admm = matches!(self.weights, WeightSolver::Admm(Admm { per_row: true, .. }));
+        match self.mask {
+            MaskSource::Wanda => true,
+            MaskSource::Solver => by_admm,
+            MaskSource::Magnitude | MaskSource::Ria => false,
+        }
+    }
+
+    /// Whether any part reads the Hessian.
+    #[must_use]
+    pub fn needs_hessian(&self) -> bool {
+        self.mask != MaskSource::Magnitude
+            || self.weights != WeightSolver::Keep
+            || self.refit != Refit::None
+    }
+}
+
+impl MaskSource {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Solver => "solver",
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::Ria => "ria",
+        }
+    }
+}
+
+impl fmt::Display for MaskSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Refit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::ConjugateGradients { steps } => write!(f, "cg:{steps}"),
+        }
+    }
+}
+
+impl FromStr for MaskSource {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Solver, Self::Magnitude, Self::Wanda, Self::Ria];
+        all.into_iter()
+            .find(|source| source.name() == text)
+            .ok_or_else(|| Error::setting("mask source", "solver, magnitude, wanda or ria", text))
+    }
+}
+
+impl FromStr for Refit {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let steps = text
+            .strip_prefix("cg:")
+            .and_then(|steps| steps.parse().ok());
+        match steps {
+            Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
+            _ => Err(Error::setting(
+                "refit",
+                "none, or cg: and a number of steps from 1",
+                text,
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Refit {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Refit> for String {
+    fn from(refit: Refit) -> Self {
+        refit.to_string()
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let known = Self::ALL.into_iter().find(|method| method.name() == text);
+        known.ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|method| method.name()).collect();
+            Error::setting("method", format!("one of {}", names.join(", ")), text)
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! Better weights on a mask, kept only where the error drops.
+
+use ndarray::{Array2, ArrayView2};
+
+use super::job::Job;
+use super::method;
+use super::prepare::Diagonal;
+use crate::backend::{Backend, Operation, Refit};
+use crate::error::{Result, Stage};
+use crate::hessian::Hessian;
+
+/// Where improved weights are judged: by the undamped H.
+#[derive(Debug)]
+pub(super) struct Judge<'a, B: Backend> {
+    dense: ArrayView2<'a, f32>,
+    hessian: &'a Hessian<B>,
+    diagonal: Diagonal,
+}
+
+impl<'a, B: Backend> Judge<'a, B> {
+    /// For weights in the original order.
+    pub(super) fn new(
+        job: &Job<'_, B>,
+        dense: ArrayView2<'a, f32>,
+        hessian: &'a Hessian<B>,
+    ) -> Result<Self> {
+        Ok(Self {
+            dense,
+            hessian,
+            diagonal: Diagonal::of(hessian, job.layer)?,
+        })
+    }
+
+    /// Replaces the rows that are better in `other`.
+    pub(super) fn take_better_rows(
+        &self,
+        job: &mut Job<'_, B>,
+        weights: &mut Array2<f32>,
+        other: ArrayView2<'_, f32>,
+    ) -> Result<()> {
+        let (now, then) = (self.errors(job, weights.view())?, self.errors(job, other)?);
+        for (row, (now, then)) in now.iter().zip(&then).enumerate() {
+            if then < now {
+                weights.row_mut(row).assign(&other.row(row));
+            }
+        }
+        Ok(())
+    }
+
+    /// (d − w)H(d − w)ᵀ of each row.
+    fn errors(&self, job: &mut Job<'_, B>, weights: ArrayView2<'_, f32>) -> Result<Vec<f64>> {
+        job.uses(Operation::RowEnergies);
+        let difference = job.upload_owned(&self.dense - &weights)?;
+        job.backend
+            .row_energies(&difference, self.hessian.matrix(), &self.diagonal.values)
+            .map_err(|e| job.failed(Stage::Refit, e))
+    }
+
+    /// Refits `weights` on `mask` (`true` = kept).
+    pub(super) fn refit(
+        &self,
+        job: &mut Job<'_, B>,
+        weights: &mut Array2<f32>,
+        mask: ArrayView2<'_, bool>,
+        refit: method::Refit,
+    ) -> Result<()> {
+        let method::Refit::ConjugateGradients { steps } = refit else {
+            return Ok(());
+        };
+        let damped = self.diagonal.damped(job.settings.damping, None);
+        job.uses(Operation::Refit);
+        let target = job.upload(self.dense)?;
+        let mut refitted = job.upload(weights.view())?;
+        let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
+        let h = (self.hessian.matrix(), &*damped);
+        job.backend
+            .refit(Refit::new(&mut refitted, &target, h, &pruned, steps))
+            .map_err(|e| job.failed(Stage::Refit, e))?;
+        let refitted = job.download_owned(refitted)?;
+        self.take_better_rows(job, weights, refitted.view())
+    }
+}
