@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::backend::{Operation, Precision, Products};
 use crate::error::Stage;
+use crate::solver::ColumnOrder;
 
 /// Seconds spent, stage by stage.
 ///
@@ -101,6 +102,8 @@ pub struct LayerReport {
     pub precision: Option<Precision>,
     /// Factorizations tried, 1 where the first one succeeded.
     pub factor_attempts: u32,
+    /// The order in which the columns were swept; `None` without a sweep.
+    pub order: Option<ColumnOrder>,
     /// Calibration tokens behind the Hessian.
     pub tokens: u64,
     /// Calibration sequences behind the Hessian.

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::solver::{MaskSource, Refit, WeightSolver};
+use sparsegpt::solver::{ColumnOrder, MaskSource, Refit, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
@@ -62,7 +62,12 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Quantization")]
     pub(crate) per_tensor: Option<bool>,
 
-    /// Treat columns in the order of descending activation
+    /// The order in which a sweep goes through the columns: natural, descending (activation), rose, or best (all three, and
+    /// the result of least error) [default: natural]
+    #[arg(long, value_name = "ORDER", help_heading = "Solver")]
+    pub(crate) order: Option<ColumnOrder>,
+
+    /// The same as --order descending
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Solver")]
     pub(crate) act_order: Option<bool>,
 
@@ -129,9 +134,17 @@ impl LayerFlags {
         Ok(self.pattern.iter().copied().map(Some).collect())
     }
 
+    fn order(&self) -> ColumnOrder {
+        match self.order {
+            Some(order) => order,
+            None if on(self.act_order) => ColumnOrder::Descending,
+            None => ColumnOrder::Natural,
+        }
+    }
+
     /// Whether grids of groups are found in the order of processing, which then is not that of the columns.
     pub(crate) fn groups_are_permuted(&self) -> bool {
-        on(self.act_order) && self.group_size.is_some() && !on(self.static_groups)
+        self.order() != ColumnOrder::Natural && self.group_size.is_some() && !on(self.static_groups)
     }
 
     /// Settings with this mask policy.
@@ -142,7 +155,7 @@ impl LayerFlags {
         self.check_conflicts()?;
         let mut settings = LayerSettings::with_mask(mask)
             .with_method(self.method())
-            .with_act_order(on(self.act_order));
+            .with_order(self.order());
         settings.mask_source = self.mask_source;
         settings.refit = self.refit;
         self.check_solving(&settings)?;
@@ -195,6 +208,11 @@ impl LayerFlags {
                 "{flag} is about quantization: give --bits too"
             )));
         }
+        if self.order.is_some() && on(self.act_order) {
+            return Err(Failure::usage(
+                "--act-order is --order descending: give one of the two",
+            ));
+        }
         if self.group_size.is_some() && on(self.per_tensor) {
             return Err(Failure::usage(
                 "--group-size (a scale for each group) and --per-tensor (one for all) exclude each other",
@@ -218,8 +236,12 @@ impl LayerFlags {
             parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
         let given = [
             (
-                "--act-order",
-                on(self.act_order) && !sweeps,
+                if on(self.act_order) {
+                    "--act-order"
+                } else {
+                    "--order"
+                },
+                self.order() != ColumnOrder::Natural && !sweeps,
                 "no part of it goes through the columns one by one",
             ),
             (
@@ -290,7 +312,7 @@ mod tests {
             made.quantizer.unwrap().describe(),
             "4 bit symmetric, static groups of 32"
         );
-        assert!(made.act_order);
+        assert_eq!(made.order, ColumnOrder::Descending);
         assert_eq!(
             (made.damping, made.block_size, made.mask_block_size),
             (0.05, 64, 16)

@@ -5,6 +5,7 @@ use ndarray::{ArrayView2, CowArray, Ix2};
 use super::admm::{Inverse, admm};
 use super::job::Job;
 use super::method::{MaskSource, Parts, Refit, WeightSolver};
+use super::order::ColumnOrder;
 use super::prepare::Factored;
 use super::refit::Judge;
 use super::settings::LayerSettings;
@@ -55,7 +56,7 @@ pub(super) fn solve<B: Backend>(
     // What one pass does by itself.
     match (parts.mask, parts.weights, parts.refit) {
         (MaskSource::Solver, WeightSolver::Sweep, Refit::None) => {
-            return sparsegpt(job, dense, hessian, &mut shared.factored);
+            return sweep(job, dense, hessian, shared);
         }
         (_, WeightSolver::Keep, Refit::None) => {
             return without_update(job, dense, Some(hessian));
@@ -63,6 +64,38 @@ pub(super) fn solve<B: Backend>(
         _ => {}
     }
     in_stages(job, dense, hessian, shared, parts)
+}
+
+/// The sweep in the order that was asked for.
+fn sweep<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    shared: &mut Shared<B>,
+) -> Result<Solved> {
+    if job.settings.order != ColumnOrder::Best {
+        return sparsegpt(job, dense, hessian, &mut shared.factored);
+    }
+    let mut in_order = |order| {
+        let settings = LayerSettings {
+            order,
+            measure: true,
+            ..job.settings.clone()
+        };
+        job.stage(dense, &settings, |stage| {
+            sparsegpt(stage, dense, hessian, &mut shared.factored)
+        })
+    };
+    // Where an error overflows, any that is known is better.
+    let error = |solved: &Solved| solved.error.map_or(f64::INFINITY, |(error, _)| error);
+    let mut best = in_order(ColumnOrder::Natural)?;
+    for order in ColumnOrder::OTHERS {
+        let solved = in_order(order)?;
+        if error(&solved) < error(&best) {
+            best = solved;
+        }
+    }
+    Ok(best)
 }
 
 /// Mask, weights, refit and rounding one after the other. Each stage is a job of its own, with what the others do taken
@@ -99,7 +132,7 @@ fn in_stages<B: Backend>(
             WeightSolver::Keep => {}
             WeightSolver::Sweep => {
                 solved = job.stage(dense, &settings, |stage| {
-                    sparsegpt(stage, dense, hessian, &mut shared.factored)
+                    sweep(stage, dense, hessian, shared)
                 })?;
             }
             WeightSolver::Admm(admm_settings) => {
@@ -129,7 +162,7 @@ fn in_stages<B: Backend>(
         settings.mask = std::sync::Arc::new(GivenMask::keeping(solved.mask.view()));
         let target: CowArray<'_, f32, Ix2> = solved.weights.into();
         solved = job.stage(target.view(), &settings, |stage| {
-            sparsegpt(stage, target.view(), hessian, &mut shared.factored)
+            sweep(stage, target.view(), hessian, shared)
         })?;
     }
     solved.error = job.timed(Stage::Measure, |job| {

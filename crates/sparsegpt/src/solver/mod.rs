@@ -10,6 +10,7 @@ mod compose;
 mod job;
 mod levels;
 mod method;
+mod order;
 mod plan;
 mod prepare;
 mod refit;
@@ -27,6 +28,7 @@ use std::time::Instant;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
 pub use method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
+pub use order::ColumnOrder;
 pub use settings::{LayerSettings, MAX_DAMPING};
 
 use crate::backend::{Backend, BackendInfo, Operation};
@@ -348,6 +350,7 @@ impl<B: Backend> Solver<B> {
             damping: solved.damping,
             precision: solved.precision,
             factor_attempts: solved.attempts,
+            order: solved.order,
             tokens: counts.0,
             sequences: counts.1,
             backend: job.info.name.clone(),
@@ -386,6 +389,8 @@ struct Solved {
     damping: f64,
     precision: Option<crate::backend::Precision>,
     attempts: u32,
+    /// The order of the columns, where they were swept.
+    order: Option<ColumnOrder>,
 }
 
 impl Solved {
@@ -399,6 +404,7 @@ impl Solved {
             damping: 0.0,
             precision: None,
             attempts: 0,
+            order: None,
         }
     }
 }
@@ -462,9 +468,7 @@ fn without_update<B: Backend>(
         quantized,
         solver_loss: error.map(|(error, _)| 0.5 * error),
         error,
-        damping: 0.0,
-        precision: None,
-        attempts: 0,
+        ..Solved::nothing()
     })
 }
 

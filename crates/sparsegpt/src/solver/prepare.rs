@@ -1,5 +1,7 @@
 //! From a Hessian to its factor: dead columns, order, damping, and the precision ladder.
 
+use ndarray::ArrayView2;
+
 use super::plan::Plan;
 use super::settings::{LayerSettings, MAX_DAMPING};
 use crate::backend::{Backend, Precision};
@@ -111,12 +113,15 @@ pub(super) struct FactorSettings {
 
 impl FactorSettings {
     /// What a layer with this plan asks for.
-    pub(super) fn of(settings: &LayerSettings, plan: &Plan, diagonal: &Diagonal) -> Self {
+    pub(super) fn of(
+        settings: &LayerSettings,
+        plan: &Plan,
+        weights: ArrayView2<'_, f32>,
+        diagonal: &Diagonal,
+    ) -> Self {
         Self {
             damping: settings.damping,
-            order: settings
-                .act_order
-                .then(|| diagonal.descending(settings.mask.group().max(1))),
+            order: settings.order.columns(settings, weights, diagonal),
             blocks: plan.blocks.iter().map(|block| block.columns.end).collect(),
         }
     }
@@ -179,7 +184,7 @@ impl<B: Backend> Factored<B> {
                         last = (column, damping, precision);
                         continue;
                     }
-                    let scales = ndarray::ArrayView2::from_shape((1, scales.len()), &scales)
+                    let scales = ArrayView2::from_shape((1, scales.len()), &scales)
                         .map(|view| backend.upload(view))
                         .map_err(|_| {
                             Error::incompatible(

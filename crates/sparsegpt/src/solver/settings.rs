@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::method::{MaskSource, Method, Parts, Refit};
+use super::order::ColumnOrder;
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
 use crate::quant::Quantizer;
@@ -44,9 +45,8 @@ pub struct LayerSettings {
     pub block_size: usize,
     /// Columns whose mask is chosen together (paper: B_s = 128). N:M patterns choose group by group.
     pub mask_block_size: usize,
-    /// Process columns in the order of descending diagonal of H (GPTQ's act-order); for N:M patterns whole
-    /// groups are ordered, and columns within each.
-    pub act_order: bool,
+    /// The order in which a sweep goes through the columns.
+    pub order: ColumnOrder,
     /// Columns (input features) in which nothing is pruned. They still take part in the compensation.
     pub protected_columns: Vec<usize>,
     /// Rows (output features) in which nothing is pruned.
@@ -74,7 +74,7 @@ impl LayerSettings {
             damping: 0.01,
             block_size: 128,
             mask_block_size: 128,
-            act_order: false,
+            order: ColumnOrder::Natural,
             protected_columns: Vec::new(),
             protected_rows: Vec::new(),
             measure: true,
@@ -161,11 +161,20 @@ impl LayerSettings {
         self
     }
 
-    /// Columns in the order of descending diagonal.
+    /// Columns in another order.
     #[must_use]
-    pub fn with_act_order(mut self, act_order: bool) -> Self {
-        self.act_order = act_order;
+    pub fn with_order(mut self, order: ColumnOrder) -> Self {
+        self.order = order;
         self
+    }
+
+    /// Columns in the order of descending diagonal of H (GPTQ's act-order), or in the natural one.
+    #[must_use]
+    pub fn with_act_order(self, act_order: bool) -> Self {
+        self.with_order(match act_order {
+            true => ColumnOrder::Descending,
+            false => ColumnOrder::Natural,
+        })
     }
 
     /// Columns in which nothing is pruned.

@@ -111,9 +111,7 @@ impl Whole {
             quantized: self.quantized,
             solver_loss: self.solver_loss,
             error: self.error,
-            damping: 0.0,
-            precision: None,
-            attempts: 0,
+            ..Solved::nothing()
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn sparsegpt<B: Backend>(
 ) -> Result<Solved> {
     let diagonal = Diagonal::of(hessian, job.layer)?;
     let plan = Plan::new(job.settings, job.cols);
-    let asked = FactorSettings::of(job.settings, &plan, &diagonal);
+    let asked = FactorSettings::of(job.settings, &plan, dense, &diagonal);
     job.order.clone_from(&asked.order);
     job.dead.clone_from(&diagonal.dead);
 
@@ -67,6 +67,7 @@ pub(super) fn sparsegpt<B: Backend>(
         damping: factored.damping,
         precision: Some(factored.precision),
         attempts: factored.attempts,
+        order: Some(job.settings.order),
         ..solved
     })
 }
@@ -113,8 +114,6 @@ fn solve_rows<B: Backend>(
         quantized,
         solver_loss: Some(solver_loss).filter(|loss| loss.is_finite()),
         error,
-        damping: 0.0,
-        precision: None,
-        attempts: 0,
+        ..Solved::nothing()
     })
 }

@@ -1,0 +1,214 @@
+//! The order in which the columns of a layer are swept.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ndarray::{ArrayView2, s};
+
+use super::prepare::Diagonal;
+use super::settings::LayerSettings;
+use crate::error::{Error, Result};
+use crate::mask::{BlockMask, MaskBlock};
+
+/// Columns in a block of [`ColumnOrder::Rose`], as published.
+const ROSE_BLOCK: usize = 128;
+/// Least spread of the blocks' losses, of the largest, for which [`ColumnOrder::Rose`] moves anything.
+const ROSE_SPREAD: f64 = 0.5;
+
+/// The order in which the sweep goes through the columns of a layer. Columns that come early are made good for by more
+/// others. Written and read as `natural`, `descending`, `rose`, `best`.
+///
+/// Which order is better depends on the layer, in either direction; groups of an N:M pattern stay together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum ColumnOrder {
+    /// As the columns are.
+    #[default]
+    Natural,
+    /// By descending diagonal of H: GPTQ's act-order.
+    Descending,
+    /// ROSE (Su et al. 2026, arXiv 2603.05878): by descending loss of what Wanda would prune, blocks of 128 columns and
+    /// columns within them, and only in layers where the blocks' losses differ by more than half of the largest.
+    Rose,
+    /// Each of these, and the result that leaves the least error: three solutions' time.
+    Best,
+}
+
+impl ColumnOrder {
+    const ALL: [Self; 4] = [Self::Natural, Self::Descending, Self::Rose, Self::Best];
+    /// What [`Best`](Self::Best) tries beside the natural one.
+    pub(super) const OTHERS: [Self; 2] = [Self::Descending, Self::Rose];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Natural => "natural",
+            Self::Descending => "descending",
+            Self::Rose => "rose",
+            Self::Best => "best",
+        }
+    }
+
+    /// The column of each place; `None` for the natural order.
+    pub(super) fn columns(
+        self,
+        settings: &LayerSettings,
+        weights: ArrayView2<'_, f32>,
+        diagonal: &Diagonal,
+    ) -> Option<Vec<usize>> {
+        let group = settings.mask.group().max(1);
+        match self {
+            Self::Natural | Self::Best => None,
+            Self::Descending => Some(diagonal.descending(group)),
+            Self::Rose => rose(settings, weights, diagonal, group),
+        }
+    }
+}
+
+impl fmt::Display for ColumnOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ColumnOrder {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|order| order.name() == text)
+            .ok_or_else(|| Error::setting("order", "natural, descending, rose or best", text))
+    }
+}
+
+fn rose(
+    settings: &LayerSettings,
+    weights: ArrayView2<'_, f32>,
+    diagonal: &Diagonal,
+    group: usize,
+) -> Option<Vec<usize>> {
+    let fraction = fraction_of_zeros(settings, weights.dim())?;
+    let block = (ROSE_BLOCK / group).max(1) * group;
+    let mut blocks = Vec::new();
+    let mut first = 0;
+    while first < weights.ncols() {
+        let columns = first..(first + block).min(weights.ncols());
+        let norms: Vec<f32> = diagonal.values[columns.clone()]
+            .iter()
+            .map(|entry| entry.sqrt())
+            .collect();
+        let losses = column_losses(weights.slice(s![.., columns.clone()]), &norms, fraction);
+        let mut groups: Vec<(f64, Vec<usize>)> = losses
+            .chunks(group)
+            .enumerate()
+            .map(|(at, losses)| {
+                let start = first + at * group;
+                (losses.iter().sum(), (start..start + losses.len()).collect())
+            })
+            .collect();
+        groups.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let loss: f64 = groups.iter().map(|(loss, _)| loss).sum();
+        blocks.push((loss, groups));
+        first = columns.end;
+    }
+    let largest = blocks.iter().map(|(loss, _)| *loss).fold(0.0, f64::max);
+    let least = blocks.iter().map(|(loss, _)| *loss).fold(largest, f64::min);
+    if largest - least <= ROSE_SPREAD * largest {
+        return None;
+    }
+    // A last block that is narrower keeps its place: those before it begin at the same columns as ever.
+    let whole = weights.ncols() / block;
+    blocks[..whole].sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let columns = blocks.into_iter().flat_map(|(_, groups)| groups);
+    Some(columns.flat_map(|(_, columns)| columns).collect())
+}
+
+/// What each column loses if the least |w|·‖x_j‖ of a block are pruned: the sum of theirs.
+fn column_losses(weights: ArrayView2<'_, f32>, norms: &[f32], fraction: f64) -> Vec<f64> {
+    let mut scores: Vec<(f32, usize)> = weights
+        .indexed_iter()
+        .map(|((_, col), weight)| (weight.abs() * norms[col], col))
+        .collect();
+    let count = ((fraction * scores.len() as f64) as usize).min(scores.len());
+    if count > 0 && count < scores.len() {
+        scores.select_nth_unstable_by(count, |(a, _), (b, _)| a.total_cmp(b));
+    }
+    let mut losses = vec![0.0; norms.len()];
+    for &(score, col) in &scores[..count] {
+        losses[col] += f64::from(score);
+    }
+    losses
+}
+
+/// The part of the weights that the policy prunes, where it can be told beforehand.
+fn fraction_of_zeros(settings: &LayerSettings, (rows, cols): (usize, usize)) -> Option<f64> {
+    let original: Vec<usize> = (0..cols).collect();
+    let whole = MaskBlock {
+        layer: "",
+        rows,
+        cols,
+        columns: 0..cols,
+        original_columns: &original,
+        pruned_before: 0,
+    };
+    match settings.mask.choose(&whole).ok()? {
+        BlockMask::Lowest { total, .. } => Some(total as f64 / (rows * cols) as f64),
+        BlockMask::LowestPerRow { total, .. } => Some(total as f64 / cols as f64),
+        BlockMask::NofM { zeros, group } => Some(zeros as f64 / group as f64),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::mask::Pattern;
+
+    fn order(pattern: Pattern, weights: &Array2<f32>) -> Option<Vec<usize>> {
+        let diagonal = Diagonal {
+            values: vec![1.0; weights.ncols()],
+            dead: vec![false; weights.ncols()],
+            mean: 1.0,
+        };
+        let settings = LayerSettings::new(pattern);
+        ColumnOrder::Rose.columns(&settings, weights.view(), &diagonal)
+    }
+
+    #[test]
+    fn rose_moves_costly_blocks_and_columns_to_the_front() {
+        // Block 1 costs ten times what block 0 does; in both, odd columns cost more.
+        let weights = Array2::from_shape_fn((4, 256), |(_, col)| {
+            let block = if col < 128 { 1.0 } else { 10.0 };
+            block * if col % 2 == 1 { 2.0 } else { 1.0 }
+        });
+        let columns = order(
+            Pattern::PerRow(crate::Sparsity::new(1.0).unwrap()),
+            &weights,
+        )
+        .unwrap();
+        assert!(columns[..64].iter().all(|&c| c >= 128 && c % 2 == 1));
+        assert!(columns[64..128].iter().all(|&c| c >= 128 && c % 2 == 0));
+        assert!(columns[128..192].iter().all(|&c| c < 128 && c % 2 == 1));
+    }
+
+    #[test]
+    fn rose_leaves_even_layers_alone_and_groups_together() {
+        let even = Array2::from_elem((4, 300), 1.0);
+        assert_eq!(order(Pattern::unstructured(0.5).unwrap(), &even), None);
+        let uneven =
+            Array2::from_shape_fn((4, 264), |(row, col)| (1 + col / 100 * 10 + row) as f32);
+        let columns = order(Pattern::n_of_m(2, 4).unwrap(), &uneven).unwrap();
+        for group in columns.chunks(4) {
+            assert!(group[0] % 4 == 0);
+            assert!(group.windows(2).all(|pair| pair[1] == pair[0] + 1));
+        }
+        let mut sorted = columns.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..264));
+    }
+}
