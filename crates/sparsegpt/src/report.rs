@@ -95,6 +95,8 @@ pub struct LayerReport {
     pub reconstruction_error: Option<f64>,
     /// [`Self::reconstruction_error`] over tr(W H Wᵀ).
     pub relative_error: Option<f64>,
+    /// The relative error on data that were held out; `None` where none were.
+    pub held_out_error: Option<f64>,
     /// Damping used, as a fraction of the mean diagonal of H; more than asked for where the factorization
     /// needed it. 0 for methods without a factorization.
     pub damping: f64,
@@ -139,6 +141,9 @@ impl fmt::Display for LayerReport {
         write!(f, ", {:.2} % zeros", 100.0 * self.zero_fraction())?;
         if let Some(relative) = self.relative_error {
             write!(f, ", relative error {relative:.3e}")?;
+        }
+        if let Some(held_out) = self.held_out_error {
+            write!(f, ", held out {held_out:.3e}")?;
         }
         if let Some(precision) = self.precision {
             write!(f, ", damping {} ({precision})", self.damping)?;

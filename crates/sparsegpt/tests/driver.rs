@@ -7,6 +7,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::model::{Model, WIDTH, go_on, half, sequences};
+use ndarray::Array2;
 use sparsegpt::backend::Host;
 use sparsegpt::{
     Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern, ProgressEvent, Selector,
@@ -271,4 +272,32 @@ fn the_progress_callback_can_stop_a_run() {
     .unwrap_err();
     assert!(matches!(error.error, Error::Cancelled { .. }), "{error}");
     assert!(error.finished.layers.len() < 9);
+}
+
+#[test]
+fn held_out_sequences_judge_and_do_not_calibrate() {
+    let run = |sequences: &[Array2<f32>], held_out| {
+        let mut model = Model::new(2, 1);
+        let plan = ModelPlan::new(half()).with_held_out(held_out);
+        prune_model(&mut model, &Solver::new(Host), sequences, &plan, &mut go_on)
+            .map(|report| (report, model.blocks))
+    };
+    let all = sequences(5);
+    let (report, _) = run(&all, 2).unwrap();
+    for layer in &report.layers {
+        assert_eq!(layer.sequences, 3, "{}", layer.layer);
+        assert!(layer.held_out_error.unwrap() > 0.0, "{}", layer.layer);
+    }
+    let (plain, weights) = run(&all[..3], 0).unwrap();
+    assert!(
+        plain
+            .layers
+            .iter()
+            .all(|layer| layer.held_out_error.is_none())
+    );
+    // The first block, whose inputs no other sequence can have changed.
+    let (_, with_judge) = run(&all, 2).unwrap();
+    assert_eq!(weights[0], with_judge[0]);
+    let error = run(&all, 5).unwrap_err();
+    assert!(error.to_string().contains("fewer than the 5"), "{error}");
 }

@@ -3,11 +3,14 @@
 use sparsegpt::backend::Backend;
 use sparsegpt::mask::GivenMask;
 use sparsegpt::ndarray::Array2;
-use sparsegpt::solver::{MaskSource, Refit};
+use sparsegpt::solver::{ColumnOrder, MaskSource, Refit};
 use sparsegpt::{LayerSettings, Method, Pattern, UniformGrid};
 
 use super::layer::Layer;
-use crate::check::{Cases, Subject, Verdict, ensure};
+use crate::check::{Cases, Subject, Verdict, close, ensure};
+use crate::random::Random;
+use crate::tolerance::ENERGY;
+use crate::truth;
 
 /// The methods that set weights by iterating.
 const ITERATIVE: [Method; 3] = [Method::Admm, Method::Quality, Method::Alps];
@@ -28,6 +31,8 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
         add("same_bits_twice", same_bits_twice);
     }
     cases.add("solver/refit/lowers_every_row", refit_lowers);
+    cases.add("solver/best/loses_least_on_what_was_held_out", best);
+    cases.add("solver/order/best_is_the_best_of_its_orders", best_order);
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
 }
 
@@ -204,6 +209,74 @@ fn source_is_kept<B: Backend>(subject: &Subject<B>) -> Verdict {
         ensure!(
             layer.error(&swept) < layer.error(&alone),
             "{source}: the sweep made good for nothing"
+        );
+    }
+    Ok(())
+}
+
+/// The error on held-out data is that of their own Hessian, and the method taken the one with the least.
+fn best<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    let mut random = Random::new(930);
+    let seen = random.activations(200, layer.cols());
+    let unseen = random.activations(70, layer.cols());
+    let h = truth::widen(unseen.view());
+    let h = h.t().dot(&h) * 2.0;
+    let total = truth::energy(&truth::widen(layer.weights.view()), &h);
+    let mut hessian = subject.solver.hessian(layer.cols())?;
+    hessian.update(seen.view())?;
+    hessian.hold_out(unseen.view())?;
+    let mut solve = |method| -> Verdict<f64> {
+        let settings = with(method, "2:4")?;
+        let solution = subject
+            .solver
+            .prune(layer.weights.view(), &mut hessian, &settings)?;
+        let difference = truth::widen((&layer.weights - &solution.weights).view());
+        let expected = truth::energy(&difference, &h) / total;
+        let found = solution.report.held_out_error.unwrap_or(f64::NAN);
+        close(
+            format_args!("{method}: the held-out error"),
+            found,
+            expected,
+            1.0,
+            &ENERGY,
+        )?;
+        Ok(found)
+    };
+    let best = solve(Method::Best)?;
+    for method in [Method::SparseGpt, Method::Quality, Method::Alps] {
+        let alone = solve(method)?;
+        ensure!(
+            best <= alone,
+            "{method} leaves {alone:e}, the best {best:e}"
+        );
+    }
+    Ok(())
+}
+
+fn best_order<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    let in_order = |order| -> Verdict<_> {
+        let settings = with(Method::SparseGpt, "50%")?.with_order(order);
+        layer.solve(&subject.solver, &settings)
+    };
+    let best = in_order(ColumnOrder::Best)?;
+    for order in [
+        ColumnOrder::Natural,
+        ColumnOrder::Descending,
+        ColumnOrder::Rose,
+    ] {
+        let alone = in_order(order)?;
+        ensure!(
+            best.report.reconstruction_error <= alone.report.reconstruction_error,
+            "{order} leaves {:?}, the best {:?}",
+            alone.report.reconstruction_error,
+            best.report.reconstruction_error
+        );
+        ensure!(
+            alone.report.order == Some(order),
+            "{order} reported as {:?}",
+            alone.report.order
         );
     }
     Ok(())

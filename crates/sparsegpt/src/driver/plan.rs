@@ -96,6 +96,7 @@ pub struct ModelPlan {
     dense_first: usize,
     dense_last: usize,
     per_layer: Option<Vec<LayerSettings>>,
+    held_out: usize,
 }
 
 /// One layer of a model and what the plan says about it.
@@ -118,6 +119,7 @@ impl ModelPlan {
             dense_first: 0,
             dense_last: 0,
             per_layer: None,
+            held_out: 0,
         }
     }
 
@@ -161,6 +163,19 @@ impl ModelPlan {
     pub fn with_settings_per_layer(mut self, settings: Vec<LayerSettings>) -> Self {
         self.per_layer = Some(settings);
         self
+    }
+
+    /// Keeps the last `sequences` of the calibration set out of all Hessians; every layer's error on them stands in
+    /// its report, and [`Method::Best`](crate::Method::Best) goes by it. Where plans share a run, the largest number counts.
+    pub fn with_held_out(mut self, sequences: usize) -> Self {
+        self.held_out = sequences;
+        self
+    }
+
+    /// Calibration sequences that are held out.
+    #[must_use]
+    pub fn held_out(&self) -> usize {
+        self.held_out
     }
 
     /// The plan for a model's layers, block by block, checked against their shapes.

@@ -78,6 +78,8 @@ pub(super) struct Run<'a, A: ModelAdapter> {
     outlet: Outlet<'a>,
     progress: &'a mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
     cancelled: bool,
+    /// Calibration sequences, the last ones, that only judge.
+    held_out: usize,
     /// One a plan.
     reports: Vec<ModelReport>,
     /// What all plans share; each one's time of solving stands in its report.
@@ -97,6 +99,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             outlet,
             progress,
             cancelled: false,
+            held_out: 0,
             reports: Vec::new(),
             seconds: ModelSeconds::default(),
         }
@@ -143,6 +146,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 reason: "there is no plan; give one a variant".to_owned(),
             });
         }
+        let held_out = plans.iter().map(ModelPlan::held_out).max().unwrap_or(0);
         let plans = plans
             .iter()
             .map(|plan| plan.resolve(self.adapter))
@@ -162,6 +166,14 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             return Err(Error::NothingToPrune {
                 reason: "there are no calibration sequences, and the method needs them".to_owned(),
             });
+        }
+        self.held_out = held_out;
+        if last_calibrated.is_some() && self.held_out >= sequences.len() {
+            return Err(Error::setting(
+                "held-out sequences",
+                format!("fewer than the {} of the calibration set", sequences.len()),
+                self.held_out,
+            ));
         }
         let mut hidden = Vec::new();
         if last_calibrated.is_some() {
@@ -234,9 +246,12 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             }
         }
         let of = hidden.len();
+        let calibrating = of - self.held_out;
         let mut done = 0;
         while done < of {
-            let batch = self.batch(&hidden[done..]);
+            tap.holds_out = done >= calibrating;
+            let end = if tap.holds_out { of } else { calibrating };
+            let batch = self.batch(&hidden[done..end]);
             let inputs = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {

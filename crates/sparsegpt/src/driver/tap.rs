@@ -11,6 +11,8 @@ use crate::hessian::{Batch, Statistics};
 pub(super) struct HessianTap {
     /// Each with the input it belongs to.
     pub(super) statistics: Vec<(usize, Box<dyn Statistics>)>,
+    /// Whether what is observed is held out: it judges the layers and does not calibrate them.
+    pub(super) holds_out: bool,
     pub(super) error: Option<Error>,
     pub(super) seconds: f64,
 }
@@ -25,7 +27,11 @@ impl Tap for HessianTap {
         if self.error.is_none()
             && let Some((_, statistics)) = self.statistics.iter_mut().find(|(of, _)| *of == input)
         {
-            self.error = statistics.update(batch).err();
+            let result = match self.holds_out {
+                false => statistics.update(batch),
+                true => statistics.hold_out(batch),
+            };
+            self.error = result.err();
         }
         self.seconds += start.elapsed().as_secs_f64();
     }

@@ -43,6 +43,8 @@ pub struct Hessian<B: Backend> {
     sequences: u64,
     /// A matrix whose number of sequences nobody has told: it has no weight in a mean.
     uncounted: bool,
+    /// Statistics of data that are not in this Hessian.
+    held_out: Option<Box<Self>>,
 }
 
 impl<B: Backend> Hessian<B> {
@@ -68,6 +70,7 @@ impl<B: Backend> Hessian<B> {
             tokens: 0,
             sequences: 0,
             uncounted: false,
+            held_out: None,
         })
     }
 
@@ -113,6 +116,7 @@ impl<B: Backend> Hessian<B> {
             tokens: 0,
             sequences: 0,
             uncounted: true,
+            held_out: None,
         })
     }
 
@@ -219,6 +223,28 @@ impl<B: Backend> Hessian<B> {
         }
         self.sequences = sum;
         Ok(())
+    }
+
+    /// Adds activations to statistics of their own, on which layers solved with this Hessian are judged: the error on
+    /// data that the solver did not see.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub fn hold_out<'a>(&mut self, batch: impl Into<Batch<'a>>) -> Result<()> {
+        if self.held_out.is_none() {
+            let held_out = Self::new(self.backend.clone(), &self.layer, self.cols)?;
+            self.held_out = Some(Box::new(held_out));
+        }
+        match &mut self.held_out {
+            Some(held_out) => held_out.update(batch),
+            None => Ok(()),
+        }
+    }
+
+    /// The statistics of the data that were held out.
+    #[must_use]
+    pub fn held_out(&self) -> Option<&Self> {
+        self.held_out.as_deref()
     }
 
     /// Takes in the statistics of another part of the calibration set; the result is, up to rounding, that
@@ -365,6 +391,12 @@ pub trait Statistics: Debug + Send + Any {
     /// As [`Hessian::update`].
     fn update(&mut self, batch: Batch<'_>) -> Result<()>;
 
+    /// Adds activations that are held out; see [`Hessian::hold_out`].
+    ///
+    /// # Errors
+    /// As [`Hessian::hold_out`].
+    fn hold_out(&mut self, batch: Batch<'_>) -> Result<()>;
+
     /// Takes in another part's statistics; see [`Hessian::merge`].
     ///
     /// # Errors
@@ -393,6 +425,10 @@ pub trait Statistics: Debug + Send + Any {
 impl<B: Backend> Statistics for Hessian<B> {
     fn update(&mut self, batch: Batch<'_>) -> Result<()> {
         Self::update(self, batch)
+    }
+
+    fn hold_out(&mut self, batch: Batch<'_>) -> Result<()> {
+        Self::hold_out(self, batch)
     }
 
     fn merge(&mut self, other: &dyn Statistics) -> Result<()> {

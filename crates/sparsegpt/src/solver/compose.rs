@@ -1,16 +1,16 @@
 //! A layer's treatment put together from the parts of its method.
 
-use ndarray::{ArrayView2, CowArray, Ix2};
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 
 use super::admm::{Inverse, admm};
 use super::job::Job;
-use super::method::{MaskSource, Parts, Refit, WeightSolver};
+use super::method::{MaskSource, Method, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
 use super::prepare::Factored;
 use super::refit::Judge;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
-use super::{Solved, measure, without_update};
+use super::{Solved, energies, measure, without_update};
 use crate::backend::Backend;
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -53,6 +53,9 @@ pub(super) fn solve<B: Backend>(
         }
         return without_update(job, dense, None);
     };
+    if job.settings.method == Method::Best {
+        return best(job, dense, hessian, shared);
+    }
     // What one pass does by itself.
     match (parts.mask, parts.weights, parts.refit) {
         (MaskSource::Solver, WeightSolver::Sweep, Refit::None) => {
@@ -64,6 +67,54 @@ pub(super) fn solve<B: Backend>(
         _ => {}
     }
     in_stages(job, dense, hessian, shared, parts)
+}
+
+/// All candidates of [`Method::Best`], and the one that loses least.
+fn best<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    shared: &mut Shared<B>,
+) -> Result<Solved> {
+    let mut best: Option<(f64, Solved)> = None;
+    for method in Method::CANDIDATES {
+        let settings = LayerSettings {
+            method,
+            measure: true,
+            ..job.settings.clone()
+        };
+        let mut solved = job.stage(dense, &settings, |stage| {
+            solve(stage, dense, Some(&mut *hessian), shared)
+        })?;
+        solved.method = Some(method);
+        let held_out = held_out_error(job, dense, &solved.weights, hessian)?;
+        let on_calibration = solved.error.map(|(error, _)| error);
+        // Where an error overflows, any that is known is better.
+        let error = held_out.or(on_calibration).unwrap_or(f64::INFINITY);
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, solved));
+        }
+    }
+    best.map(|(_, solved)| solved)
+        .ok_or_else(|| Error::setting("method", "at least one candidate", job.settings.method))
+}
+
+/// tr(ΔW H ΔWᵀ) over tr(W H Wᵀ) for the H of what was held out.
+pub(super) fn held_out_error<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    weights: &Array2<f32>,
+    hessian: &Hessian<B>,
+) -> Result<Option<f64>> {
+    let Some(held_out) = hessian.held_out() else {
+        return Ok(None);
+    };
+    let diagonal = held_out.diagonal()?;
+    let error = job.timed(Stage::Measure, |job| {
+        let difference = job.upload_owned(&dense - weights)?;
+        energies(job, dense, &difference, held_out.matrix(), &diagonal)
+    })?;
+    Ok(error.map(|(error, total)| if total > 0.0 { error / total } else { 0.0 }))
 }
 
 /// The sweep in the order that was asked for.
@@ -115,7 +166,7 @@ fn in_stages<B: Backend>(
         ..job.settings.clone()
     };
     let mut solved = Solved {
-        mask: ndarray::Array2::from_elem(dense.dim(), true),
+        mask: Array2::from_elem(dense.dim(), true),
         weights: dense.to_owned(),
         ..Solved::nothing()
     };

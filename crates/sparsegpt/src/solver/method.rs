@@ -35,6 +35,9 @@ pub enum Method {
     /// ALPS (Meng et al. 2024): ADMM with the full sparsity from the start and a growing penalty, then conjugate
     /// gradients; see [`Admm`].
     Alps,
+    /// Each of the others that set weights by H, layer by layer, and of their results the one of least error: on held-out
+    /// data where there are some, else on the calibration data. Costs them all together.
+    Best,
     /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
     /// where a quantizer is given, its sweep from the weights found so.
     Quality,
@@ -151,7 +154,7 @@ pub enum Refit {
 
 impl Method {
     /// All of them, in the order of their cost.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Magnitude,
         Self::Wanda,
         Self::Ria,
@@ -159,7 +162,10 @@ impl Method {
         Self::Admm,
         Self::Quality,
         Self::Alps,
+        Self::Best,
     ];
+    /// What [`Best`](Self::Best) tries.
+    pub(super) const CANDIDATES: [Self; 3] = [Self::SparseGpt, Self::Quality, Self::Alps];
 
     /// What it is made of.
     #[must_use]
@@ -170,7 +176,9 @@ impl Method {
             Self::Wanda => (MaskSource::Wanda, WeightSolver::Keep, 0),
             Self::Ria => (MaskSource::Ria, WeightSolver::Keep, 0),
             Self::Admm => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 0),
-            Self::Quality => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10),
+            Self::Quality | Self::Best => {
+                (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10)
+            }
             Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), 10),
         };
         let refit = match steps {
@@ -198,6 +206,9 @@ impl Method {
             Self::Quality => {
                 "admm, then conjugate gradients on its mask; with bits, a sweep from there"
             }
+            Self::Best => {
+                "sparsegpt, quality and alps; of each layer what loses least, on held-out data where there are some"
+            }
             Self::Alps => {
                 "ADMM with a growing penalty until the mask stays, then conjugate gradients"
             }
@@ -215,6 +226,7 @@ impl Method {
             Self::Admm => "Boža 2024, arXiv 2401.02938",
             Self::Quality => "Boža 2024 with the refit of Meng et al. 2024",
             Self::Alps => "Meng et al. 2024, arXiv 2406.07831",
+            Self::Best => "of this project",
         }
     }
 
@@ -229,6 +241,7 @@ impl Method {
             Self::Admm => "admm",
             Self::Alps => "alps",
             Self::Quality => "quality",
+            Self::Best => "best",
         }
     }
 

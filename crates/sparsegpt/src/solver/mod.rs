@@ -307,7 +307,12 @@ impl<B: Backend> Solver<B> {
         let counts = hessian
             .as_ref()
             .map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
-        let solved = compose::solve(&mut job, weights, hessian, shared)?;
+        let mut hessian = hessian;
+        let solved = compose::solve(&mut job, weights, hessian.as_deref_mut(), shared)?;
+        let held_out_error = match hessian {
+            Some(hessian) => compose::held_out_error(&mut job, weights, &solved.weights, hessian)?,
+            None => None,
+        };
         // Row by row, so that memory is read once for both questions.
         let mut zeros = 0;
         for (row, weights) in solved.weights.rows().into_iter().enumerate() {
@@ -333,7 +338,10 @@ impl<B: Backend> Solver<B> {
             layer: name.to_owned(),
             rows: job.rows,
             cols: job.cols,
-            method: settings.describe_method(),
+            method: match solved.method {
+                Some(method) => format!("{} ({method})", settings.describe_method()),
+                None => settings.describe_method(),
+            },
             pattern: settings.mask.describe(),
             quantization: settings
                 .quantizer
@@ -347,6 +355,7 @@ impl<B: Backend> Solver<B> {
             relative_error: solved
                 .error
                 .map(|(error, total)| if total > 0.0 { error / total } else { 0.0 }),
+            held_out_error,
             damping: solved.damping,
             precision: solved.precision,
             factor_attempts: solved.attempts,
@@ -389,6 +398,8 @@ struct Solved {
     damping: f64,
     precision: Option<crate::backend::Precision>,
     attempts: u32,
+    /// The candidate that was taken, where there were several.
+    method: Option<Method>,
     /// The order of the columns, where they were swept.
     order: Option<ColumnOrder>,
 }
@@ -404,6 +415,7 @@ impl Solved {
             damping: 0.0,
             precision: None,
             attempts: 0,
+            method: None,
             order: None,
         }
     }
@@ -543,6 +555,17 @@ fn measure<B: Backend>(
     if !job.settings.measure {
         return Ok(None);
     }
+    energies(job, dense, difference, h, diagonal)
+}
+
+/// The same whether measuring is switched on or not.
+fn energies<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    difference: &B::Matrix,
+    h: &B::Matrix,
+    diagonal: &[f32],
+) -> Result<Option<(f64, f64)>> {
     job.uses(Operation::RowEnergies);
     let energy = |weights: &B::Matrix| -> Result<f64> {
         let rows = job
