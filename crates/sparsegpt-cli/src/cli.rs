@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{demo, eval, generate, info, inspect, layer, logits, methods, prune};
+use crate::commands::{
+    compare, demo, eval, generate, info, inspect, layer, logits, methods, prune,
+};
 
 const AFTER_HELP: &str = "\
 MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf \
@@ -44,6 +46,8 @@ pub(crate) enum Command {
     /// Prune and/or quantize a model
     #[command(after_help = AFTER_HELP)]
     Prune(Box<prune::PruneArgs>),
+    /// Prune a model by several methods and compare errors, seconds and perplexities
+    Compare(Box<compare::CompareArgs>),
     /// Measure a model's perplexity on a text
     Eval(eval::EvalArgs),
     /// Continue a text

@@ -41,7 +41,7 @@ fn needs_hessian(layer: &PlannedLayer) -> bool {
     layer
         .settings
         .as_ref()
-        .is_some_and(|settings| settings.parts().needs_hessian())
+        .is_some_and(|settings| settings.needs_hessian())
 }
 
 /// The layers of a model under each of the plans, block by block.

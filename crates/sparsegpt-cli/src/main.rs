@@ -11,6 +11,7 @@ mod interrupt;
 mod model;
 mod table;
 mod tensor_file;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let console = Console::new(cli.json, cli.quiet);
     match cli.command {
         Command::Prune(args) => commands::prune::run(args, cli.threads, &console),
+        Command::Compare(args) => commands::compare::run(&args, cli.threads, &console),
         command => {
             let threads = cli.threads.unwrap_or(0);
             model::use_threads(threads)?;
@@ -48,7 +50,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Methods(args) => commands::methods::run(&args, &console),
                 Command::Info(args) => commands::info::run(&args, threads, &console),
                 Command::Inspect(args) => commands::inspect::run(&args, &console),
-                Command::Prune(_) => Ok(()),
+                Command::Prune(_) | Command::Compare(_) => Ok(()),
             }
         }
     }

@@ -2,20 +2,16 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use serde::Serialize;
-use sparsegpt::{LayerPruner, LayerSettings, Method, ModelPlan, Pattern, prune_model};
+use sparsegpt::{LayerSettings, Method, ModelPlan, Pattern};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::calibration::{CalibrationOptions, draw};
-use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::LlamaAdapter;
-use sparsegpt_models::evaluate::{PerplexityOptions, perplexity};
+use sparsegpt_models::evaluate::PerplexityOptions;
 use sparsegpt_models::generate::GenerateOptions;
 use sparsegpt_models::text::{Recipe, prepare};
 use sparsegpt_models::tokenizer::Tokenizer;
@@ -24,6 +20,7 @@ use super::generate::continue_text;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::table::{self, Table, left, right};
+use crate::trial::Trial;
 use crate::{backend, interrupt, model};
 
 /// The bundled model; its README.md says where it comes from.
@@ -144,17 +141,6 @@ fn unpack() -> Result<tempfile::TempDir, Failure> {
     Ok(folder)
 }
 
-/// The model and what it is measured with.
-struct Bench<'a> {
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    pruner: Box<dyn LayerPruner>,
-    calibration: Vec<Vec<u32>>,
-    held_out: Vec<u32>,
-    args: &'a DemoArgs,
-    bar: ProgressBar,
-}
-
 fn compare<'a>(
     args: &'a DemoArgs,
     threads: usize,
@@ -180,23 +166,33 @@ fn compare<'a>(
     }
     let patterns = [Pattern::unstructured(0.5)?, Pattern::n_of_m(2, 4)?];
     let steps = 1 + 2 * patterns.len() * methods.len();
+    let (pruner, bar) = (
+        backend::cpu(threads, false)?,
+        console.progress(steps as u64),
+    );
     let bench = Bench {
-        checkpoint,
-        tokenizer,
-        pruner: backend::cpu(threads, false)?,
-        calibration: calibration.sequences,
-        held_out,
+        trial: Trial {
+            checkpoint: &checkpoint,
+            pruner: &*pruner,
+            calibration: &calibration.sequences,
+            text: &held_out,
+            options: PerplexityOptions {
+                sequence_length: SEQUENCE_LENGTH,
+                limit: args.limit,
+            },
+            bar: &bar,
+        },
+        tokenizer: &tokenizer,
         args,
-        bar: console.progress(steps as u64),
     };
-    let mut rows = vec![bench.measure(bench.checkpoint.tensors(), None)?];
+    let mut rows = vec![bench.measure(&checkpoint.tensors(), None)?];
     for pattern in patterns {
         for &method in &methods {
             let row = bench.prune_and_measure(pattern, method, rows[0].perplexity)?;
             rows.push(row);
         }
     }
-    bench.bar.finish_and_clear();
+    bar.finish_and_clear();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         prompt: &args.prompt,
@@ -208,6 +204,13 @@ fn compare<'a>(
     Ok((report, format!("{SAMPLES} x {SEQUENCE_LENGTH}")))
 }
 
+/// The bundled model and what it is measured with.
+struct Bench<'a> {
+    trial: Trial<'a>,
+    tokenizer: &'a Tokenizer,
+    args: &'a DemoArgs,
+}
+
 impl Bench<'_> {
     fn prune_and_measure(
         &self,
@@ -215,31 +218,11 @@ impl Bench<'_> {
         method: Method,
         dense: f64,
     ) -> Result<Row, Failure> {
-        self.bar
-            .set_message(format!("pruning: {method}, {pattern}"));
-        let pruned = Overlay::new(self.checkpoint.tensors());
-        let mut sink = pruned.clone();
-        let mut adapter = LlamaAdapter::new(
-            self.checkpoint.config(),
-            self.checkpoint.tensors(),
-            &mut sink,
-        )?;
         let plan = ModelPlan::new(LayerSettings::new(pattern).with_method(method));
-        let sequences = if method.needs_hessian() {
-            &self.calibration[..]
-        } else {
-            &[]
-        };
-        let run = prune_model(&mut adapter, &*self.pruner, sequences, &plan, &mut |_| {
-            if interrupt::requested() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })
-        .map_err(|interrupted| Failure::from(interrupted.error))?;
-        self.bar.inc(1);
-        let row = self.measure(Arc::new(pruned), Some(dense))?;
+        let (run, pruned) = self
+            .trial
+            .prune(&plan, &format!("pruning: {method}, {pattern}"))?;
+        let row = self.measure(&pruned, Some(dense))?;
         Ok(Row {
             pattern: pattern.to_string(),
             method: method.to_string(),
@@ -250,19 +233,8 @@ impl Bench<'_> {
     }
 
     /// Perplexity and a sample; the perplexity of the dense model is `None` for itself.
-    fn measure(&self, source: Arc<dyn TensorSource>, dense: Option<f64>) -> Result<Row, Failure> {
-        interrupt::check()?;
-        let llama = model::load(&self.checkpoint, &source)?;
-        let options = PerplexityOptions {
-            sequence_length: SEQUENCE_LENGTH,
-            limit: self.args.limit,
-        };
-        let result = perplexity(&llama, &self.held_out, &options, &mut |done, of, _| {
-            self.bar
-                .set_message(format!("perplexity, chunk {done} of {of}"));
-            !interrupt::requested()
-        })?;
-        interrupt::check()?;
+    fn measure(&self, source: &Arc<dyn TensorSource>, dense: Option<f64>) -> Result<Row, Failure> {
+        let (llama, result) = self.trial.measure(source, "measuring")?;
         let options = GenerateOptions {
             max_new_tokens: SAMPLE_TOKENS,
             temperature: 0.7,
@@ -273,12 +245,11 @@ impl Bench<'_> {
         };
         let (sample, _) = continue_text(
             &llama,
-            &self.tokenizer,
+            self.tokenizer,
             &self.args.prompt,
             &options,
             &mut |_| Ok(()),
         )?;
-        self.bar.inc(1);
         Ok(Row {
             pattern: "dense".to_owned(),
             method: String::new(),

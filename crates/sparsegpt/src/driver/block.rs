@@ -82,6 +82,6 @@ impl<'p> PlannedBlock<'p> {
 
 impl Treatment<'_> {
     pub(super) fn needs_hessian(self) -> bool {
-        self.settings.parts().needs_hessian()
+        self.settings.needs_hessian()
     }
 }

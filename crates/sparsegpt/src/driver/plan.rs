@@ -165,6 +165,19 @@ impl ModelPlan {
         self
     }
 
+    /// Measures the error of every layer, of methods that need no Hessian too.
+    pub fn measuring_all(mut self) -> Self {
+        let of_rules = self
+            .rules
+            .iter_mut()
+            .filter_map(|rule| rule.settings.as_mut());
+        let of_layers = self.per_layer.iter_mut().flatten();
+        for settings in of_rules.chain(of_layers).chain([&mut self.default]) {
+            settings.measure_always = true;
+        }
+        self
+    }
+
     /// Keeps the last `sequences` of the calibration set out of all Hessians; every layer's error on them stands in
     /// its report, and [`Method::Best`](crate::Method::Best) goes by it. Where plans share a run, the largest number counts.
     pub fn with_held_out(mut self, sequences: usize) -> Self {

@@ -54,6 +54,9 @@ pub struct LayerSettings {
     /// Whether to measure the reconstruction error on the result: two products of the size of one whole
     /// trailing update each.
     pub measure: bool,
+    /// Whether a model driver collects a Hessian for the layer although no part of the method reads one: to measure the
+    /// error of magnitude, say.
+    pub measure_always: bool,
 }
 
 impl LayerSettings {
@@ -78,6 +81,7 @@ impl LayerSettings {
             protected_columns: Vec::new(),
             protected_rows: Vec::new(),
             measure: true,
+            measure_always: false,
         }
     }
 
@@ -196,6 +200,19 @@ impl LayerSettings {
     pub fn with_measure(mut self, measure: bool) -> Self {
         self.measure = measure;
         self
+    }
+
+    /// A Hessian even for methods that read none, to measure their error.
+    #[must_use]
+    pub fn with_measure_always(mut self, measure_always: bool) -> Self {
+        self.measure_always = measure_always;
+        self
+    }
+
+    /// Whether a driver must collect a Hessian for a layer with these settings.
+    #[must_use]
+    pub fn needs_hessian(&self) -> bool {
+        self.measure_always || self.parts().needs_hessian()
     }
 
     /// Checks the settings, alone and against a layer (rows x cols).

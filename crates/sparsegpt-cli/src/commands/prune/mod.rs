@@ -99,6 +99,10 @@ pub(crate) struct PruneFlags {
     #[arg(long, help_heading = "Calibration")]
     pub(crate) seed: Option<u64>,
 
+    /// Keep the last N calibration sequences out of all Hessians; the error on them judges each layer [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Calibration")]
+    pub(crate) held_out: Option<usize>,
+
     /// Type of the written weights: f32, bf16 or f16 [default: the source's; f32 for .gguf]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<String>,
@@ -106,6 +110,18 @@ pub(crate) struct PruneFlags {
     /// The flag of this name belongs to all commands.
     #[arg(skip)]
     pub(crate) threads: Option<usize>,
+}
+
+impl PruneFlags {
+    /// The plan for one pattern, with these flags for the layers.
+    pub(super) fn model_plan(
+        &self,
+        layer: &LayerFlags,
+        pattern: Option<Pattern>,
+    ) -> Result<ModelPlan, Failure> {
+        let plan = self.plan.plan(layer, pattern)?;
+        Ok(plan.with_held_out(self.held_out.unwrap_or(0)))
+    }
 }
 
 /// What `sparsegpt_report.json` and `--json` hold.
@@ -177,7 +193,7 @@ pub(crate) fn run(
     let patterns = flags.layer.patterns()?;
     let plans = patterns
         .iter()
-        .map(|&pattern| flags.plan.plan(&flags.layer, pattern))
+        .map(|&pattern| flags.model_plan(&flags.layer, pattern))
         .collect::<Result<Vec<_>, _>>()?;
     if flags.layer.method().needs_hessian() && flags.calibration.is_none() {
         return Err(Failure::usage(format!(
@@ -218,7 +234,10 @@ pub(crate) fn run(
 }
 
 /// The plan for this model's layers; reads no weights.
-fn resolve(checkpoint: &Checkpoint, plan: &ModelPlan) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
+pub(super) fn resolve(
+    checkpoint: &Checkpoint,
+    plan: &ModelPlan,
+) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
     let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
@@ -356,7 +375,7 @@ impl Job<'_> {
     }
 }
 
-fn calibrate(
+pub(super) fn calibrate(
     checkpoint: &Checkpoint,
     config: &LlamaConfig,
     flags: &PruneFlags,

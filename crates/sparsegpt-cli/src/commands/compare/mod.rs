@@ -1,0 +1,279 @@
+//! `sparsegpt compare`: one model, one calibration set, several methods.
+
+mod chart;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use sparsegpt::{Method, ModelReport, Pattern};
+use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions};
+use sparsegpt_models::staging::StagedFile;
+use sparsegpt_models::text::{Recipe, prepare_with_key};
+
+use super::prune::{self, PruneFlags};
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::flags::{LayerFlags, with_recipe};
+use crate::table::{Table, left, right};
+use crate::trial::Trial;
+use crate::{interrupt, model};
+
+/// The methods that are compared where none are named: all whose time is that of a few sweeps.
+const USUAL: [Method; 5] = [
+    Method::Magnitude,
+    Method::Wanda,
+    Method::Ria,
+    Method::SparseGpt,
+    Method::Quality,
+];
+
+/// Flags of `compare`.
+#[derive(Args, Debug)]
+pub(crate) struct CompareArgs {
+    /// A HuggingFace folder or a .gguf file
+    model: PathBuf,
+
+    /// The methods, separated by commas, or `all` [default: magnitude,wanda,ria,sparsegpt,quality]
+    #[arg(long, value_name = "METHODS")]
+    methods: Option<String>,
+
+    /// Text, JSON lines or parquet to measure perplexity on; without it only the layers are compared
+    #[arg(long, value_name = "FILE", help_heading = "Perplexity")]
+    text: Option<PathBuf>,
+
+    /// How the text is made of the file: raw, wikitext2, ptb or c4
+    #[arg(long, default_value_t, help_heading = "Perplexity")]
+    recipe: Recipe,
+
+    /// Tokens in a chunk of the text [default: the lesser of 2048 and the model's longest]
+    #[arg(long, value_name = "N", help_heading = "Perplexity")]
+    chunk_length: Option<usize>,
+
+    /// Evaluate this many chunks only, from the start
+    #[arg(long, value_name = "CHUNKS", help_heading = "Perplexity")]
+    limit: Option<usize>,
+
+    /// Draw the comparison as an SVG file
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+
+    /// A TOML file whose keys are the flags below (and threads); flags given here win
+    #[arg(long, value_name = "FILE")]
+    recipe_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    flags: PruneFlags,
+}
+
+/// One method with one pattern.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pattern: String,
+    method: String,
+    /// Geometric mean over the layers of tr(ΔW H ΔWᵀ) over tr(W H Wᵀ).
+    relative_error: Option<f64>,
+    /// The same on what was held out.
+    held_out_error: Option<f64>,
+    zeros: f64,
+    /// Solving alone, without forward passes.
+    solve_seconds: f64,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<Perplexity>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    model: &'a PathBuf,
+    text: Option<&'a PathBuf>,
+    calibration_fingerprint: String,
+    sequences: usize,
+    held_out: usize,
+    dense: Option<Perplexity>,
+    rows: Vec<Row>,
+}
+
+pub(crate) fn run(
+    args: &CompareArgs,
+    threads: Option<usize>,
+    console: &Console,
+) -> Result<(), Failure> {
+    let given = PruneFlags {
+        threads,
+        ..args.flags.clone()
+    };
+    let flags = with_recipe(&given, args.recipe_file.as_deref())?;
+    let threads = flags.threads.unwrap_or(0);
+    model::use_threads(threads)?;
+    if flags.layer.method.is_some() {
+        return Err(Failure::usage(
+            "--method names one: give --methods A,B,… to compare",
+        ));
+    }
+    let methods = methods(args.methods.as_deref())?;
+    let patterns = flags.layer.patterns()?;
+    let (checkpoint, config) = model::open(&args.model)?;
+    // Everything is checked before anything is run.
+    let mut plans = Vec::new();
+    for &pattern in &patterns {
+        for &method in &methods {
+            let layer = LayerFlags {
+                method: Some(method),
+                ..flags.layer.clone()
+            };
+            let plan = flags.model_plan(&layer, pattern)?.measuring_all();
+            prune::resolve(&checkpoint, &plan)?;
+            plans.push((pattern, method, plan));
+        }
+    }
+    let pruner = flags.layer.solver(threads, console)?;
+    let calibration = prune::calibrate(&checkpoint, &config, &flags, console)?;
+    let text = args
+        .text
+        .as_ref()
+        .map(|file| {
+            let text = prepare_with_key(args.recipe, file, args.recipe.text_key())
+                .map_err(Failure::reading)?;
+            let tokenizer = model::tokenizer(&checkpoint)?;
+            tokenizer
+                .encode_while(&text, &interrupt::not_requested)
+                .map_err(Failure::reading)
+        })
+        .transpose()?;
+    let steps = plans.len() + text.as_ref().map_or(0, |_| 1 + plans.len());
+    let bar = console.progress(steps as u64);
+    let trial = Trial {
+        checkpoint: &checkpoint,
+        pruner: &*pruner,
+        calibration: &calibration.sequences,
+        text: text.as_deref().unwrap_or_default(),
+        options: PerplexityOptions {
+            sequence_length: match text {
+                Some(_) => model::sequence_length(args.chunk_length, &config, console),
+                None => 1,
+            },
+            limit: args.limit,
+        },
+        bar: &bar,
+    };
+    let measured = text.is_some();
+    let perplexity = |source: &_, what: &str| -> Result<Option<Perplexity>, Failure> {
+        match measured {
+            true => trial.measure(source, what).map(|(_, result)| Some(result)),
+            false => Ok(None),
+        }
+    };
+    let dense = perplexity(&checkpoint.tensors(), "dense")?;
+    let mut rows = Vec::new();
+    for (pattern, method, plan) in &plans {
+        let what = format!("{method} {}", name(*pattern));
+        let (run, pruned) = trial.prune(plan, &what)?;
+        rows.push(Row {
+            perplexity: perplexity(&pruned, &what)?,
+            ..Row::of(*method, *pattern, &run)
+        });
+    }
+    bar.finish_and_clear();
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: &args.model,
+        text: args.text.as_ref(),
+        calibration_fingerprint: calibration.fingerprint(),
+        sequences: calibration.sequences.len(),
+        held_out: flags.held_out.unwrap_or(0),
+        dense,
+        rows,
+    };
+    if let Some(path) = &args.chart {
+        let picture = chart::draw(&report.rows, report.dense.as_ref())?;
+        let mut file = StagedFile::create(path).map_err(Failure::writing)?;
+        file.append(picture.as_bytes())
+            .and_then(|()| file.finish())
+            .map_err(Failure::writing)?;
+    }
+    console.print(&table(&report))?;
+    console.print_json(&report)
+}
+
+fn methods(list: Option<&str>) -> Result<Vec<Method>, Failure> {
+    match list {
+        None => Ok(USUAL.to_vec()),
+        Some("all") => Ok(Method::ALL.to_vec()),
+        Some(list) => {
+            let names = list.split(',').map(str::trim);
+            Ok(names.map(str::parse).collect::<Result<_, _>>()?)
+        }
+    }
+}
+
+fn name(pattern: Option<Pattern>) -> String {
+    pattern.map_or_else(|| "by rule".to_owned(), |pattern| pattern.to_string())
+}
+
+impl Row {
+    fn of(method: Method, pattern: Option<Pattern>, run: &ModelReport) -> Self {
+        let mean = |error: &dyn Fn(&sparsegpt::LayerReport) -> Option<f64>| {
+            // Layers without any error, as where nothing is pruned, would make every mean zero.
+            let logs: Vec<f64> = run
+                .layers
+                .iter()
+                .filter_map(error)
+                .filter(|&error| error > 0.0)
+                .map(f64::ln)
+                .collect();
+            (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+        };
+        Self {
+            pattern: name(pattern),
+            method: method.to_string(),
+            relative_error: mean(&|layer| layer.relative_error),
+            held_out_error: mean(&|layer| layer.held_out_error),
+            zeros: run.zero_fraction(),
+            solve_seconds: run.seconds.solve,
+            seconds: run.seconds.total,
+            perplexity: None,
+        }
+    }
+}
+
+fn table(report: &Report<'_>) -> String {
+    let mut table = Table::new([
+        left("pattern"),
+        left("method"),
+        right("error"),
+        right("held out"),
+        right("zeros"),
+        right("solve s"),
+        right("total s"),
+        right("perplexity"),
+    ]);
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.4}"));
+    let perplexity = |result: &Option<Perplexity>| {
+        result.as_ref().map_or_else(String::new, |result| {
+            format!("{:.2} ± {:.2}", result.perplexity, result.standard_error)
+        })
+    };
+    if report.dense.is_some() {
+        let mut cells: [String; 8] = Default::default();
+        cells[0] = "dense".to_owned();
+        cells[7] = perplexity(&report.dense);
+        table.row(cells);
+    }
+    for row in &report.rows {
+        table.row([
+            row.pattern.clone(),
+            row.method.clone(),
+            number(row.relative_error),
+            number(row.held_out_error),
+            crate::table::percent(row.zeros),
+            format!("{:.1}", row.solve_seconds),
+            format!("{:.1}", row.seconds),
+            perplexity(&row.perplexity),
+        ]);
+    }
+    format!(
+        "{table}\nerror: geometric mean over the layers of the part of the output that is lost, on the calibration data\n"
+    )
+}
