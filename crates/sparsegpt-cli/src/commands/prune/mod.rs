@@ -497,7 +497,9 @@ fn expected(report: &ModelReport) -> Vec<ExpectedLayer> {
             tensor: format!("{}.weight", layer.layer),
             zeros: layer.zeros,
             pattern: match layer.pattern.parse() {
-                Ok(Pattern::NofM { zeros, group }) => Some((zeros, group)),
+                Ok(Pattern::NofM { zeros, group } | Pattern::VNofM { zeros, group, .. }) => {
+                    Some((zeros, group))
+                }
                 _ => None,
             },
         })
