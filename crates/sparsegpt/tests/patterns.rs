@@ -36,7 +36,7 @@ fn settings(pattern: Pattern, seed: u64) -> LayerSettings {
     let method = [Method::SparseGpt, Method::Magnitude, Method::Wanda][seed as usize % 3];
     LayerSettings::new(pattern)
         .with_method(method)
-        .with_act_order(method == Method::SparseGpt && seed % 2 == 0)
+        .with_act_order(method == Method::SparseGpt && seed.is_multiple_of(2))
         .with_mask_block_size(1 + seed as usize % 40)
 }
 

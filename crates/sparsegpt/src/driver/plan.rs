@@ -1,9 +1,11 @@
 //! Which layers of a model are treated, and how.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::adapter::{BlockLayer, ModelAdapter};
 use crate::error::{Error, Result};
+use crate::report::AllocationReport;
 use crate::solver::LayerSettings;
 
 /// Which layers a rule is about.
@@ -96,6 +98,7 @@ pub struct ModelPlan {
     dense_first: usize,
     dense_last: usize,
     per_layer: Option<Vec<LayerSettings>>,
+    allocation: Option<Arc<AllocationReport>>,
 }
 
 /// One layer of a model and what the plan says about it.
@@ -118,6 +121,7 @@ impl ModelPlan {
             dense_first: 0,
             dense_last: 0,
             per_layer: None,
+            allocation: None,
         }
     }
 
@@ -161,6 +165,18 @@ impl ModelPlan {
     pub fn with_settings_per_layer(mut self, settings: Vec<LayerSettings>) -> Self {
         self.per_layer = Some(settings);
         self
+    }
+
+    /// Says where the settings of the layers come from, for the run's report.
+    pub(crate) fn with_allocation(mut self, allocation: Arc<AllocationReport>) -> Self {
+        self.allocation = Some(allocation);
+        self
+    }
+
+    /// How zeros were divided among the layers, where [`allocate`](crate::allocate::allocate) made this plan.
+    #[must_use]
+    pub fn allocation(&self) -> Option<&Arc<AllocationReport>> {
+        self.allocation.as_ref()
     }
 
     /// The plan for a model's layers, block by block, checked against their shapes.
