@@ -204,7 +204,9 @@ pub struct Allocation {
 /// ```
 /// use std::ops::ControlFlow;
 /// use sparsegpt::allocate::{Budget, Owl, allocate};
-/// use sparsegpt::{LayerPruner, LayerSettings, ModelAdapter, ModelPlan, Pattern, Sparsity, prune_model};
+/// use sparsegpt::{
+///     LayerPruner, LayerSettings, ModelAdapter, ModelPlan, Pattern, ProgressEvent, Sparsity, prune_model,
+/// };
 /// fn prune<A: ModelAdapter>(
 ///     model: &mut A,
 ///     pruner: &dyn LayerPruner,
@@ -212,7 +214,7 @@ pub struct Allocation {
 /// ) -> sparsegpt::Result<()> {
 ///     let plan = ModelPlan::new(LayerSettings::new(Pattern::unstructured(0.5)?));
 ///     let budget = Budget::new(Sparsity::new(0.5)?);
-///     let mut go_on = |_: &_| ControlFlow::Continue(());
+///     let mut go_on = |_: &ProgressEvent<'_>| ControlFlow::Continue(());
 ///     let owl = Owl::default();
 ///     let found = allocate(model, pruner, sequences, &plan, &budget, &owl, &mut go_on)?;
 ///     for share in &found.report.layers {
