@@ -1,4 +1,4 @@
-//! Zeros and N:M patterns in the weights of a checkpoint.
+//! Zeros, N:M and V:N:M patterns in the weights of a checkpoint.
 
 use serde::Serialize;
 
@@ -22,17 +22,24 @@ const LOOKUP_TABLES: [&str; 9] = [
     "rotary_emb",
 ];
 
-/// At least `zeros` zeros in each `group` consecutive columns.
+/// At least `zeros` zeros in each `group` consecutive columns; written `2:4`, or with `rows`, `64:6:8`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ColumnPattern {
     /// N: zeros in a group.
     pub zeros: usize,
     /// M: columns in a group.
     pub group: usize,
+    /// V, where the pattern is V:N:M: so many consecutive rows use no more than the same 2·(M − N) columns of each group.
+    /// The largest power of two that holds, from 4 on (two rows do it by themselves).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
 }
 
 impl std::fmt::Display for ColumnPattern {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(rows) = self.rows {
+            write!(formatter, "{rows}:")?;
+        }
         write!(formatter, "{}:{}", self.zeros, self.group)
     }
 }
@@ -127,10 +134,40 @@ fn column_patterns(values: &[f32], columns: usize) -> Vec<ColumnPattern> {
             .max()
             .unwrap_or(0);
         if zeros > implied && zeros < group {
-            patterns.push(ColumnPattern { zeros, group });
+            patterns.push(ColumnPattern {
+                zeros,
+                group,
+                rows: sharing_rows(values, columns, zeros, group),
+            });
         }
     }
     patterns
+}
+
+/// V of a V:N:M pattern, for N:M that holds.
+fn sharing_rows(values: &[f32], columns: usize, zeros: usize, group: usize) -> Option<usize> {
+    let surviving = 2 * (group - zeros);
+    let rows = values.len() / columns;
+    if surviving >= group {
+        return None;
+    }
+    std::iter::successors(Some(4), |v| Some(2 * v))
+        .take_while(|&v| rows.is_multiple_of(v) && v <= rows)
+        .take_while(|&v| {
+            values.chunks_exact(v * columns).all(|block| {
+                (0..columns).step_by(group).all(|first| {
+                    let used = (first..first + group).filter(|&column| {
+                        block
+                            .iter()
+                            .skip(column)
+                            .step_by(columns)
+                            .any(|&value| value != 0.0)
+                    });
+                    used.count() <= surviving
+                })
+            })
+        })
+        .last()
 }
 
 #[cfg(test)]
@@ -163,6 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_share_their_columns_are_told() {
+        // 6:8, and with it 2:4, in the first four columns for four rows, and in the others for the next four.
+        let mut values = vec![0.0; 8 * 16];
+        for row in 0..8 {
+            let surviving = if row < 4 { [0, 1, 2, 3] } else { [4, 5, 6, 7] };
+            for first in [0, 8] {
+                values[row * 16 + first + surviving[row % 4]] = 1.0;
+                values[row * 16 + first + surviving[(row + 1) % 4]] = 2.0;
+            }
+        }
+        assert_eq!(patterns(&values, 16), ["2:4", "4:6:8"]);
+        // A fifth column in the first four rows.
+        values[1] = 0.0;
+        values[4] = 1.0;
+        assert_eq!(patterns(&values, 16), ["2:4", "6:8"]);
+    }
+
+    #[test]
     fn only_linear_layers_are_listed() {
         let folder = tempfile::tempdir().unwrap();
         let model = Model::new(vec![
@@ -187,7 +242,14 @@ mod tests {
         assert_eq!(found[0].name, "model.layers.0.mlp.up_proj.weight");
         assert_eq!((found[0].rows, found[0].columns, found[0].zeros), (2, 4, 4));
         assert!((found[0].fraction - 0.5).abs() < 1e-12);
-        assert_eq!(found[0].patterns, [ColumnPattern { zeros: 2, group: 4 }]);
+        assert_eq!(
+            found[0].patterns,
+            [ColumnPattern {
+                zeros: 2,
+                group: 4,
+                rows: None
+            }]
+        );
         let stopped = inspect(&checkpoint, &mut |done, _| done < 1).unwrap();
         assert!(stopped.is_empty());
     }

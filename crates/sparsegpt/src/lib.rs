@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+pub mod allocate;
 pub mod backend;
 pub mod driver;
 pub mod error;
@@ -15,13 +16,14 @@ pub mod solver;
 pub use half;
 pub use ndarray;
 
+pub use allocate::{Allocator, Budget};
 pub use driver::{
-    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Rule, Selector, Tap,
-    prune_model, prune_model_variants,
+    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Rule,
+    Selector, Tap, observe_model, prune_model, prune_model_variants,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};
 pub use mask::{MaskPolicy, Pattern, Sparsity};
 pub use quant::{Quantizer, UniformGrid};
-pub use report::{LayerReport, ModelReport, Propagation};
+pub use report::{AllocationReport, LayerReport, LayerShare, ModelReport, Propagation};
 pub use solver::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Solver};

@@ -1,10 +1,12 @@
 //! What happened to a layer, and to a model.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::{Operation, Precision, Products};
 use crate::error::Stage;
+use crate::mask::Sparsity;
 use crate::solver::ColumnOrder;
 
 /// Seconds spent, stage by stage.
@@ -191,6 +193,48 @@ pub struct ModelSeconds {
     pub total: f64,
 }
 
+/// What one layer got of a budget of zeros.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct LayerShare {
+    /// The layer's name.
+    pub layer: String,
+    /// Its weights.
+    pub weights: u64,
+    /// Its zeros.
+    pub zeros: u64,
+    /// The loss that the allocator expects, in the allocator's measure, if it has one.
+    pub predicted_loss: Option<f64>,
+}
+
+/// How a budget of zeros was divided among the layers of a model.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct AllocationReport {
+    /// The allocator, as in `uniform`.
+    pub allocator: String,
+    /// The sparsity of the whole model that was asked for.
+    pub sparsity: Sparsity,
+    /// Least sparsity of a layer.
+    pub floor: Sparsity,
+    /// Largest sparsity of a layer.
+    pub ceiling: Sparsity,
+    /// Weights of the layers.
+    pub weights: u64,
+    /// Zeros of the layers: floor(sparsity · weights), or as much of that as their patterns allow.
+    pub zeros: u64,
+    /// The sum of the losses that the allocator expects, if it has a measure.
+    pub predicted_loss: Option<f64>,
+    /// The same for a uniform sparsity.
+    pub uniform_loss: Option<f64>,
+    /// What each layer got, in order.
+    pub layers: Vec<LayerShare>,
+    /// Seconds it took to find out.
+    pub seconds: f64,
+}
+
 /// What happened to a model.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -212,6 +256,12 @@ pub struct ModelReport {
     pub layers: Vec<LayerReport>,
     /// Layers left as they were, by rule.
     pub skipped: Vec<String>,
+    /// How zeros were divided among the layers, where an allocator did it.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none", with = "shared")
+    )]
+    pub allocation: Option<Arc<AllocationReport>>,
     /// Time spent.
     pub seconds: ModelSeconds,
 }
@@ -239,5 +289,28 @@ impl ModelReport {
             0 => 0.0,
             weights => self.zeros() as f64 / weights as f64,
         }
+    }
+}
+
+/// What several reports share is written as if each had its own.
+#[cfg(feature = "serde")]
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::AllocationReport;
+
+    pub(super) fn serialize<S: Serializer>(
+        report: &Option<Arc<AllocationReport>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        report.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<AllocationReport>>, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map(Arc::new))
     }
 }

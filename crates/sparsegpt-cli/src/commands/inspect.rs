@@ -61,7 +61,7 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<(), Failure> 
         right("rows x cols"),
         right("zeros"),
         right(""),
-        left("patterns (zeros:columns)"),
+        left("patterns ([rows:]zeros:columns)"),
     ]);
     for layer in &report.layers {
         let patterns: Vec<String> = layer.patterns.iter().map(ToString::to_string).collect();

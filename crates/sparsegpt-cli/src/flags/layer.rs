@@ -19,7 +19,8 @@ use crate::failure::Failure;
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(crate) struct LayerFlags {
-    /// Zeros: 50% (of the layer), row:50% (of each row), 2:4 (2 zeros in each 4 columns); without it the
+    /// Zeros: 50% (of the layer), row:50% (of each row), 2:4 (2 zeros in each 4 columns), 64:6:8 (6 zeros in each 8
+    /// columns, and the same 4 columns for each 64 rows), block:16:50% (16 weights of a row together); without it the
     /// weights are only quantized (repeatable: one result for each pattern, all from one pass)
     #[arg(long)]
     #[serde(with = "super::patterns")]

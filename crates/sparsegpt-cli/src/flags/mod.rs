@@ -1,10 +1,12 @@
 //! Flags that several commands or the recipe file share, and what they mean.
 
+mod allocation;
 mod layer;
 mod patterns;
 mod plan;
 mod recipe;
 
+pub(crate) use allocation::Allocating;
 pub(crate) use layer::LayerFlags;
 pub(crate) use patterns::folder_name;
 pub(crate) use plan::PlanFlags;

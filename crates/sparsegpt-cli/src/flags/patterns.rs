@@ -4,7 +4,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sparsegpt::Pattern;
 
-/// The name of a pattern's folder, in characters that are safe everywhere: `50pct`, `row-50pct`, `2-4`.
+/// The name of a pattern's folder, in characters that are safe everywhere: `50pct`, `row-50pct`, `2-4`, `64-6-8`.
 pub(crate) fn folder_name(pattern: Pattern) -> String {
     pattern.to_string().replace('%', "pct").replace(':', "-")
 }
@@ -55,6 +55,8 @@ mod tests {
             ("62.5%", "62.5pct"),
             ("row:50%", "row-50pct"),
             ("2:4", "2-4"),
+            ("64:6:8", "64-6-8"),
+            ("block:16:50%", "block-16-50pct"),
             ("dense", "dense"),
         ] {
             assert_eq!(folder_name(pattern.parse().unwrap()), folder);

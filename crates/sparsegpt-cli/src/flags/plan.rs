@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector};
+use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector, Sparsity};
 
 use super::LayerFlags;
+use super::allocation::{AllocatorChoice, percentage};
 use crate::failure::Failure;
 
 /// What stands for "leave the layer as it is" in rules and lists.
@@ -47,6 +48,28 @@ pub(crate) struct PlanFlags {
     /// blanks or line ends; # starts a comment)
     #[arg(long, value_name = "LIST|FILE", help_heading = "Layers")]
     pub(crate) pattern_list: Option<String>,
+
+    /// Divide the zeros of --pattern among the layers, exactly that many in the whole model: uniform (the same share
+    /// everywhere), owl (blocks with more outliers stay denser), exact (the least sum of losses, each layer being solved at
+    /// several sparsities on the dense model first), global (one magnitude threshold over all layers). Without it each
+    /// layer has the sparsity of --pattern, rounded down
+    #[arg(
+        long,
+        value_name = "ALLOCATOR",
+        hide_possible_values = true,
+        help_heading = "Layers"
+    )]
+    pub(crate) allocate: Option<AllocatorChoice>,
+
+    /// With --allocate: no layer gets fewer zeros than this [default: 0%]
+    #[arg(long, value_name = "PERCENT", help_heading = "Layers")]
+    #[serde(with = "percentage")]
+    pub(crate) min_sparsity: Option<Sparsity>,
+
+    /// With --allocate: no layer gets more zeros than this [default: 100%]
+    #[arg(long, value_name = "PERCENT", help_heading = "Layers")]
+    #[serde(with = "percentage")]
+    pub(crate) max_sparsity: Option<Sparsity>,
 }
 
 impl PlanFlags {

@@ -124,6 +124,23 @@ mod tests {
     }
 
     #[test]
+    fn allocation_is_read_as_the_flags_are() {
+        let toml =
+            "pattern = '50%'\nallocate = 'owl'\nmin-sparsity = '30%'\nmax-sparsity = '62.5%'\n";
+        let flags = merged(&PruneFlags::default(), toml).unwrap();
+        let again = object(&flags).unwrap();
+        assert_eq!(again["allocate"], "owl");
+        assert_eq!(again["min-sparsity"], "30%");
+        let budget = flags
+            .plan
+            .allocating(&flags.layer, flags.layer.patterns().unwrap()[0])
+            .unwrap()
+            .unwrap()
+            .budget;
+        assert_eq!(budget.ceiling.fraction(), 0.625);
+    }
+
+    #[test]
     fn mistakes_name_the_key() {
         for (toml, named) in [
             ("patern = '50%'", "patern"),
@@ -134,6 +151,8 @@ mod tests {
             ("skip = 'x'", "skip"),
             ("bits = ", "bits"),
             ("method = 'best'", "method"),
+            ("allocate = 'best'", "allocate"),
+            ("min-sparsity = 'half'", "as in 50%"),
         ] {
             let error = merged(&PruneFlags::default(), toml).unwrap_err();
             assert!(error.contains(named), "{toml}: {error}");

@@ -16,10 +16,13 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::slice;
 
+use ndarray::ArrayView2;
+
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
 pub use plan::{ModelPlan, PlannedLayer, Rule, Selector};
 
 use crate::error::{Error, Result};
+use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport};
 use crate::solver::{LayerPruner, PrunedLayer};
 use run::{Outlet, Run};
@@ -180,4 +183,41 @@ pub fn prune_model_variants<A: ModelAdapter>(
     progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<ModelReport>, Box<Interrupted<Vec<ModelReport>>>> {
     Run::new(adapter, pruner, Outlet::Caller(finished), progress).all(sequences, plans)
+}
+
+/// A layer of the dense model, as [`observe_model`] shows it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ObservedLayer<'a> {
+    /// The block.
+    pub block: usize,
+    /// The layer: an index into [`ModelAdapter::layers`] of the block.
+    pub layer: usize,
+    /// The layer's name.
+    pub name: &'a str,
+    /// Its weights, rows x cols.
+    pub weights: ArrayView2<'a, f32>,
+    /// The statistics of its input, where the planned method needs some.
+    pub statistics: Option<&'a dyn Statistics>,
+}
+
+/// Runs the dense model over the calibration set and shows the weights and statistics of every layer that the plan
+/// names, of each block in no particular order. Nothing is solved and nothing changed.
+///
+/// Blocks are run as in [`prune_model_variants`], and not at all if no planned method needs a Hessian.
+///
+/// # Errors
+/// As [`prune_model`], and what `seen` returns.
+pub fn observe_model<A: ModelAdapter>(
+    adapter: &mut A,
+    pruner: &dyn LayerPruner,
+    sequences: &[A::Sequence],
+    plan: &ModelPlan,
+    seen: &mut dyn FnMut(&ObservedLayer<'_>) -> Result<()>,
+    progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+) -> Result<()> {
+    Run::new(adapter, pruner, Outlet::Observer(seen), progress)
+        .all(sequences, slice::from_ref(plan))
+        .map(drop)
+        .map_err(|interrupted| interrupted.error)
 }

@@ -1,9 +1,11 @@
 //! Which layers of a model are treated, and how.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::adapter::{BlockLayer, ModelAdapter};
 use crate::error::{Error, Result};
+use crate::report::AllocationReport;
 use crate::solver::LayerSettings;
 
 /// Which layers a rule is about.
@@ -97,6 +99,7 @@ pub struct ModelPlan {
     dense_last: usize,
     per_layer: Option<Vec<LayerSettings>>,
     held_out: usize,
+    allocation: Option<Arc<AllocationReport>>,
 }
 
 /// One layer of a model and what the plan says about it.
@@ -120,6 +123,7 @@ impl ModelPlan {
             dense_last: 0,
             per_layer: None,
             held_out: 0,
+            allocation: None,
         }
     }
 
@@ -189,6 +193,18 @@ impl ModelPlan {
     #[must_use]
     pub fn held_out(&self) -> usize {
         self.held_out
+    }
+
+    /// Says where the settings of the layers come from, for the run's report.
+    pub(crate) fn with_allocation(mut self, allocation: Arc<AllocationReport>) -> Self {
+        self.allocation = Some(allocation);
+        self
+    }
+
+    /// How zeros were divided among the layers, where [`allocate`](crate::allocate::allocate) made this plan.
+    #[must_use]
+    pub fn allocation(&self) -> Option<&Arc<AllocationReport>> {
+        self.allocation.as_ref()
     }
 
     /// The plan for a model's layers, block by block, checked against their shapes.

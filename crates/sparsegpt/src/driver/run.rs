@@ -10,7 +10,9 @@ use ndarray::Array2;
 
 use super::block::{PlannedBlock, Treatment};
 use super::tap::HessianTap;
-use super::{FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Tap};
+use super::{
+    FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
+};
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
@@ -20,6 +22,8 @@ use crate::solver::{LayerPruner, LayerTask, PrunedLayer};
 pub(super) enum Outlet<'a> {
     /// Into the model, which runs on with them.
     Model,
+    /// Nowhere: layers are shown and not treated, and the model stays dense.
+    Observer(&'a mut dyn FnMut(&ObservedLayer<'_>) -> Result<()>),
     /// To the caller; the model stays dense.
     Caller(&'a mut dyn FnMut(FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>>),
 }
@@ -34,7 +38,7 @@ impl Outlet<'_> {
     fn propagation(&self) -> Propagation {
         match self {
             Self::Model => Propagation::Pruned,
-            Self::Caller(_) => Propagation::Dense,
+            Self::Observer(_) | Self::Caller(_) => Propagation::Dense,
         }
     }
 
@@ -55,6 +59,7 @@ impl Outlet<'_> {
                     .map_err(|e| failed(block, &format!("replace the weight of {name}"), e))?;
                 Ok(pruned.report)
             }
+            Self::Observer(_) => Ok(pruned.report),
             Self::Caller(finished) => {
                 let report = pruned.report.clone();
                 let layer = FinishedLayer {
@@ -121,9 +126,16 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             propagation: self.outlet.propagation(),
             layers: Vec::new(),
             skipped: Vec::new(),
+            allocation: None,
             seconds: ModelSeconds::default(),
         };
-        self.reports = vec![report; plans.len()];
+        self.reports = plans
+            .iter()
+            .map(|plan| ModelReport {
+                allocation: plan.allocation().cloned(),
+                ..report.clone()
+            })
+            .collect();
         let start = Instant::now();
         let result = self.all_blocks(sequences, plans);
         self.seconds.total = start.elapsed().as_secs_f64();
@@ -275,7 +287,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(tap.statistics)
     }
 
-    /// Solves the block's layers, those of one input together, under all plans.
+    /// Solves the block's layers, those of one input together, under all plans, or shows them to the observer.
     fn solve(
         &mut self,
         block: usize,
@@ -291,6 +303,18 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 .iter()
                 .position(|(of, _)| *of == input)
                 .map(|at| statistics.swap_remove(at).1);
+            if let Outlet::Observer(seen) = &mut self.outlet {
+                for treatment in &group {
+                    seen(&ObservedLayer {
+                        block,
+                        layer: treatment.index,
+                        name: &treatment.layer.name,
+                        weights: weights[&treatment.index].view(),
+                        statistics: hessian.as_deref(),
+                    })?;
+                }
+                continue;
+            }
             let tasks: Vec<LayerTask<'_>> = group
                 .iter()
                 .map(|treatment| LayerTask {

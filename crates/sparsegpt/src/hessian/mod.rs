@@ -409,6 +409,14 @@ pub trait Statistics: Debug + Send + Any {
     /// If the device fails.
     fn to_array(&self) -> Result<Array2<f32>>;
 
+    /// The diagonal of H alone: the squared norm of each input feature over all tokens, times 2/(sequences).
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn diagonal(&self) -> Result<Vec<f32>> {
+        Ok(self.to_array()?.diag().to_vec())
+    }
+
     /// Tokens seen.
     fn tokens(&self) -> u64;
 
@@ -445,6 +453,10 @@ impl<B: Backend> Statistics for Hessian<B> {
 
     fn to_array(&self) -> Result<Array2<f32>> {
         Self::to_array(self)
+    }
+
+    fn diagonal(&self) -> Result<Vec<f32>> {
+        Self::diagonal(self)
     }
 
     fn tokens(&self) -> u64 {

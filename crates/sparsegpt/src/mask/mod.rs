@@ -6,9 +6,12 @@
 
 mod given;
 mod pattern;
+pub(crate) mod runs;
+mod vnm;
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
@@ -64,6 +67,17 @@ pub enum BlockMask {
         /// Columns in a group.
         group: usize,
     },
+    /// Prune whole runs of `run` consecutive columns of a row, those of the least sum of saliencies over all rows
+    /// together, until `target` weights are pruned in all columns up to the end of this block. Runs begin at multiples
+    /// of `run`, a multiple of which the block's width must be ([`MaskPolicy::group`]). Chosen on the host, and the report says so.
+    LowestRuns {
+        /// Weights in a run.
+        run: usize,
+        /// Weights pruned up to the end of this block.
+        target: u64,
+        /// Weights pruned in the whole layer in the end; see [`BlockMask::Lowest`].
+        total: u64,
+    },
     /// Prune the weights marked `true` (rows x width).
     Fixed(Array2<bool>),
     /// Ask [`MaskPolicy::choose_by_scores`]: the solver fetches the current weights to the host for it,
@@ -79,6 +93,21 @@ pub struct BlockScores<'a> {
     pub weights: ArrayView2<'a, f32>,
     /// Scale of each column: the saliency of a weight is (w / scale)²; for SparseGPT the diagonal of R.
     pub scales: ArrayView1<'a, f32>,
+    /// Weights that must not be pruned (rows x width), where there are any; the solver keeps them whatever the answer.
+    pub protected: Option<ArrayView2<'a, bool>>,
+}
+
+impl BlockScores<'_> {
+    /// (w / scale)² of one weight of the block.
+    pub(crate) fn saliency(&self, row: usize, col: usize) -> f64 {
+        let score = f64::from(self.weights[[row, col]]) / f64::from(self.scales[col]);
+        score * score
+    }
+
+    pub(crate) fn is_protected(&self, row: usize, col: usize) -> bool {
+        self.protected
+            .is_some_and(|protected| protected[[row, col]])
+    }
 }
 
 /// A rule for choosing the weights to prune.
@@ -167,5 +196,25 @@ pub trait MaskPolicy: Debug + Send + Sync {
     /// Columns in a group that a block must not cut; 1 for policies without groups.
     fn group(&self) -> usize {
         1
+    }
+
+    /// Whether the policy answers for one group as for many ([`BlockMask::NofM`]), so that each group is chosen by
+    /// itself, on current weights. Others are asked for a mask block of whole groups at a time.
+    fn chosen_by_group(&self) -> bool {
+        self.group() > 1
+    }
+
+    /// Where the number of zeros in a layer (rows x cols) is a free choice: the number of which it is a multiple.
+    /// `None` where the pattern itself fixes it.
+    fn zeros_step(&self, rows: usize, cols: usize) -> Option<u64> {
+        let _ = (rows, cols);
+        None
+    }
+
+    /// This policy with exactly `zeros` zeros in a layer (rows x cols), a multiple of
+    /// [`zeros_step`](Self::zeros_step). `None` where it is no free choice.
+    fn with_zeros(&self, zeros: u64, rows: usize, cols: usize) -> Option<Arc<dyn MaskPolicy>> {
+        let _ = (zeros, rows, cols);
+        None
     }
 }

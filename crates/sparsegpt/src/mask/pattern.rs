@@ -3,7 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{BlockMask, MaskBlock, MaskPolicy};
+use std::sync::Arc;
+
+use ndarray::Array2;
+
+use super::{BlockMask, BlockScores, MaskBlock, MaskPolicy, vnm};
 use crate::error::{Error, Result};
 
 /// A fraction of zeros, 0 to 1.
@@ -21,6 +25,11 @@ use crate::error::{Error, Result};
 pub struct Sparsity(f64);
 
 impl Sparsity {
+    /// No zeros.
+    pub const NONE: Self = Self(0.0);
+    /// Nothing but zeros.
+    pub const ALL: Self = Self(1.0);
+
     /// A fraction of zeros.
     ///
     /// # Errors
@@ -35,6 +44,27 @@ impl Sparsity {
                 fraction,
             ))
         }
+    }
+
+    /// `zeros` of `weights`: the sparsity that [`count`](Self::count)s exactly `zeros` in that many weights.
+    ///
+    /// ```
+    /// use sparsegpt::mask::Sparsity;
+    /// assert_eq!(Sparsity::ratio(1234, 98_765)?.count(98_765), 1234);
+    /// # Ok::<(), sparsegpt::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for more zeros than weights, and for 0 weights.
+    pub fn ratio(zeros: u64, weights: u64) -> Result<Self> {
+        if weights == 0 || zeros > weights {
+            return Err(Error::setting(
+                "sparsity",
+                format!("at most {weights} zeros in {weights} weights, and at least 1 weight"),
+                format!("{zeros} zeros"),
+            ));
+        }
+        Self::new(zeros as f64 / weights as f64)
     }
 
     /// The fraction.
@@ -82,9 +112,23 @@ impl fmt::Display for Sparsity {
     }
 }
 
-/// The usual patterns of zeros. Written and read as `dense`, `50%`, `row:50%`, `2:4`.
+impl FromStr for Sparsity {
+    type Err = Error;
+
+    /// Reads a percentage, as in `50%`.
+    fn from_str(text: &str) -> Result<Self> {
+        let malformed =
+            || Error::setting("sparsity", "a percentage, as in 50%", format!("{text:?}"));
+        let number = text.trim().strip_suffix('%').ok_or_else(malformed)?;
+        let percent: f64 = number.trim().parse().map_err(|_| malformed())?;
+        Self::new(percent / 100.0)
+            .map_err(|_| Error::setting("sparsity", "from 0% to 100%", format!("{text:?}")))
+    }
+}
+
+/// The usual patterns of zeros. Written and read as `dense`, `50%`, `row:50%`, `block:16:50%`, `2:4`, `64:6:8`.
 ///
-/// In N:M, N is the number of **zeros** in every M consecutive input columns, as in the paper.
+/// In N:M and V:N:M, N is the number of **zeros** in every M consecutive input columns, as in the paper.
 ///
 /// ```
 /// use sparsegpt::Pattern;
@@ -111,6 +155,30 @@ pub enum Pattern {
         zeros: usize,
         /// Columns in a group.
         group: usize,
+    },
+    /// V:N:M (VENOM, Castro et al. 2023), with N **zeros**: `zeros` in each `group` consecutive columns of each row, and
+    /// whatever is left in `rows` consecutive rows stands in the same 2·(M − N) of the M columns.
+    ///
+    /// The columns that survive are those of the largest total saliency over the rows of the block; then each row
+    /// keeps the M − N most salient weights of those 2·(M − N). With M − N = 2 that is 2:4 inside the surviving
+    /// columns, which sparse tensor cores multiply: VENOM's 64:2:8 (2 weights left in 8) is `64:6:8` here. Chosen on the
+    /// host, a mask block at a time.
+    VNofM {
+        /// V: rows that share the columns of their weights.
+        rows: usize,
+        /// N: zeros in a group.
+        zeros: usize,
+        /// M: columns in a group.
+        group: usize,
+    },
+    /// Runs of `size` consecutive weights of a row become zero together or not at all: floor(p·rows·cols / size)
+    /// runs in the layer, those of the smallest sum of saliencies, chosen a mask block at a time over all rows (on the
+    /// host). Runs begin at multiples of `size`.
+    Blocks {
+        /// Weights in a run.
+        size: usize,
+        /// Runs of zeros over all runs.
+        sparsity: Sparsity,
     },
 }
 
@@ -145,6 +213,55 @@ impl Pattern {
         }
         Ok(Self::NofM { zeros, group })
     }
+
+    /// V:N:M: `zeros` zeros in each `group` consecutive columns, and the same 2·(M − N) columns for each `rows`
+    /// consecutive rows; see [`Pattern::VNofM`].
+    ///
+    /// ```
+    /// use sparsegpt::Pattern;
+    /// assert_eq!("64:6:8".parse::<Pattern>()?, Pattern::v_n_of_m(64, 6, 8)?);
+    /// assert!(Pattern::v_n_of_m(64, 2, 8).is_err()); // more than M columns would have to survive
+    /// # Ok::<(), sparsegpt::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] unless V is at least 1, and N less than M but at least half of it.
+    pub fn v_n_of_m(rows: usize, zeros: usize, group: usize) -> Result<Self> {
+        if rows == 0 || zeros >= group || zeros < group - zeros {
+            return Err(Error::setting(
+                "V:N:M pattern",
+                "N zeros in M columns, N less than M and at least half of it, V at least 1 (VENOM's 64:2:8, which \
+                 counts what is left, is 64:6:8 here)",
+                format!("{rows}:{zeros}:{group}"),
+            ));
+        }
+        Ok(Self::VNofM { rows, zeros, group })
+    }
+
+    /// floor(fraction·rows·cols / size) runs of `size` consecutive zeros in the layer; see [`Pattern::Blocks`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a size of 0 and a fraction outside 0..=1.
+    pub fn blocks(size: usize, fraction: f64) -> Result<Self> {
+        if size == 0 {
+            return Err(Error::setting("block of weights", "at least 1", size));
+        }
+        Ok(Self::Blocks {
+            size,
+            sparsity: Sparsity::new(fraction)?,
+        })
+    }
+
+    /// The sparsity, where it is a free choice of the pattern: not in `dense`, N:M and V:N:M.
+    #[must_use]
+    pub fn sparsity(&self) -> Option<Sparsity> {
+        match self {
+            Self::Unstructured(sparsity)
+            | Self::PerRow(sparsity)
+            | Self::Blocks { sparsity, .. } => Some(*sparsity),
+            Self::Dense | Self::NofM { .. } | Self::VNofM { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Pattern {
@@ -154,6 +271,8 @@ impl fmt::Display for Pattern {
             Self::Unstructured(sparsity) => write!(f, "{sparsity}"),
             Self::PerRow(sparsity) => write!(f, "row:{sparsity}"),
             Self::NofM { zeros, group } => write!(f, "{zeros}:{group}"),
+            Self::VNofM { rows, zeros, group } => write!(f, "{rows}:{zeros}:{group}"),
+            Self::Blocks { size, sparsity } => write!(f, "block:{size}:{sparsity}"),
         }
     }
 }
@@ -178,15 +297,16 @@ impl FromStr for Pattern {
         let malformed = || {
             Error::setting(
                 "pattern",
-                "50%, row:50%, 2:4 (2 zeros in 4 columns) or dense",
+                "50%, row:50%, block:16:50% (16 weights in a row together), 2:4 (2 zeros in 4 columns), 64:6:8 (the \
+                 same columns for 64 rows) or dense",
                 format!("{text:?}"),
             )
         };
         let percentage = |share: &str| {
-            let number = share.strip_suffix('%').ok_or_else(malformed)?;
-            let percent: f64 = number.trim().parse().map_err(|_| malformed())?;
-            Sparsity::new(percent / 100.0)
-                .map_err(|_| Error::setting("pattern", "from 0% to 100%", format!("{text:?}")))
+            if !share.ends_with('%') {
+                return Err(malformed());
+            }
+            share.parse::<Sparsity>()
         };
         let text = text.trim();
         if text == "dense" {
@@ -195,12 +315,13 @@ impl FromStr for Pattern {
         if let Some(per_row) = text.strip_prefix("row:") {
             return Ok(Self::PerRow(percentage(per_row)?));
         }
-        match text.split_once(':') {
-            Some((zeros, group)) => Self::n_of_m(
-                zeros.parse().map_err(|_| malformed())?,
-                group.parse().map_err(|_| malformed())?,
-            ),
-            None => Ok(Self::Unstructured(percentage(text)?)),
+        let number = |text: &str| text.parse::<usize>().map_err(|_| malformed());
+        match *text.split(':').collect::<Vec<_>>() {
+            [share] => Ok(Self::Unstructured(percentage(share)?)),
+            [zeros, group] => Self::n_of_m(number(zeros)?, number(group)?),
+            ["block", size, share] => Self::blocks(number(size)?, percentage(share)?.fraction()),
+            [rows, zeros, group] => Self::v_n_of_m(number(rows)?, number(zeros)?, number(group)?),
+            _ => Err(malformed()),
         }
     }
 }
@@ -210,18 +331,37 @@ impl MaskPolicy for Pattern {
         self.to_string()
     }
 
-    fn validate(&self, layer: &str, _rows: usize, cols: usize) -> Result<()> {
-        if let Self::NofM { zeros, group } = *self {
-            Self::n_of_m(zeros, group)?;
-            if !cols.is_multiple_of(group) {
-                return Err(Error::incompatible(
-                    layer,
-                    format!(
-                        "pattern {self} needs groups of {group} columns, the layer has {cols} columns"
-                    ),
-                    "skip this layer or choose a group that divides its columns",
-                ));
-            }
+    fn validate(&self, layer: &str, rows: usize, cols: usize) -> Result<()> {
+        match *self {
+            Self::NofM { zeros, group } => drop(Self::n_of_m(zeros, group)?),
+            Self::VNofM { rows, zeros, group } => drop(Self::v_n_of_m(rows, zeros, group)?),
+            Self::Blocks { size, sparsity } => drop(Self::blocks(size, sparsity.fraction())?),
+            Self::Dense | Self::Unstructured(_) | Self::PerRow(_) => {}
+        }
+        let group = self.group();
+        if !cols.is_multiple_of(group) {
+            return Err(Error::incompatible(
+                layer,
+                format!(
+                    "pattern {self} needs groups of {group} columns, the layer has {cols} columns"
+                ),
+                format!(
+                    "skip this layer or choose a group that divides its columns, {} at most",
+                    largest_divisor(cols, group)
+                ),
+            ));
+        }
+        if let Self::VNofM { rows: block, .. } = *self
+            && !rows.is_multiple_of(block)
+        {
+            return Err(Error::incompatible(
+                layer,
+                format!("pattern {self} needs blocks of {block} rows, the layer has {rows} rows"),
+                format!(
+                    "skip this layer or choose a V that divides its rows, {} at most",
+                    largest_divisor(rows, block)
+                ),
+            ));
         }
         Ok(())
     }
@@ -243,27 +383,88 @@ impl MaskPolicy for Pattern {
                 total: sparsity.count(cols) as usize,
             },
             Self::NofM { zeros, group } => BlockMask::NofM { zeros, group },
+            Self::VNofM { .. } => BlockMask::ByScores,
+            Self::Blocks { size, sparsity } => {
+                let run = size as u64;
+                BlockMask::LowestRuns {
+                    run: size,
+                    target: sparsity.count(rows * end / run) * run,
+                    total: sparsity.count(rows * cols / run) * run,
+                }
+            }
         })
+    }
+
+    fn choose_by_scores(
+        &self,
+        block: &MaskBlock<'_>,
+        scores: &BlockScores<'_>,
+    ) -> Result<Array2<bool>> {
+        match *self {
+            Self::VNofM { rows, zeros, group } => {
+                vnm::choose(block.layer, scores, (rows, zeros, group))
+            }
+            // The others answer with rules.
+            _ => Ok(Array2::from_elem(scores.weights.dim(), false)),
+        }
     }
 
     fn prunes(&self) -> bool {
         match self {
             Self::Dense | Self::NofM { zeros: 0, .. } => false,
-            Self::Unstructured(sparsity) | Self::PerRow(sparsity) => sparsity.fraction() > 0.0,
-            Self::NofM { .. } => true,
+            Self::NofM { .. } | Self::VNofM { .. } => true,
+            Self::Unstructured(sparsity)
+            | Self::PerRow(sparsity)
+            | Self::Blocks { sparsity, .. } => sparsity.fraction() > 0.0,
         }
     }
 
     fn rows_are_independent(&self) -> bool {
-        !matches!(self, Self::Unstructured(_))
+        matches!(self, Self::Dense | Self::PerRow(_) | Self::NofM { .. })
     }
 
     fn group(&self) -> usize {
         match self {
-            Self::NofM { group, .. } => *group,
-            _ => 1,
+            Self::NofM { group, .. } | Self::VNofM { group, .. } => *group,
+            Self::Blocks { size, .. } => *size,
+            Self::Dense | Self::Unstructured(_) | Self::PerRow(_) => 1,
         }
     }
+
+    fn chosen_by_group(&self) -> bool {
+        matches!(self, Self::NofM { .. })
+    }
+
+    fn zeros_step(&self, rows: usize, _cols: usize) -> Option<u64> {
+        match self {
+            Self::Unstructured(_) => Some(1),
+            Self::PerRow(_) => Some(rows as u64),
+            Self::Blocks { size, .. } => Some(*size as u64),
+            Self::Dense | Self::NofM { .. } | Self::VNofM { .. } => None,
+        }
+    }
+
+    fn with_zeros(&self, zeros: u64, rows: usize, cols: usize) -> Option<Arc<dyn MaskPolicy>> {
+        let share = Sparsity::ratio(zeros, rows as u64 * cols as u64).ok()?;
+        let pattern = match *self {
+            Self::Unstructured(_) => Self::Unstructured(share),
+            Self::PerRow(_) => Self::PerRow(share),
+            Self::Blocks { size, .. } => Self::Blocks {
+                size,
+                sparsity: share,
+            },
+            Self::Dense | Self::NofM { .. } | Self::VNofM { .. } => return None,
+        };
+        Some(Arc::new(pattern))
+    }
+}
+
+/// The largest divisor of `number` that is not above `limit`.
+fn largest_divisor(number: usize, limit: usize) -> usize {
+    (1..=limit.min(number))
+        .rev()
+        .find(|&divisor| number.is_multiple_of(divisor))
+        .unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -283,6 +484,9 @@ mod tests {
             "57%",
             "7%",
             "0.1%",
+            "block:16:50%",
+            "64:6:8",
+            "1:2:4",
         ] {
             let pattern: Pattern = text.parse().unwrap();
             assert_eq!(pattern.to_string(), text);
@@ -292,8 +496,28 @@ mod tests {
     #[test]
     fn malformed_patterns_are_refused_with_a_hint() {
         for text in [
-            "", "50", "%", "-1%", "101%", "NaN%", "5:4", "2:0", "2:", ":4", "-2:4", "row:2:4",
-            "row:", "a:b", "2:4:8",
+            "",
+            "50",
+            "%",
+            "-1%",
+            "101%",
+            "NaN%",
+            "5:4",
+            "2:0",
+            "2:",
+            ":4",
+            "-2:4",
+            "row:2:4",
+            "row:",
+            "a:b",
+            "64:2:8",
+            "0:6:8",
+            "64:8:8",
+            "block:16",
+            "block:0:50%",
+            "block:4:2:4",
+            "1:2:4:8",
+            "block:4:101%",
         ] {
             let error = text.parse::<Pattern>().unwrap_err();
             assert!(

@@ -7,7 +7,7 @@ use ndarray::{Array2, s};
 use super::job::Job;
 use crate::backend::{Backend, Operation, Select, SelectRule};
 use crate::error::{Error, Result, Stage};
-use crate::mask::{BlockMask, BlockScores, MaskBlock};
+use crate::mask::{BlockMask, BlockScores, MaskBlock, runs};
 
 /// What a sweep is told to prune.
 #[derive(Debug)]
@@ -120,15 +120,22 @@ impl Chooser {
                 SelectRule::NofM { zeros, group }
             }
             BlockMask::Fixed(mask) => return self.fixed(job, mask, protected, width),
-            BlockMask::ByScores => {
+            BlockMask::LowestRuns { .. } | BlockMask::ByScores => {
                 job.host_operation(Operation::Select);
                 let current = job.download(weights)?;
                 let scales = job.download(scales)?;
                 let scores = BlockScores {
                     weights: current.slice(s![.., columns.clone()]),
                     scales: scales.slice(s![0, columns]),
+                    protected: protected.as_ref().map(|protected| protected.view()),
                 };
-                let mask = policy.choose_by_scores(&block, &scores)?;
+                let mask = match answer {
+                    BlockMask::LowestRuns { run, target, total } => {
+                        let count = self.runs(job, &block, &scores, (run, target, total))?;
+                        runs::lowest(&scores, run, count)
+                    }
+                    _ => policy.choose_by_scores(&block, &scores)?,
+                };
                 return self.fixed(job, mask, protected, width);
             }
         };
@@ -164,6 +171,54 @@ impl Chooser {
             .select(select)
             .map_err(|e| job.failed(Stage::Select, e))?;
         Ok(Chosen::Mask(mask))
+    }
+
+    /// How many runs of a block to prune.
+    fn runs<B: Backend>(
+        &self,
+        job: &Job<'_, B>,
+        block: &MaskBlock<'_>,
+        scores: &BlockScores<'_>,
+        (run, target, total): (usize, u64, u64),
+    ) -> Result<usize> {
+        if run == 0
+            || !block.columns.len().is_multiple_of(run)
+            || !block.columns.start.is_multiple_of(run)
+        {
+            return Err(Error::incompatible(
+                job.layer,
+                format!(
+                    "mask policy {:?} asks for runs of {run} in columns {} to {}",
+                    job.settings.mask.describe(),
+                    block.columns.start,
+                    block.columns.end
+                ),
+                "implement MaskPolicy::group and refuse layers whose columns it does not divide",
+            ));
+        }
+        let later = (block.columns.end..job.cols)
+            .step_by(run)
+            .filter(|&first| {
+                (first..first + run).all(|at| !job.protected_columns[job.original(at)])
+            })
+            .count()
+            * run
+            * job.unprotected_rows();
+        let due = target.max(total.saturating_sub(later as u64));
+        let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX) / run;
+        let available = runs::free(scores, run).count();
+        if later == 0 && wanted > available {
+            return Err(Error::incompatible(
+                job.layer,
+                format!(
+                    "pattern {} needs {} more runs of {run} weights than protected rows and columns leave",
+                    job.settings.mask.describe(),
+                    wanted - available
+                ),
+                "protect less or ask for fewer zeros",
+            ));
+        }
+        Ok(wanted.min(available))
     }
 
     fn fixed<B: Backend>(

@@ -255,7 +255,7 @@ impl Method {
 impl Parts {
     /// Whether a sparsity of the layer is read as one of each row.
     #[must_use]
-    pub(super) fn compares_within_rows(&self) -> bool {
+    pub(crate) fn compares_within_rows(&self) -> bool {
         let by_admm = matches!(self.weights, WeightSolver::Admm(Admm { per_row: true, .. }));
         match self.mask {
             MaskSource::Wanda => true,

@@ -24,15 +24,16 @@ impl Plan {
             .as_ref()
             .and_then(|quantizer| fitted_on_the_way(&**quantizer, cols));
         let group = settings.mask.group().max(1);
-        let in_flight = group > 1
+        let by_group = group > 1 && settings.mask.chosen_by_group();
+        let in_flight = by_group
             && group <= settings.block_size.min(WIDEST_SWEEP)
             && settings.protected_columns.is_empty()
             && settings.protected_rows.is_empty()
             && grid_region.is_none_or(|size| size % group == 0);
         let mask_region = match () {
             () if in_flight || !settings.mask.prunes() => None,
-            () if group > 1 => Some(group),
-            () => Some(settings.mask_block_size),
+            () if by_group => Some(group),
+            () => Some((settings.mask_block_size / group).max(1) * group),
         };
         let cuts = Cuts {
             cols,

@@ -16,6 +16,9 @@ use crate::table::{self, Table, left, right};
 struct Plan {
     #[serde(flatten)]
     what: What,
+    /// How the zeros of the layers will be divided; their patterns above are what the whole of them gets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allocation: Vec<Allocation>,
     blocks: usize,
     sequences: usize,
     sequence_length: usize,
@@ -36,6 +39,18 @@ struct Plan {
 enum What {
     Layers(Vec<Layer>),
     Variants(Vec<Variant>),
+}
+
+/// One pattern's zeros.
+#[derive(Debug, Serialize)]
+struct Allocation {
+    allocator: String,
+    weights: u64,
+    zeros: u64,
+    floor: String,
+    ceiling: String,
+    /// How often each layer is solved to find out.
+    solutions: usize,
 }
 
 /// One of several patterns.
@@ -61,10 +76,12 @@ struct Layer {
 pub(super) fn run(job: &Job<'_>) -> Result<(), Failure> {
     let size = planned_size(job.checkpoint, job.config, job.flags, job.console)?;
     let costs = cost::blocks(job.planned, job.config, size);
-    let flops: f64 = costs.iter().map(|cost| cost.total(size.sequences)).sum();
+    let run: f64 = costs.iter().map(|cost| cost.total(size.sequences)).sum();
+    let flops = run + job.allocation_flops(size);
     let flops_per_second = cost::measure_speed(job.pruner)?;
     let plan = Plan {
         what: what(job),
+        allocation: allocation(job),
         blocks: costs.len(),
         sequences: size.sequences,
         sequence_length: size.length,
@@ -93,6 +110,30 @@ fn what(job: &Job<'_>) -> What {
             })
             .collect(),
     )
+}
+
+fn allocation(job: &Job<'_>) -> Vec<Allocation> {
+    let variants = job.allocating.iter().zip(job.planned);
+    variants
+        .filter_map(|(allocating, planned)| {
+            let allocating = allocating.as_ref()?;
+            let treated = planned
+                .iter()
+                .flatten()
+                .filter(|layer| layer.settings.is_some());
+            let weights = treated
+                .map(|layer| (layer.layer.rows * layer.layer.cols) as u64)
+                .sum();
+            Some(Allocation {
+                allocator: allocating.allocator().describe(),
+                weights,
+                zeros: allocating.budget.sparsity.count(weights),
+                floor: allocating.budget.floor.to_string(),
+                ceiling: allocating.budget.ceiling.to_string(),
+                solutions: allocating.solutions(),
+            })
+        })
+        .collect()
 }
 
 fn layer(planned: &PlannedLayer) -> Layer {
@@ -138,8 +179,22 @@ fn text(plan: &Plan) -> String {
             text
         }
     };
+    let mut allocation = String::new();
+    for of in &plan.allocation {
+        allocation += &format!(
+            "{}: {} of {} weights become zero, {} to {} of each layer; which layer gets how many is found out first",
+            of.allocator, of.zeros, of.weights, of.floor, of.ceiling
+        );
+        if of.solutions > 0 {
+            allocation += &format!(
+                ", by solving each {} times on the dense model",
+                of.solutions
+            );
+        }
+        allocation.push('\n');
+    }
     format!(
-        "{what}\
+        "{what}{allocation}\
          peak memory about {}, and up to {} of mapped files that the system takes back when it needs to\n\
          about {} ({:.1} TFLOP at a measured {:.1} GFLOP/s)\n\
          dry run: no weights were read, nothing was written\n",

@@ -1,5 +1,6 @@
 //! `sparsegpt prune`: a checkpoint in, a pruned checkpoint out, or one for each of several patterns.
 
+mod allocation;
 mod dry_run;
 mod progress;
 mod summary;
@@ -25,9 +26,9 @@ use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
 use crate::console::Console;
-use crate::cost::CalibrationSize;
+use crate::cost::{CalibrationSize, Variants};
 use crate::failure::{Exit, Failure};
-use crate::flags::{LayerFlags, PlanFlags, with_recipe};
+use crate::flags::{Allocating, LayerFlags, PlanFlags, with_recipe};
 use crate::{interrupt, model};
 use progress::Progress;
 
@@ -122,6 +123,10 @@ impl PruneFlags {
         let plan = self.plan.plan(layer, pattern)?;
         Ok(plan.with_held_out(self.held_out.unwrap_or(0)))
     }
+
+    fn need_calibration(&self) -> bool {
+        self.layer.method().needs_hessian() || self.plan.allocation_needs_calibration()
+    }
 }
 
 /// What `sparsegpt_report.json` and `--json` hold.
@@ -173,6 +178,8 @@ struct Job<'a> {
     /// One a variant.
     plans: &'a [ModelPlan],
     planned: &'a [Vec<Vec<PlannedLayer>>],
+    /// How each plan's zeros are divided among the layers, where that is asked for.
+    allocating: &'a [Option<Allocating>],
     pruner: &'a dyn LayerPruner,
     console: &'a Console,
 }
@@ -195,10 +202,18 @@ pub(crate) fn run(
         .iter()
         .map(|&pattern| flags.model_plan(&flags.layer, pattern))
         .collect::<Result<Vec<_>, _>>()?;
-    if flags.layer.method().needs_hessian() && flags.calibration.is_none() {
+    let allocating = patterns
+        .iter()
+        .map(|&pattern| flags.plan.allocating(&flags.layer, pattern))
+        .collect::<Result<Vec<_>, _>>()?;
+    if flags.need_calibration() && flags.calibration.is_none() {
+        let who = if flags.layer.method().needs_hessian() {
+            format!("--method {}", flags.layer.method())
+        } else {
+            "--allocate owl".to_owned()
+        };
         return Err(Failure::usage(format!(
-            "--method {} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)",
-            flags.layer.method()
+            "{who} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)"
         )));
     }
     let (checkpoint, config) = model::open(&args.model)?;
@@ -214,6 +229,7 @@ pub(crate) fn run(
         config: &config,
         plans: &plans,
         planned: &planned,
+        allocating: &allocating,
         pruner: &*pruner,
         console,
     };
@@ -258,7 +274,8 @@ impl Job<'_> {
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
         let calibration = self.calibration()?;
-        let run = self.prune(plan, &mut writer, calibration.as_ref())?;
+        let plan = self.allocated(plan, 0, calibration.as_ref())?;
+        let run = self.prune(&plan, &mut writer, calibration.as_ref())?;
         interrupt::check()?;
 
         let mut report = self.report(run, None, calibration.as_ref())?;
@@ -274,7 +291,7 @@ impl Job<'_> {
 
     /// The calibration set, where the method needs one.
     fn calibration(&self) -> Result<Option<Calibration>, Failure> {
-        if self.flags.layer.method().needs_hessian() {
+        if self.flags.need_calibration() {
             return calibrate(self.checkpoint, self.config, self.flags, self.console).map(Some);
         }
         if self.flags.calibration.is_some() {
@@ -291,11 +308,15 @@ impl Job<'_> {
     }
 
     fn progress(&self, calibration: Option<&Calibration>) -> Progress {
+        self.progress_over(self.planned, calibration)
+    }
+
+    fn progress_over(&self, planned: &Variants, calibration: Option<&Calibration>) -> Progress {
         let size = CalibrationSize {
             sequences: calibration.map_or(0, |calibration| calibration.sequences.len()),
             length: calibration.map_or(0, Calibration::sequence_length),
         };
-        Progress::new(self.planned, self.config, size, self.console)
+        Progress::new(planned, self.config, size, self.console)
     }
 
     fn prune(
@@ -403,7 +424,7 @@ fn planned_size(
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationSize, Failure> {
-    if !flags.layer.method().needs_hessian() {
+    if !flags.need_calibration() {
         return Ok(CalibrationSize {
             sequences: 0,
             length: 0,
@@ -516,7 +537,9 @@ fn expected(report: &ModelReport) -> Vec<ExpectedLayer> {
             tensor: format!("{}.weight", layer.layer),
             zeros: layer.zeros,
             pattern: match layer.pattern.parse() {
-                Ok(Pattern::NofM { zeros, group }) => Some((zeros, group)),
+                Ok(Pattern::NofM { zeros, group } | Pattern::VNofM { zeros, group, .. }) => {
+                    Some((zeros, group))
+                }
                 _ => None,
             },
         })

@@ -7,7 +7,7 @@ use sparsegpt::report::ModelSeconds;
 use sparsegpt::{LayerReport, ModelReport};
 use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
 
-use super::{Outcome, REPORT_FILE, Report};
+use super::{Outcome, REPORT_FILE, Report, allocation};
 use crate::model;
 use crate::table::{self, Table, left, right};
 
@@ -68,6 +68,9 @@ fn layers(run: &ModelReport) -> String {
         run.weights(),
         table::percent(run.zero_fraction()),
     );
+    if let Some(report) = &run.allocation {
+        text += &allocation::text(report);
+    }
     text
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use sparsegpt::{ModelReport, prune_model_variants};
+use sparsegpt::{ModelPlan, ModelReport, prune_model_variants};
 use sparsegpt_models::calibration::Calibration;
 use sparsegpt_models::checkpoint::{CheckpointWriter, OutputOptions, Overlay, WeightSink};
 
@@ -34,7 +34,13 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
         .collect::<Result<Vec<_>, _>>()
         .map_err(Failure::writing)?;
     let calibration = job.calibration()?;
-    let runs = prune(job, &mut writers, calibration.as_ref())?;
+    let plans = job
+        .plans
+        .iter()
+        .enumerate()
+        .map(|(variant, plan)| job.allocated(plan, variant, calibration.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let runs = prune(job, &plans, &mut writers, calibration.as_ref())?;
 
     let mut reports = Vec::new();
     let mut written = Vec::new();
@@ -64,6 +70,7 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
 /// Weights go to their writers as they are finished, and are rounded to the type in which they are stored.
 fn prune(
     job: &Job<'_>,
+    plans: &[ModelPlan],
     writers: &mut [CheckpointWriter],
     calibration: Option<&Calibration>,
 ) -> Result<Vec<ModelReport>, Failure> {
@@ -76,7 +83,7 @@ fn prune(
         &mut adapter,
         job.pruner,
         sequences,
-        job.plans,
+        plans,
         &mut |layer| {
             let name = format!("{}.weight", layer.pruned.report.layer);
             let values: Vec<f32> = layer.pruned.weights.iter().copied().collect();

@@ -1,0 +1,93 @@
+//! Zeros divided among the layers, before the run.
+
+use sparsegpt::allocate::allocate;
+use sparsegpt::{AllocationReport, ModelPlan};
+use sparsegpt_models::calibration::Calibration;
+use sparsegpt_models::checkpoint::Overlay;
+
+use super::Job;
+use crate::cost::{self, CalibrationSize};
+use crate::failure::Failure;
+use crate::table;
+
+impl Job<'_> {
+    /// The plan with a sparsity for each layer, where that is asked for: the one of this variant.
+    pub(super) fn allocated(
+        &self,
+        plan: &ModelPlan,
+        variant: usize,
+        calibration: Option<&Calibration>,
+    ) -> Result<ModelPlan, Failure> {
+        let Some(Some(allocating)) = self.allocating.get(variant) else {
+            return Ok(plan.clone());
+        };
+        let allocator = allocating.allocator();
+        let mut unchanged = Overlay::new(self.checkpoint.tensors());
+        let mut adapter = self.adapter(&mut unchanged)?;
+        let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
+        let passes = vec![self.planned[variant].clone(); allocating.solutions().max(1)];
+        let mut progress = self.progress_over(&passes, calibration);
+        let found = allocate(
+            &mut adapter,
+            self.pruner,
+            sequences,
+            plan,
+            &allocating.budget,
+            &*allocator,
+            &mut |event| progress.show(event),
+        );
+        progress.finish();
+        Ok(found?.plan)
+    }
+
+    /// Operations that allocation takes.
+    pub(super) fn allocation_flops(&self, size: CalibrationSize) -> f64 {
+        let of_variant = |(variant, allocating): (usize, &Option<_>)| -> f64 {
+            let Some(allocating) = allocating else {
+                return 0.0;
+            };
+            let allocating: &crate::flags::Allocating = allocating;
+            if !allocating.allocator().needs_calibration() {
+                return 0.0;
+            }
+            let solutions = allocating.solutions();
+            let passes = vec![self.planned[variant].clone(); solutions.max(1)];
+            cost::blocks(&passes, self.config, size)
+                .into_iter()
+                .map(|mut cost| {
+                    if solutions == 0 {
+                        cost.layers = 0;
+                    }
+                    cost.total(size.sequences)
+                })
+                .sum()
+        };
+        self.allocating.iter().enumerate().map(of_variant).sum()
+    }
+}
+
+/// What was divided, for people.
+pub(super) fn text(report: &AllocationReport) -> String {
+    let share = |zeros: u64, weights: u64| zeros as f64 / weights.max(1) as f64;
+    let shares = report
+        .layers
+        .iter()
+        .map(|layer| share(layer.zeros, layer.weights));
+    let least = shares.clone().fold(1.0, f64::min);
+    let most = shares.fold(0.0, f64::max);
+    let losses = match (report.predicted_loss, report.uniform_loss) {
+        (Some(predicted), Some(uniform)) => {
+            format!("; predicted loss {predicted:.4e}, {uniform:.4e} if uniform")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "zeros allocated by {}: {} of {} weights, {} to {} of a layer{losses} ({:.2} s)\n",
+        report.allocator,
+        report.zeros,
+        report.weights,
+        table::percent(least),
+        table::percent(most),
+        report.seconds
+    )
+}
