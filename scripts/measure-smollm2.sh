@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of docs/benchmarks.md and the README: SmolLM2-135M, calibrated on the 32 x 512 tokens of the golden
-# files, WikiText-2 raw test, first 32 chunks of 1024 tokens. Takes about a quarter of an hour on two cores.
+# files, WikiText-2 raw test, first 32 chunks of 1024 tokens. Takes about half an hour on two cores.
 # `measure-smollm2.sh scatter` prints how far the figures move when only the order of rounding changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,3 +51,6 @@ row 'SparseGPT 2:4' 98.65 --pattern 2:4
 row 'SparseGPT 50 % + 4 bit' 79.62 --pattern 50% --bits 4
 row 'Wanda 50 %' 53.55 --pattern 50% --method wanda
 row 'magnitude 50 %' 528 --pattern 50% --method magnitude
+row 'quality 50 %' - --pattern 50% --method quality
+row 'quality 2:4' - --pattern 2:4 --method quality
+row 'quality 50 % + 4 bit' - --pattern 50% --bits 4 --method quality

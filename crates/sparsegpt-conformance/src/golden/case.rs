@@ -10,7 +10,7 @@ use sparsegpt::backend::Backend;
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::ndarray::{Array2, Axis};
 use sparsegpt::quant::Granularity;
-use sparsegpt::{LayerSettings, Pattern, PrunedLayer, Solver, UniformGrid};
+use sparsegpt::{LayerSettings, Method, Pattern, PrunedLayer, Solver, UniformGrid};
 
 use crate::agreement::Layer;
 use crate::check::{Failure, Verdict, close, ensure};
@@ -44,6 +44,10 @@ pub(super) struct Request {
 impl Request {
     pub(super) fn quantizes(&self) -> bool {
         self.bits < 16
+    }
+
+    pub(super) fn prunes(&self) -> bool {
+        self.n > 0 || self.sparsity > 0.0
     }
 
     /// Settings with another policy than the pattern asked for, where one is given.
@@ -168,6 +172,22 @@ impl Solved {
         let ours = solver.prune(self.weight.view(), &mut hessian, &settings)?;
         self.check_grid(&ours)?;
         Ok(ours)
+    }
+
+    /// The error of another method with the same request, of the stored solution's.
+    pub(super) fn error_ratio<B: Backend>(
+        &self,
+        solver: &Solver<B>,
+        method: Method,
+    ) -> Verdict<f64> {
+        let settings = self.request.settings(None)?.with_method(method);
+        let mut hessian = solver.hessian_from(self.hessian.view())?;
+        let ours = solver.prune(self.weight.view(), &mut hessian, &settings)?;
+        let layer = Layer {
+            dense: &self.weight,
+            hessian: &self.symmetric(),
+        };
+        Ok(layer.error(&ours.weights) / self.request.reconstruction_error)
     }
 
     /// Compares some rows of a solution; `spare` as in [`Layer::ensure_agreement`].

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use sparsegpt::Solver;
 use sparsegpt::backend::Backend;
 use sparsegpt::mask::{BlockMask, BlockScores, MaskBlock, MaskPolicy};
 use sparsegpt::ndarray::Array2;
+use sparsegpt::{Method, Solver};
 
 use super::case::{Request, Solved};
 use crate::check::{Cases, Failure, Verdict, ensure};
@@ -48,6 +48,13 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
             names(&folder).unwrap_or(Ok(Vec::new())).map(|_| ())
         }),
         Some(Ok(names)) => {
+            let paths: Vec<PathBuf> = names
+                .iter()
+                .map(|name| folder.join(format!("{name}.safetensors")))
+                .collect();
+            cases.add("golden/reference/quality_leaves_less_than_half", move |subject| {
+                quality(&subject.solver, &paths)
+            });
             for name in names {
                 let path = folder.join(format!("{name}.safetensors"));
                 let same_path = path.clone();
@@ -107,6 +114,38 @@ fn exact_count<B: Backend>(solver: &Solver<B>, case: &Solved) -> Verdict {
             case.compare(&ours, &rows, 0, &EXACT)
         }
     }
+}
+
+/// On the pruning cases, whose inputs are strongly correlated, [`Method::Quality`] leaves at most 0.45 times the
+/// reference's error in the geometric mean and 0.8 in any; where the reference rounds too, at most 0.95 in any.
+fn quality<B: Backend>(solver: &Solver<B>, paths: &[PathBuf]) -> Verdict {
+    let mut logs = Vec::new();
+    for path in paths {
+        let case = read(path)?;
+        if !case.request.prunes() {
+            continue;
+        }
+        let ratio = case.error_ratio(solver, Method::Quality)?;
+        let (limit, rounds) = match case.request.quantizes() {
+            true => (0.95, true),
+            false => (0.8, false),
+        };
+        ensure!(
+            ratio <= limit,
+            "{}: {ratio:.3} times the reference's error, allowed is {limit}",
+            case.request.name
+        );
+        if !rounds {
+            logs.push(ratio.ln());
+        }
+    }
+    let mean = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    ensure!(
+        mean <= 0.45,
+        "{mean:.3} times the reference's error in the geometric mean of {} cases, allowed is 0.45",
+        logs.len()
+    );
+    Ok(())
 }
 
 fn count_of_the_reference<B: Backend>(solver: &Solver<B>, case: &Solved) -> Verdict {
