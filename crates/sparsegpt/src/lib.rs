@@ -10,6 +10,7 @@ pub mod hessian;
 pub mod mask;
 pub mod quant;
 pub mod report;
+pub mod rowwise;
 pub mod solver;
 
 pub use half;

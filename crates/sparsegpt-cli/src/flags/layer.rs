@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::solver::{ColumnOrder, MaskSource, Refit, WeightSolver};
+use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
@@ -33,8 +33,8 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "SOURCE", help_heading = "Method")]
     pub(crate) mask_source: Option<MaskSource>,
 
-    /// What improves the weights on the mask that came out, in place of the method's own: none, or cg:STEPS
-    /// (conjugate gradients)
+    /// What improves the weights on the mask that came out, in place of the method's own: none, cg:STEPS
+    /// (conjugate gradients), or exact (a factorization a row, for small layers)
     #[arg(long, value_name = "REFIT", help_heading = "Method")]
     pub(crate) refit: Option<Refit>,
 
@@ -147,17 +147,27 @@ impl LayerFlags {
         self.order() != ColumnOrder::Natural && self.group_size.is_some() && !on(self.static_groups)
     }
 
+    /// What the method is made of, with what stands in for its parts.
+    pub(crate) fn parts(&self) -> Parts {
+        self.composed(Arc::new(Pattern::Dense)).parts()
+    }
+
+    fn composed(&self, mask: Arc<dyn MaskPolicy>) -> LayerSettings {
+        let mut settings = LayerSettings::with_mask(mask)
+            .with_method(self.method())
+            .with_order(self.order());
+        settings.mask_source = self.mask_source;
+        settings.refit = self.refit;
+        settings
+    }
+
     /// Settings with this mask policy.
     ///
     /// # Errors
     /// For flags that do not go together, or out of range.
     pub(crate) fn settings(&self, mask: Arc<dyn MaskPolicy>) -> Result<LayerSettings, Failure> {
         self.check_conflicts()?;
-        let mut settings = LayerSettings::with_mask(mask)
-            .with_method(self.method())
-            .with_order(self.order());
-        settings.mask_source = self.mask_source;
-        settings.refit = self.refit;
+        let mut settings = self.composed(mask);
         self.check_solving(&settings)?;
         if let Some(damping) = self.damping {
             settings = settings.with_damping(damping);

@@ -172,17 +172,19 @@ fn refit_lowers<B: Backend>(subject: &Subject<B>) -> Verdict {
     let layer = layer();
     for method in [Method::SparseGpt, Method::Wanda, Method::Magnitude] {
         let plain = layer.solve(&subject.solver, &with(method, "50%")?)?;
-        let settings = with(method, "50%")?.with_refit(Refit::ConjugateGradients { steps: 10 });
-        let refitted = layer.solve(&subject.solver, &settings)?;
-        ensure!(
-            refitted.mask == plain.mask,
-            "{method}: the refit changed the mask"
-        );
-        let (before, after) = (layer.error(&plain), layer.error(&refitted));
-        ensure!(
-            after < before,
-            "{method}: {after:e} with the refit, {before:e} without"
-        );
+        for refit in [Refit::ConjugateGradients { steps: 10 }, Refit::Exact] {
+            let settings = with(method, "50%")?.with_refit(refit);
+            let refitted = layer.solve(&subject.solver, &settings)?;
+            ensure!(
+                refitted.mask == plain.mask,
+                "{method}: the refit {refit} changed the mask"
+            );
+            let (before, after) = (layer.error(&plain), layer.error(&refitted));
+            ensure!(
+                after < before,
+                "{method}: {after:e} with the refit {refit}, {before:e} without"
+            );
+        }
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ impl Admm {
 }
 
 /// What improves the weights on the mask that came out. Kept, row by row, only where the error drops. Written and read
-/// as `none`, `cg:10`.
+/// as `none`, `cg:10`, `exact`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -147,6 +147,9 @@ pub enum Refit {
         /// Steps.
         steps: usize,
     },
+    /// The least error there is on the mask, up to damping: a Cholesky factorization a row, on the host and in f64. For
+    /// small layers; see [`exact_refit`](crate::rowwise::exact_refit).
+    Exact,
 }
 
 impl Method {
@@ -282,6 +285,7 @@ impl fmt::Display for Refit {
         match self {
             Self::None => f.write_str("none"),
             Self::ConjugateGradients { steps } => write!(f, "cg:{steps}"),
+            Self::Exact => f.write_str("exact"),
         }
     }
 }
@@ -299,19 +303,18 @@ impl FromStr for MaskSource {
 impl FromStr for Refit {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        if text == "none" {
-            return Ok(Self::None);
-        }
-        let steps = text
-            .strip_prefix("cg:")
-            .and_then(|steps| steps.parse().ok());
-        match steps {
-            Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
-            _ => Err(Error::setting(
-                "refit",
-                "none, or cg: and a number of steps from 1",
-                text,
-            )),
+        let steps = || text.strip_prefix("cg:")?.parse().ok();
+        match text {
+            "none" => Ok(Self::None),
+            "exact" => Ok(Self::Exact),
+            _ => match steps() {
+                Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
+                _ => Err(Error::setting(
+                    "refit",
+                    "none, exact, or cg: and a number of steps from 1",
+                    text,
+                )),
+            },
         }
     }
 }

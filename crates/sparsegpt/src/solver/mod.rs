@@ -14,6 +14,7 @@ mod order;
 mod plan;
 mod prepare;
 mod refit;
+mod rows;
 mod schedule;
 mod scores;
 mod settings;

@@ -179,7 +179,7 @@ pub(crate) fn run(
         .iter()
         .map(|&pattern| flags.plan.plan(&flags.layer, pattern))
         .collect::<Result<Vec<_>, _>>()?;
-    if flags.layer.method().needs_hessian() && flags.calibration.is_none() {
+    if flags.layer.parts().needs_hessian() && flags.calibration.is_none() {
         return Err(Failure::usage(format!(
             "--method {} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)",
             flags.layer.method()
@@ -255,7 +255,7 @@ impl Job<'_> {
 
     /// The calibration set, where the method needs one.
     fn calibration(&self) -> Result<Option<Calibration>, Failure> {
-        if self.flags.layer.method().needs_hessian() {
+        if self.flags.layer.parts().needs_hessian() {
             return calibrate(self.checkpoint, self.config, self.flags, self.console).map(Some);
         }
         if self.flags.calibration.is_some() {
@@ -384,7 +384,7 @@ fn planned_size(
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationSize, Failure> {
-    if !flags.layer.method().needs_hessian() {
+    if !flags.layer.parts().needs_hessian() {
         return Ok(CalibrationSize {
             sequences: 0,
             length: 0,
