@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, ArrayView2};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use sparsegpt::backend::host;
+use sparsegpt::backend::{Host, host};
 use sparsegpt::rowwise::exact_refit;
+use sparsegpt::{LayerSettings, Method, Pattern, Solver};
 
 /// What was asked for, and the error that the reference leaves: tr(ΔW H ΔWᵀ) on the undamped H.
 struct Request {
@@ -16,6 +17,7 @@ struct Request {
     sparsity: f64,
     /// Zeros in each `m` columns; 0 = not semi-structured.
     n: usize,
+    m: usize,
     bits: u32,
     damping: f64,
 }
@@ -27,6 +29,7 @@ impl Request {
             name: case["name"].as_str().unwrap().to_owned(),
             sparsity: case["sparsity"].as_f64().unwrap(),
             n: count("n") as usize,
+            m: count("m") as usize,
             bits: count("bits") as u32,
             damping: case["damping"].as_f64().unwrap(),
         }
@@ -146,5 +149,42 @@ fn conjugate_gradients_come_close_to_the_exact_refit() {
                 case.request.name
             );
         }
+    }
+}
+
+#[test]
+fn obc_stays_below_the_sweep() {
+    for case in pruning_cases() {
+        let request = &case.request;
+        let pattern = match request.n {
+            0 => Pattern::unstructured(request.sparsity).unwrap(),
+            zeros => Pattern::n_of_m(zeros, request.m).unwrap(),
+        };
+        let settings = LayerSettings::new(pattern)
+            .with_method(Method::Obc)
+            .with_damping(request.damping);
+        let solver = Solver::new(Host);
+        let h = case.hessian.mapv(|entry| entry as f32);
+        let mut hessian = solver.hessian_from(h.view()).unwrap();
+        let ours = solver
+            .prune(case.weight.view(), &mut hessian, &settings)
+            .unwrap();
+        let expected = match request.n {
+            0 => (request.sparsity * case.weight.len() as f64).floor() as usize,
+            zeros => case.weight.len() / request.m * zeros,
+        };
+        assert_eq!(ours.report.pruned as usize, expected, "{}", request.name);
+        let found = case.error(ours.weights.view(), &case.hessian);
+        let reference = case.error(case.solution.view(), &case.hessian);
+        println!(
+            "{}: {:.3} of the reference's error",
+            request.name,
+            found / reference
+        );
+        assert!(
+            found <= reference,
+            "{}: {found:e}, the reference {reference:e}",
+            request.name
+        );
     }
 }

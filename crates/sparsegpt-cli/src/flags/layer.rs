@@ -242,6 +242,9 @@ impl LayerFlags {
         // Rounding to nearest only where nothing else moves the weights.
         let updates = parts.weights != WeightSolver::Keep || parts.refit != Refit::None;
         let sweeps = parts.weights == WeightSolver::Sweep || (updates && self.bits.is_some());
+        let multiplies = sweeps
+            || matches!(parts.weights, WeightSolver::Admm(_))
+            || matches!(parts.refit, Refit::ConjugateGradients { .. });
         let chooses_in_sweep =
             parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
         let given = [
@@ -266,12 +269,15 @@ impl LayerFlags {
             ),
             (
                 "--damping",
-                self.damping.is_some() && !sweeps && parts.refit == Refit::None,
+                self.damping.is_some()
+                    && !sweeps
+                    && parts.weights != WeightSolver::Obc
+                    && parts.refit == Refit::None,
                 "it does not damp the Hessian by a fraction of its diagonal",
             ),
             (
                 "--bf16-products",
-                on(self.bf16_products) && !updates,
+                on(self.bf16_products) && !multiplies,
                 "it has no large products",
             ),
         ];

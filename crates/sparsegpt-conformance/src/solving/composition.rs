@@ -9,11 +9,11 @@ use sparsegpt::{LayerSettings, Method, Pattern, UniformGrid};
 use super::layer::Layer;
 use crate::check::{Cases, Subject, Verdict, ensure};
 
-/// The methods that set weights by iterating.
-const ITERATIVE: [Method; 3] = [Method::Admm, Method::Quality, Method::Alps];
+/// The methods that are more than a sweep.
+const BEYOND_A_SWEEP: [Method; 4] = [Method::Admm, Method::Quality, Method::Alps, Method::Obc];
 
 pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
-    for method in ITERATIVE {
+    for method in BEYOND_A_SWEEP {
         let mut add = |name: &str, body: fn(&Subject<B>, Method) -> Verdict| {
             cases.add(format!("solver/{method}/{name}"), move |subject| {
                 body(subject, method)

@@ -17,6 +17,43 @@ pub(super) enum Chosen<B: Backend> {
     InFlight { zeros: usize, group: usize },
 }
 
+/// A policy's answer for a job.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Keep,
+    Lowest(Counts),
+    /// rows x width, without the protected weights.
+    Fixed(Array2<bool>),
+    ByScores,
+}
+
+/// A [`SelectRule`] with its numbers.
+#[derive(Debug)]
+pub(super) enum Counts {
+    OfAll(usize),
+    OfRows(Vec<usize>),
+    OfGroups { zeros: usize, group: usize },
+}
+
+impl Counts {
+    pub(super) fn rule(&self) -> SelectRule<'_> {
+        match *self {
+            Self::OfAll(count) => SelectRule::Lowest { count },
+            Self::OfRows(ref counts) => SelectRule::LowestPerRow { counts },
+            Self::OfGroups { zeros, group } => SelectRule::NofM { zeros, group },
+        }
+    }
+}
+
+/// What is to be chosen among some columns, and where there is no choice (rows x width).
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    /// Without the protected weights.
+    pub(super) forced: Option<Array2<bool>>,
+    pub(super) protected: Option<Array2<bool>>,
+}
+
 /// Counts what has been pruned and turns a policy's answers into masks.
 #[derive(Debug)]
 pub(super) struct Chooser {
@@ -56,71 +93,23 @@ impl Chooser {
         in_flight: bool,
     ) -> Result<Chosen<B>> {
         let original: Vec<usize> = columns.clone().map(|at| job.original(at)).collect();
-        let block = MaskBlock {
-            layer: job.layer,
-            rows: job.rows,
-            cols: job.cols,
-            columns: columns.clone(),
-            original_columns: &original,
-            pruned_before: self.pruned,
-        };
-        let policy = job.settings.mask.clone();
-        let answer = job.checked(policy.choose(&block)?, columns.len())?;
-        let protected = job.protected_block(&original);
-        // A weight is forced where its input is dead or the policy says so; the caller's protection wins.
-        let mut forced = job.forced_block(&original);
-        if let (Some(forced), Some(protected)) = (&mut forced, &protected) {
-            forced.zip_mut_with(protected, |forced, &protected| *forced &= !protected);
-        }
-        let marked = |mask: &Option<Array2<bool>>, row: usize| {
-            mask.as_ref().map_or(0, |mask| {
-                mask.row(row).iter().filter(|&&marked| marked).count()
-            })
-        };
-        let count_of = |mask: &Option<Array2<bool>>| -> usize {
-            mask.as_ref()
-                .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
-        };
-        let width = columns.len();
-        let counts: Vec<usize>;
-        let rule = match answer {
-            BlockMask::Keep => return Ok(Chosen::Keep),
-            BlockMask::Lowest { target, total } => {
-                let available = job.rows * width - count_of(&protected);
-                let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
-                let due = target.max(total.saturating_sub(later as u64));
-                let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
-                let count = self.part(wanted).max(count_of(&forced)).min(available);
-                self.pruned += count as u64;
-                SelectRule::Lowest { count }
+        let block = self.block(job, columns.clone(), &original);
+        let Asked {
+            ask,
+            forced,
+            protected,
+        } = self.ask(job, &block)?;
+        let rule = match &ask {
+            Ask::Keep => return Ok(Chosen::Keep),
+            Ask::Lowest(Counts::OfGroups { zeros, group }) if in_flight => {
+                return Ok(Chosen::InFlight {
+                    zeros: *zeros,
+                    group: *group,
+                });
             }
-            BlockMask::LowestPerRow { target, total } => {
-                let later = job.unprotected_columns_from(columns.end);
-                let due = target.max(total.saturating_sub(later));
-                counts = (0..job.rows)
-                    .map(|row| {
-                        let available = width - marked(&protected, row);
-                        let wanted = due.saturating_sub(self.pruned_in_row[row]);
-                        self.part(wanted).max(marked(&forced, row)).min(available)
-                    })
-                    .collect();
-                for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
-                    *sum += count;
-                }
-                self.pruned += counts.iter().sum::<usize>() as u64;
-                SelectRule::LowestPerRow { counts: &counts }
-            }
-            BlockMask::NofM { zeros, group } => {
-                self.pruned += (job.unprotected_rows() * (width / group) * zeros) as u64;
-                if in_flight {
-                    return Ok(Chosen::InFlight { zeros, group });
-                }
-                // Dead weights are zero and so come first by themselves.
-                forced = None;
-                SelectRule::NofM { zeros, group }
-            }
-            BlockMask::Fixed(mask) => return self.fixed(job, mask, protected, width),
-            BlockMask::ByScores => {
+            Ask::Lowest(counts) => counts.rule(),
+            Ask::Fixed(mask) => return Ok(Chosen::Mask(job.upload_mask(mask.view())?)),
+            Ask::ByScores => {
                 job.host_operation(Operation::Select);
                 let current = job.download(weights)?;
                 let scales = job.download(scales)?;
@@ -128,13 +117,13 @@ impl Chooser {
                     weights: current.slice(s![.., columns.clone()]),
                     scales: scales.slice(s![0, columns]),
                 };
-                let mask = policy.choose_by_scores(&block, &scores)?;
-                return self.fixed(job, mask, protected, width);
+                let mask = self.by_scores(job, &block, &scores, protected.as_ref())?;
+                return Ok(Chosen::Mask(job.upload_mask(mask.view())?));
             }
         };
         let share_of_groups = match rule {
             SelectRule::NofM { zeros, group } if self.share < 1.0 => {
-                Some(self.part(job.rows * (width / group) * zeros))
+                Some(self.part(job.rows * (columns.len() / group) * zeros))
             }
             _ => None,
         };
@@ -166,13 +155,110 @@ impl Chooser {
         Ok(Chosen::Mask(mask))
     }
 
+    pub(super) fn block<'b, B: Backend>(
+        &self,
+        job: &Job<'b, B>,
+        columns: Range<usize>,
+        original: &'b [usize],
+    ) -> MaskBlock<'b> {
+        MaskBlock {
+            layer: job.layer,
+            rows: job.rows,
+            cols: job.cols,
+            columns,
+            original_columns: original,
+            pruned_before: self.pruned,
+        }
+    }
+
+    /// Asks the policy, and counts what it answers as pruned.
+    pub(super) fn ask<B: Backend>(
+        &mut self,
+        job: &Job<'_, B>,
+        block: &MaskBlock<'_>,
+    ) -> Result<Asked> {
+        let (columns, original) = (&block.columns, block.original_columns);
+        let answer = job.checked(job.settings.mask.choose(block)?, columns.len())?;
+        let protected = job.protected_block(original);
+        // A weight is forced where its input is dead or the policy says so; the caller's protection wins.
+        let mut forced = job.forced_block(original);
+        if let (Some(forced), Some(protected)) = (&mut forced, &protected) {
+            forced.zip_mut_with(protected, |forced, &protected| *forced &= !protected);
+        }
+        let marked = |mask: &Option<Array2<bool>>, row: usize| {
+            mask.as_ref().map_or(0, |mask| {
+                mask.row(row).iter().filter(|&&marked| marked).count()
+            })
+        };
+        let count_of = |mask: &Option<Array2<bool>>| -> usize {
+            mask.as_ref()
+                .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
+        };
+        let width = columns.len();
+        let ask = match answer {
+            BlockMask::Keep => Ask::Keep,
+            BlockMask::Lowest { target, total } => {
+                let available = job.rows * width - count_of(&protected);
+                let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
+                let due = target.max(total.saturating_sub(later as u64));
+                let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
+                let count = self.part(wanted).max(count_of(&forced)).min(available);
+                self.pruned += count as u64;
+                Ask::Lowest(Counts::OfAll(count))
+            }
+            BlockMask::LowestPerRow { target, total } => {
+                let later = job.unprotected_columns_from(columns.end);
+                let due = target.max(total.saturating_sub(later));
+                let counts: Vec<usize> = (0..job.rows)
+                    .map(|row| {
+                        let available = width - marked(&protected, row);
+                        let wanted = due.saturating_sub(self.pruned_in_row[row]);
+                        self.part(wanted).max(marked(&forced, row)).min(available)
+                    })
+                    .collect();
+                for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
+                    *sum += count;
+                }
+                self.pruned += counts.iter().sum::<usize>() as u64;
+                Ask::Lowest(Counts::OfRows(counts))
+            }
+            BlockMask::NofM { zeros, group } => {
+                self.pruned += (job.unprotected_rows() * (width / group) * zeros) as u64;
+                // Dead weights are zero and so come first by themselves.
+                forced = None;
+                Ask::Lowest(Counts::OfGroups { zeros, group })
+            }
+            BlockMask::Fixed(mask) => {
+                Ask::Fixed(self.fixed(job, mask, protected.as_ref(), width)?)
+            }
+            BlockMask::ByScores => Ask::ByScores,
+        };
+        Ok(Asked {
+            ask,
+            forced,
+            protected,
+        })
+    }
+
+    /// The policy's own choice, for [`Ask::ByScores`].
+    pub(super) fn by_scores<B: Backend>(
+        &mut self,
+        job: &Job<'_, B>,
+        block: &MaskBlock<'_>,
+        scores: &BlockScores<'_>,
+        protected: Option<&Array2<bool>>,
+    ) -> Result<Array2<bool>> {
+        let mask = job.settings.mask.choose_by_scores(block, scores)?;
+        self.fixed(job, mask, protected, block.columns.len())
+    }
+
     fn fixed<B: Backend>(
         &mut self,
         job: &Job<'_, B>,
         mut mask: Array2<bool>,
-        protected: Option<Array2<bool>>,
+        protected: Option<&Array2<bool>>,
         width: usize,
-    ) -> Result<Chosen<B>> {
+    ) -> Result<Array2<bool>> {
         if mask.dim() != (job.rows, width) {
             return Err(Error::Shape {
                 layer: job.layer.to_owned(),
@@ -183,13 +269,9 @@ impl Chooser {
             });
         }
         if let Some(protected) = protected {
-            mask.zip_mut_with(&protected, |prune, &protected| *prune &= !protected);
+            mask.zip_mut_with(protected, |prune, &protected| *prune &= !protected);
         }
         self.pruned += mask.iter().filter(|&&pruned| pruned).count() as u64;
-        let mask = job
-            .backend
-            .upload_mask(mask.view())
-            .map_err(|e| job.failed(Stage::Transfer, e))?;
-        Ok(Chosen::Mask(mask))
+        Ok(mask)
     }
 }

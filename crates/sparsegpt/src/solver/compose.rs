@@ -8,6 +8,7 @@ use super::method::{MaskSource, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
 use super::prepare::Factored;
 use super::refit::Judge;
+use super::rows;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
 use super::{Solved, measure, without_update};
@@ -135,9 +136,12 @@ fn in_stages<B: Backend>(
                     sweep(stage, dense, hessian, shared)
                 })?;
             }
-            WeightSolver::Admm(admm_settings) => {
-                solved = job.stage(dense, &settings, |stage| {
-                    admm(stage, dense, hessian, admm_settings, &mut shared.inverse)
+            WeightSolver::Admm(_) | WeightSolver::Obc => {
+                solved = job.stage(dense, &settings, |stage| match parts.weights {
+                    WeightSolver::Admm(settings) => {
+                        admm(stage, dense, hessian, settings, &mut shared.inverse)
+                    }
+                    _ => rows::obc(stage, dense, hessian),
                 })?;
                 // Never above what its own mask leaves without any update.
                 let mut masked = dense.to_owned();

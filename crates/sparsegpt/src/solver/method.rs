@@ -35,6 +35,9 @@ pub enum Method {
     /// ALPS (Meng et al. 2024): ADMM with the full sparsity from the start and a growing penalty, then conjugate
     /// gradients; see [`Admm`].
     Alps,
+    /// ExactOBS (Frantar, Singh & Alistarh 2022): weights go one at a time, the cheapest of all rows first, and each time
+    /// the rest of the row makes up for it. On the host, for small layers; see [`obc_mask`](crate::rowwise::obc_mask).
+    Obc,
     /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
     /// where a quantizer is given, its sweep from the weights found so.
     Quality,
@@ -84,6 +87,10 @@ pub enum WeightSolver {
     Sweep,
     /// Alternating directions.
     Admm(Admm),
+    /// They are the best on the mask, up to damping; where the solver chooses, weights go one at a time, each the
+    /// cheapest at its time. See [`obc_mask`](crate::rowwise::obc_mask) and [`exact_refit`](crate::rowwise::exact_refit),
+    /// on the host and in f64: up to rows·cols³ flops.
+    Obc,
 }
 
 /// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024).
@@ -154,7 +161,7 @@ pub enum Refit {
 
 impl Method {
     /// All of them, in the order of their cost.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Magnitude,
         Self::Wanda,
         Self::Ria,
@@ -162,6 +169,7 @@ impl Method {
         Self::Admm,
         Self::Quality,
         Self::Alps,
+        Self::Obc,
     ];
 
     /// What it is made of.
@@ -175,6 +183,7 @@ impl Method {
             Self::Admm => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 0),
             Self::Quality => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10),
             Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), 10),
+            Self::Obc => (MaskSource::Solver, WeightSolver::Obc, 0),
         };
         let refit = match steps {
             0 => Refit::None,
@@ -204,6 +213,9 @@ impl Method {
             Self::Alps => {
                 "ADMM with a growing penalty until the mask stays, then conjugate gradients"
             }
+            Self::Obc => {
+                "weights go one at a time, the rest of the row makes up for each; for small layers"
+            }
         }
     }
 
@@ -218,6 +230,7 @@ impl Method {
             Self::Admm => "Boža 2024, arXiv 2401.02938",
             Self::Quality => "Boža 2024 with the refit of Meng et al. 2024",
             Self::Alps => "Meng et al. 2024, arXiv 2406.07831",
+            Self::Obc => "Frantar, Singh & Alistarh 2022, arXiv 2208.11580",
         }
     }
 
@@ -231,6 +244,7 @@ impl Method {
             Self::Ria => "ria",
             Self::Admm => "admm",
             Self::Alps => "alps",
+            Self::Obc => "obc",
             Self::Quality => "quality",
         }
     }

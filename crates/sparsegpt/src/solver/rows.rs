@@ -2,13 +2,15 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::in_processing_order;
+use super::chooser::{Ask, Asked, Chooser};
 use super::job::Job;
 use super::prepare::{Diagonal, ladder};
+use super::{Solved, in_processing_order};
 use crate::backend::{Backend, Operation, Precision};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
-use crate::rowwise;
+use crate::mask::BlockScores;
+use crate::rowwise::{self, Bounds};
 
 /// The best weights where `pruned` leaves any, on the damped H.
 pub(super) fn exact_refit<B: Backend>(
@@ -25,10 +27,83 @@ pub(super) fn exact_refit<B: Backend>(
     Ok(refitted.value)
 }
 
+/// ExactOBS for one layer: the mask, and the best weights on it.
+pub(super) fn obc<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &Hessian<B>,
+) -> Result<Solved> {
+    let diagonal = Diagonal::of(hessian, job.layer)?;
+    job.dead.clone_from(&diagonal.dead);
+    let start = in_processing_order(job, dense);
+    let inverse = job.timed(Stage::Factor, |job| {
+        job.host_operation(Operation::Inverse);
+        damped_enough(job, hessian, &diagonal, rowwise::inverse)
+    })?;
+    let pruned = job.timed(Stage::Select, |job| {
+        job.host_operation(Operation::Select);
+        obc_mask(job, start.view(), inverse.value.view())
+    })?;
+    let weights = job.timed(Stage::UpdateRows, |job| {
+        job.host_operation(Operation::UpdateRows);
+        rowwise::exact_refit(start.view(), pruned.view(), inverse.h.view())
+            .map_err(|error| error.for_layer(job.layer))
+    })?;
+    Ok(Solved {
+        weights,
+        mask: pruned.mapv(|pruned| !pruned),
+        damping: inverse.damping,
+        precision: Some(Precision::F64),
+        attempts: inverse.attempts,
+        ..Solved::nothing()
+    })
+}
+
+/// What the policy asks for, of all columns at once.
+fn obc_mask<B: Backend>(
+    job: &Job<'_, B>,
+    start: ArrayView2<'_, f32>,
+    inverse: ArrayView2<'_, f64>,
+) -> Result<Array2<bool>> {
+    let original: Vec<usize> = (0..job.cols).collect();
+    let mut chooser = Chooser::new(job);
+    let block = chooser.block(job, 0..job.cols, &original);
+    let Asked {
+        ask,
+        forced,
+        protected,
+    } = chooser.ask(job, &block)?;
+    let counts = match ask {
+        Ask::Keep => return Ok(Array2::from_elem(start.dim(), false)),
+        Ask::Fixed(mask) => return Ok(mask),
+        Ask::ByScores => {
+            // The price of a weight that goes alone is (w / scale)².
+            let scales = inverse.diag().mapv(|entry| entry.sqrt() as f32);
+            let scores = BlockScores {
+                weights: start,
+                scales: scales.view(),
+            };
+            return chooser.by_scores(job, &block, &scores, protected.as_ref());
+        }
+        Ask::Lowest(counts) => counts,
+    };
+    let bounds = Bounds {
+        forced: forced.as_ref().map(|mask| mask.view()),
+        protected: protected.as_ref().map(|mask| mask.view()),
+    };
+    rowwise::obc_mask(start, inverse, counts.rule(), bounds)
+        .map_err(|error| error.for_layer(job.layer))
+}
+
 /// What came out with the first damping for which H is positive definite.
 #[derive(Debug)]
 struct Damped<T> {
     value: T,
+    /// H + λI.
+    h: Array2<f64>,
+    /// λ as a fraction of the mean diagonal.
+    damping: f64,
+    attempts: u32,
 }
 
 /// Runs `step` on H + λI, and again with the dampings of the ladder while that is not positive definite.
@@ -41,13 +116,20 @@ fn damped_enough<B: Backend, T>(
     let mut h = symmetric(hessian)?;
     let mut last = (0, job.settings.damping);
     let dampings = ladder(job.settings.damping).filter(|&(_, p)| p == Precision::F64);
-    for (damping, _) in dampings {
+    for (attempts, (damping, _)) in (1..).zip(dampings) {
         let entries = diagonal.damped(damping, None);
         for (to, &entry) in h.diag_mut().iter_mut().zip(&entries) {
             *to = f64::from(entry);
         }
         match step(h.view()) {
-            Ok(value) => return Ok(Damped { value }),
+            Ok(value) => {
+                return Ok(Damped {
+                    value,
+                    h,
+                    damping,
+                    attempts,
+                });
+            }
             Err(Error::NotPositiveDefinite { column, .. }) => last = (column, damping),
             Err(error) => return Err(error.for_layer(job.layer)),
         }
