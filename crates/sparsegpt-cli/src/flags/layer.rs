@@ -38,6 +38,11 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "REFIT", help_heading = "Method")]
     pub(crate) refit: Option<Refit>,
 
+    /// Exchange zeros for kept weights where that loses less, at most so often in each row, before the weights are set; for
+    /// masks chosen by --mask-source or a method other than the solver [default: 0]
+    #[arg(long, value_name = "COUNT", help_heading = "Method")]
+    pub(crate) swaps: Option<usize>,
+
     /// Quantize to this many bits, 2 to 8
     #[arg(long, help_heading = "Quantization")]
     pub(crate) bits: Option<u32>,
@@ -158,6 +163,7 @@ impl LayerFlags {
             .with_order(self.order());
         settings.mask_source = self.mask_source;
         settings.refit = self.refit;
+        settings.swaps = self.swaps.unwrap_or_default();
         settings
     }
 
@@ -263,6 +269,11 @@ impl LayerFlags {
                 "no part of it goes through the columns in blocks",
             ),
             (
+                "--swaps",
+                parts.swaps > 0 && parts.mask == MaskSource::Solver,
+                "its mask is not chosen before the weights are set (--mask-source changes that)",
+            ),
+            (
                 "--mask-block-size",
                 self.mask_block_size.is_some() && !chooses_in_sweep,
                 "its mask is not chosen a block at a time",
@@ -324,6 +335,14 @@ mod tests {
             ..LayerFlags::default()
         })
         .unwrap();
+        let swapped = LayerFlags {
+            method: Some(Method::Magnitude),
+            refit: Some(Refit::Exact),
+            swaps: Some(4),
+            ..LayerFlags::default()
+        };
+        assert_eq!(swapped.parts().swaps, 4);
+        assert!(swapped.parts().needs_hessian() && !Method::Magnitude.needs_hessian());
         assert_eq!(
             made.quantizer.unwrap().describe(),
             "4 bit symmetric, static groups of 32"
@@ -371,6 +390,13 @@ mod tests {
                     ..LayerFlags::default()
                 },
                 "--damping",
+            ),
+            (
+                LayerFlags {
+                    swaps: Some(4),
+                    ..LayerFlags::default()
+                },
+                "--swaps",
             ),
             (
                 LayerFlags {

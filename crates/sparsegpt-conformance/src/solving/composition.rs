@@ -28,6 +28,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
         add("same_bits_twice", same_bits_twice);
     }
     cases.add("solver/refit/lowers_every_row", refit_lowers);
+    cases.add("solver/swaps/lower_the_error_and_keep_counts", swaps_lower);
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
 }
 
@@ -206,6 +207,38 @@ fn source_is_kept<B: Backend>(subject: &Subject<B>) -> Verdict {
         ensure!(
             layer.error(&swept) < layer.error(&alone),
             "{source}: the sweep made good for nothing"
+        );
+    }
+    Ok(())
+}
+
+fn swaps_lower<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for (method, pattern) in [
+        (Method::Magnitude, "50%"),
+        (Method::Wanda, "50%"),
+        (Method::Wanda, "2:4"),
+        (Method::Ria, "row:30%"),
+    ] {
+        let plain = layer.solve(&subject.solver, &with(method, pattern)?)?;
+        let settings = with(method, pattern)?.with_swaps(20);
+        let swapped = layer.solve(&subject.solver, &settings)?;
+        let group = if pattern == "2:4" { 4 } else { layer.cols() };
+        let zeros = |mask: &[bool]| mask.iter().filter(|&&kept| !kept).count();
+        for (before, after) in plain.mask.rows().into_iter().zip(swapped.mask.rows()) {
+            let (before, after) = (before.to_vec(), after.to_vec());
+            let groups = before.chunks(group).zip(after.chunks(group));
+            ensure!(
+                groups
+                    .into_iter()
+                    .all(|(before, after)| zeros(before) == zeros(after)),
+                "{method} {pattern}: swaps changed the count of a row or group"
+            );
+        }
+        let (before, after) = (layer.error(&plain), layer.error(&swapped));
+        ensure!(
+            after < before,
+            "{method} {pattern}: {after:e} with swaps, {before:e} without"
         );
     }
     Ok(())

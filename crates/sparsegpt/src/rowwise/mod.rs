@@ -8,11 +8,13 @@
 mod cholesky;
 mod exact;
 mod obc;
+mod swaps;
 
 use ndarray::{Array2, ArrayView2};
 
 pub use exact::exact_refit;
 pub use obc::obc_mask;
+pub use swaps::{Swaps, swap_refine};
 
 use crate::error::{Error, Result};
 use cholesky::Cholesky;

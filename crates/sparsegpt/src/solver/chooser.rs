@@ -30,17 +30,17 @@ pub(super) enum Ask {
 /// A [`SelectRule`] with its numbers.
 #[derive(Debug)]
 pub(super) enum Counts {
-    OfAll(usize),
-    OfRows(Vec<usize>),
-    OfGroups { zeros: usize, group: usize },
+    All(usize),
+    EachRow(Vec<usize>),
+    Groups { zeros: usize, group: usize },
 }
 
 impl Counts {
     pub(super) fn rule(&self) -> SelectRule<'_> {
         match *self {
-            Self::OfAll(count) => SelectRule::Lowest { count },
-            Self::OfRows(ref counts) => SelectRule::LowestPerRow { counts },
-            Self::OfGroups { zeros, group } => SelectRule::NofM { zeros, group },
+            Self::All(count) => SelectRule::Lowest { count },
+            Self::EachRow(ref counts) => SelectRule::LowestPerRow { counts },
+            Self::Groups { zeros, group } => SelectRule::NofM { zeros, group },
         }
     }
 }
@@ -101,7 +101,7 @@ impl Chooser {
         } = self.ask(job, &block)?;
         let rule = match &ask {
             Ask::Keep => return Ok(Chosen::Keep),
-            Ask::Lowest(Counts::OfGroups { zeros, group }) if in_flight => {
+            Ask::Lowest(Counts::Groups { zeros, group }) if in_flight => {
                 return Ok(Chosen::InFlight {
                     zeros: *zeros,
                     group: *group,
@@ -204,7 +204,7 @@ impl Chooser {
                 let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
                 let count = self.part(wanted).max(count_of(&forced)).min(available);
                 self.pruned += count as u64;
-                Ask::Lowest(Counts::OfAll(count))
+                Ask::Lowest(Counts::All(count))
             }
             BlockMask::LowestPerRow { target, total } => {
                 let later = job.unprotected_columns_from(columns.end);
@@ -220,13 +220,13 @@ impl Chooser {
                     *sum += count;
                 }
                 self.pruned += counts.iter().sum::<usize>() as u64;
-                Ask::Lowest(Counts::OfRows(counts))
+                Ask::Lowest(Counts::EachRow(counts))
             }
             BlockMask::NofM { zeros, group } => {
                 self.pruned += (job.unprotected_rows() * (width / group) * zeros) as u64;
                 // Dead weights are zero and so come first by themselves.
                 forced = None;
-                Ask::Lowest(Counts::OfGroups { zeros, group })
+                Ask::Lowest(Counts::Groups { zeros, group })
             }
             BlockMask::Fixed(mask) => {
                 Ask::Fixed(self.fixed(job, mask, protected.as_ref(), width)?)

@@ -54,6 +54,9 @@ pub(super) fn solve<B: Backend>(
         }
         return without_update(job, dense, None);
     };
+    if parts.swaps > 0 && job.settings.mask.prunes() {
+        return with_swaps(job, dense, hessian, shared, parts);
+    }
     // What one pass does by itself.
     match (parts.mask, parts.weights, parts.refit) {
         (MaskSource::Solver, WeightSolver::Sweep, Refit::None) => {
@@ -65,6 +68,37 @@ pub(super) fn solve<B: Backend>(
         _ => {}
     }
     in_stages(job, dense, hessian, shared, parts)
+}
+
+/// A mask chosen on the dense weights and refined, and then whatever the other parts make of it.
+fn with_swaps<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    shared: &mut Shared<B>,
+    parts: Parts,
+) -> Result<Solved> {
+    let choosing = LayerSettings {
+        quantizer: None,
+        measure: false,
+        swaps: 0,
+        ..job.settings.clone()
+    };
+    let chosen = job.stage(dense, &choosing, |stage| {
+        without_update(stage, dense, Some(&mut *hessian))
+    })?;
+    let mask = job.timed(Stage::Select, |job| {
+        rows::swap_refine(job, dense, hessian, chosen.mask.view(), parts.swaps)
+    })?;
+    let settings = LayerSettings {
+        mask: std::sync::Arc::new(GivenMask::keeping(mask.view())),
+        mask_source: Some(MaskSource::Solver),
+        swaps: 0,
+        ..job.settings.clone()
+    };
+    job.stage(dense, &settings, |stage| {
+        solve(stage, dense, Some(hessian), shared)
+    })
 }
 
 /// The sweep in the order that was asked for.

@@ -55,6 +55,9 @@ pub struct Parts {
     pub weights: WeightSolver,
     /// What improves them on the mask that came out.
     pub refit: Refit,
+    /// Swaps in each row at most by which a mask that is chosen beforehand is refined; see
+    /// [`swap_refine`](crate::rowwise::swap_refine).
+    pub swaps: usize,
 }
 
 /// What chooses the weights to prune. A given mask is not among these, but a
@@ -193,6 +196,7 @@ impl Method {
             mask,
             weights,
             refit,
+            swaps: 0,
         }
     }
 
@@ -274,6 +278,7 @@ impl Parts {
         self.mask != MaskSource::Magnitude
             || self.weights != WeightSolver::Keep
             || self.refit != Refit::None
+            || self.swaps > 0
     }
 }
 

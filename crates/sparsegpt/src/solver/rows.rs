@@ -10,7 +10,7 @@ use crate::backend::{Backend, Operation, Precision};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 use crate::mask::BlockScores;
-use crate::rowwise::{self, Bounds};
+use crate::rowwise::{self, Bounds, Swaps};
 
 /// The best weights where `pruned` leaves any, on the damped H.
 pub(super) fn exact_refit<B: Backend>(
@@ -93,6 +93,36 @@ fn obc_mask<B: Backend>(
     };
     rowwise::obc_mask(start, inverse, counts.rule(), bounds)
         .map_err(|error| error.for_layer(job.layer))
+}
+
+/// A mask (`true` = kept) that loses less than `kept` if nothing makes up for its zeros, on the undamped H.
+pub(super) fn swap_refine<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &Hessian<B>,
+    kept: ArrayView2<'_, bool>,
+    limit: usize,
+) -> Result<Array2<bool>> {
+    job.host_operation(Operation::Select);
+    let original: Vec<usize> = (0..job.cols).collect();
+    let (forced, protected) = (job.forced_block(&original), job.protected_block(&original));
+    let bounds = Bounds {
+        forced: forced.as_ref().map(|mask| mask.view()),
+        protected: protected.as_ref().map(|mask| mask.view()),
+    };
+    let swaps = Swaps {
+        limit,
+        group: match job.settings.mask.group() {
+            0 | 1 => job.cols,
+            group => group,
+        },
+    };
+    let start = in_processing_order(job, dense);
+    let pruned = kept.mapv(|kept| !kept);
+    let h = symmetric(hessian)?;
+    let refined = rowwise::swap_refine(start.view(), pruned.view(), h.view(), swaps, bounds)
+        .map_err(|error| error.for_layer(job.layer))?;
+    Ok(refined.mapv(|pruned| !pruned))
 }
 
 /// What came out with the first damping for which H is positive definite.
