@@ -6,14 +6,17 @@
 //! parallel, on the threads of the pool that the caller runs in; what comes out does not depend on their number.
 
 mod cholesky;
+mod elimination;
 mod exact;
 mod obc;
+mod obq;
 mod swaps;
 
 use ndarray::{Array2, ArrayView2};
 
 pub use exact::exact_refit;
 pub use obc::obc_mask;
+pub use obq::obq;
 pub use swaps::{Swaps, swap_refine};
 
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 //! ExactOBS: which weights go if they go one at a time.
 
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView2};
 
+use super::elimination::Elimination;
 use super::{Bounds, map_rows, square};
 use crate::backend::SelectRule;
 use crate::error::Result;
@@ -36,7 +37,7 @@ pub fn obc_mask(
     bounds.check(weights.dim())?;
     let traces = map_rows(rows, Elimination::default, |elimination, row| {
         elimination.begin(weights.row(row), inverse);
-        elimination.run(rule, row, bounds)
+        trace(elimination, rule, row, bounds)
     });
     let counts = match rule {
         SelectRule::Lowest { count } => cheapest(&traces, count),
@@ -92,115 +93,45 @@ fn cheapest(traces: &[Trace], count: usize) -> Vec<usize> {
     counts
 }
 
-/// A row with its current weights and inverse, of the columns that are left, in no order.
-#[derive(Debug, Default)]
-struct Elimination {
-    columns: Vec<usize>,
-    weights: Vec<f64>,
-    /// Row by row; of each the first `columns.len()` entries are used.
-    inverse: Vec<f64>,
-    stride: usize,
-    pivot: Vec<f64>,
-}
-
-impl Elimination {
-    fn begin(&mut self, weights: ArrayView1<'_, f32>, inverse: ArrayView2<'_, f64>) {
-        self.stride = weights.len();
-        self.columns.clear();
-        self.columns.extend(0..weights.len());
-        self.weights.clear();
-        self.weights.extend(weights.iter().map(|&w| f64::from(w)));
-        self.inverse.clear();
-        self.inverse.extend(inverse.iter());
-    }
-
-    fn run(&mut self, rule: SelectRule<'_>, row: usize, bounds: Bounds<'_>) -> Trace {
-        let cols = self.stride;
-        let (limit, zeros, group): (usize, usize, usize) = match rule {
-            SelectRule::Lowest { count } => (count, cols, cols),
-            SelectRule::LowestPerRow { counts } => {
-                (counts.get(row).copied().unwrap_or(0), cols, cols)
+/// Removes weights of a row in turn.
+fn trace(
+    elimination: &mut Elimination,
+    rule: SelectRule<'_>,
+    row: usize,
+    bounds: Bounds<'_>,
+) -> Trace {
+    let cols = elimination.columns.len();
+    let (limit, zeros, group): (usize, usize, usize) = match rule {
+        SelectRule::Lowest { count } => (count, cols, cols),
+        SelectRule::LowestPerRow { counts } => (counts.get(row).copied().unwrap_or(0), cols, cols),
+        SelectRule::NofM { zeros, group } => (cols, zeros, group.max(1)),
+    };
+    let mut zeros_of = vec![0; cols.div_ceil(group.max(1))];
+    let mut trace = Trace::default();
+    let mut due: Vec<usize> = (0..cols)
+        .filter(|&at| bounds.is_forced((row, at)))
+        .collect();
+    due.reverse();
+    while trace.columns.len() < limit {
+        let is_open = |at| zeros_of[at / group] < zeros;
+        let next = match due.pop() {
+            Some(column) if !is_open(column) => continue,
+            Some(column) => {
+                let place = elimination.place_of(column);
+                place.map(|place| (place, f64::NEG_INFINITY))
             }
-            SelectRule::NofM { zeros, group } => (cols, zeros, group.max(1)),
+            None => elimination.cheapest(|at, weight| {
+                let may_go = is_open(at) && !bounds.is_protected((row, at));
+                may_go.then_some(weight * weight)
+            }),
         };
-        let mut zeros_of = vec![0; cols.div_ceil(group.max(1))];
-        let mut trace = Trace::default();
-        let mut due: Vec<usize> = (0..cols)
-            .filter(|&at| bounds.is_forced((row, at)))
-            .collect();
-        due.reverse();
-        while trace.columns.len() < limit {
-            let is_open = |at| zeros_of[at / group] < zeros;
-            let next = match due.pop() {
-                Some(column) if !is_open(column) => continue,
-                Some(column) => {
-                    let place = self.columns.iter().position(|&at| at == column);
-                    place.map(|place| (place, f64::NEG_INFINITY))
-                }
-                None => self.cheapest(|at| is_open(at) && !bounds.is_protected((row, at))),
-            };
-            let Some((place, price)) = next else { break };
-            let column = self.columns[place];
-            zeros_of[column / group] += 1;
-            trace.push(column, price);
-            self.remove(place);
-        }
-        trace
+        let Some((place, price)) = next else { break };
+        let column = elimination.columns[place];
+        zeros_of[column / group] += 1;
+        trace.push(column, price);
+        elimination.settle(place, 0.0);
     }
-
-    /// The place of the lowest price; of equal ones the first column's.
-    fn cheapest(&self, allowed: impl Fn(usize) -> bool) -> Option<(usize, f64)> {
-        let mut best = None;
-        for (place, (&weight, &column)) in self.weights.iter().zip(&self.columns).enumerate() {
-            if !allowed(column) {
-                continue;
-            }
-            let entry = self.inverse[place * self.stride + place];
-            // Rounding may leave nothing of an entry; such a weight cannot be made up for.
-            let price = match entry > 0.0 {
-                true => weight * weight / entry,
-                false => f64::INFINITY,
-            };
-            let is_better = best.is_none_or(|(at, lowest): (usize, f64)| {
-                price < lowest || (price == lowest && column < self.columns[at])
-            });
-            if is_better {
-                best = Some((place, price));
-            }
-        }
-        best
-    }
-
-    fn remove(&mut self, place: usize) {
-        let (left, stride) = (self.columns.len(), self.stride);
-        self.pivot.clear();
-        let start = place * stride;
-        self.pivot.extend(&self.inverse[start..start + left]);
-        let entry = self.pivot[place];
-        if entry > 0.0 {
-            let step = self.weights[place] / entry;
-            for (weight, pivot) in self.weights.iter_mut().zip(&self.pivot) {
-                *weight -= step * pivot;
-            }
-            for (row, inverse) in self.inverse.chunks_mut(stride).take(left).enumerate() {
-                let factor = self.pivot[row] / entry;
-                if row != place && factor != 0.0 {
-                    for (inverse, pivot) in inverse[..left].iter_mut().zip(&self.pivot) {
-                        *inverse -= factor * pivot;
-                    }
-                }
-            }
-        }
-        // The last column takes the place.
-        let last = left - 1;
-        self.columns.swap_remove(place);
-        self.weights.swap_remove(place);
-        let from = last * stride;
-        self.inverse.copy_within(from..from + left, start);
-        for row in self.inverse.chunks_mut(stride).take(last) {
-            row[place] = row[last];
-        }
-    }
+    trace
 }
 
 #[cfg(test)]
@@ -311,7 +242,7 @@ mod tests {
         let mut elimination = Elimination::default();
         elimination.begin(weights.row(0), inverse.view());
         let rule = SelectRule::Lowest { count: 18 };
-        let trace = elimination.run(rule, 0, Bounds::default());
+        let trace = trace(&mut elimination, rule, 0, Bounds::default());
         let mask = Array2::from_shape_fn((1, 30), |(_, col)| trace.columns.contains(&col));
         let refitted = exact_refit(weights.view(), mask.view(), h.view()).unwrap();
         for (&column, &weight) in elimination.columns.iter().zip(&elimination.weights) {
