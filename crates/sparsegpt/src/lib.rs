@@ -11,6 +11,7 @@ pub mod hessian;
 pub mod mask;
 pub mod quant;
 pub mod report;
+pub mod rowwise;
 pub mod solver;
 
 pub use half;

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let pruner = args.flags.solver(threads, console)?;
 
     let start = Instant::now();
-    let mut statistics = if args.flags.method().needs_hessian() {
+    let mut statistics = if args.flags.parts().needs_hessian() {
         Some(statistics(&file, &name, weights.ncols(), &*pruner)?)
     } else {
         None

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::solver::{ColumnOrder, MaskSource, Refit, WeightSolver};
+use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
@@ -34,10 +34,15 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "SOURCE", help_heading = "Method")]
     pub(crate) mask_source: Option<MaskSource>,
 
-    /// What improves the weights on the mask that came out, in place of the method's own: none, or cg:STEPS
-    /// (conjugate gradients)
+    /// What improves the weights on the mask that came out, in place of the method's own: none, cg:STEPS
+    /// (conjugate gradients), or exact (a factorization a row, for small layers)
     #[arg(long, value_name = "REFIT", help_heading = "Method")]
     pub(crate) refit: Option<Refit>,
+
+    /// Exchange zeros for kept weights where that loses less, at most so often in each row, before the weights are set; for
+    /// masks chosen by --mask-source or a method other than the solver [default: 0]
+    #[arg(long, value_name = "COUNT", help_heading = "Method")]
+    pub(crate) swaps: Option<usize>,
 
     /// Quantize to this many bits, 2 to 8
     #[arg(long, help_heading = "Quantization")]
@@ -148,17 +153,28 @@ impl LayerFlags {
         self.order() != ColumnOrder::Natural && self.group_size.is_some() && !on(self.static_groups)
     }
 
+    /// What the method is made of, with what stands in for its parts.
+    pub(crate) fn parts(&self) -> Parts {
+        self.composed(Arc::new(Pattern::Dense)).parts()
+    }
+
+    fn composed(&self, mask: Arc<dyn MaskPolicy>) -> LayerSettings {
+        let mut settings = LayerSettings::with_mask(mask)
+            .with_method(self.method())
+            .with_order(self.order());
+        settings.mask_source = self.mask_source;
+        settings.refit = self.refit;
+        settings.swaps = self.swaps.unwrap_or_default();
+        settings
+    }
+
     /// Settings with this mask policy.
     ///
     /// # Errors
     /// For flags that do not go together, or out of range.
     pub(crate) fn settings(&self, mask: Arc<dyn MaskPolicy>) -> Result<LayerSettings, Failure> {
         self.check_conflicts()?;
-        let mut settings = LayerSettings::with_mask(mask)
-            .with_method(self.method())
-            .with_order(self.order());
-        settings.mask_source = self.mask_source;
-        settings.refit = self.refit;
+        let mut settings = self.composed(mask);
         self.check_solving(&settings)?;
         if let Some(damping) = self.damping {
             settings = settings.with_damping(damping);
@@ -233,6 +249,9 @@ impl LayerFlags {
         // Rounding to nearest only where nothing else moves the weights.
         let updates = parts.weights != WeightSolver::Keep || parts.refit != Refit::None;
         let sweeps = parts.weights == WeightSolver::Sweep || (updates && self.bits.is_some());
+        let multiplies = sweeps
+            || matches!(parts.weights, WeightSolver::Admm(_))
+            || matches!(parts.refit, Refit::ConjugateGradients { .. });
         let chooses_in_sweep =
             parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
         let given = [
@@ -251,18 +270,26 @@ impl LayerFlags {
                 "no part of it goes through the columns in blocks",
             ),
             (
+                "--swaps",
+                parts.swaps > 0 && parts.mask == MaskSource::Solver,
+                "its mask is not chosen before the weights are set (--mask-source changes that)",
+            ),
+            (
                 "--mask-block-size",
                 self.mask_block_size.is_some() && !chooses_in_sweep,
                 "its mask is not chosen a block at a time",
             ),
             (
                 "--damping",
-                self.damping.is_some() && !sweeps && parts.refit == Refit::None,
+                self.damping.is_some()
+                    && !sweeps
+                    && parts.weights != WeightSolver::Obc
+                    && parts.refit == Refit::None,
                 "it does not damp the Hessian by a fraction of its diagonal",
             ),
             (
                 "--bf16-products",
-                on(self.bf16_products) && !updates,
+                on(self.bf16_products) && !multiplies,
                 "it has no large products",
             ),
         ];
@@ -309,6 +336,14 @@ mod tests {
             ..LayerFlags::default()
         })
         .unwrap();
+        let swapped = LayerFlags {
+            method: Some(Method::Magnitude),
+            refit: Some(Refit::Exact),
+            swaps: Some(4),
+            ..LayerFlags::default()
+        };
+        assert_eq!(swapped.parts().swaps, 4);
+        assert!(swapped.parts().needs_hessian() && !Method::Magnitude.needs_hessian());
         assert_eq!(
             made.quantizer.unwrap().describe(),
             "4 bit symmetric, static groups of 32"
@@ -356,6 +391,13 @@ mod tests {
                     ..LayerFlags::default()
                 },
                 "--damping",
+            ),
+            (
+                LayerFlags {
+                    swaps: Some(4),
+                    ..LayerFlags::default()
+                },
+                "--swaps",
             ),
             (
                 LayerFlags {

@@ -12,11 +12,11 @@ use crate::random::Random;
 use crate::tolerance::ENERGY;
 use crate::truth;
 
-/// The methods that set weights by iterating.
-const ITERATIVE: [Method; 3] = [Method::Admm, Method::Quality, Method::Alps];
+/// The methods that are more than a sweep.
+const BEYOND_A_SWEEP: [Method; 4] = [Method::Admm, Method::Quality, Method::Alps, Method::Obc];
 
 pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
-    for method in ITERATIVE {
+    for method in BEYOND_A_SWEEP {
         let mut add = |name: &str, body: fn(&Subject<B>, Method) -> Verdict| {
             cases.add(format!("solver/{method}/{name}"), move |subject| {
                 body(subject, method)
@@ -33,6 +33,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("solver/refit/lowers_every_row", refit_lowers);
     cases.add("solver/best/loses_least_on_what_was_held_out", best);
     cases.add("solver/order/best_is_the_best_of_its_orders", best_order);
+    cases.add("solver/swaps/lower_the_error_and_keep_counts", swaps_lower);
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
 }
 
@@ -177,17 +178,19 @@ fn refit_lowers<B: Backend>(subject: &Subject<B>) -> Verdict {
     let layer = layer();
     for method in [Method::SparseGpt, Method::Wanda, Method::Magnitude] {
         let plain = layer.solve(&subject.solver, &with(method, "50%")?)?;
-        let settings = with(method, "50%")?.with_refit(Refit::ConjugateGradients { steps: 10 });
-        let refitted = layer.solve(&subject.solver, &settings)?;
-        ensure!(
-            refitted.mask == plain.mask,
-            "{method}: the refit changed the mask"
-        );
-        let (before, after) = (layer.error(&plain), layer.error(&refitted));
-        ensure!(
-            after < before,
-            "{method}: {after:e} with the refit, {before:e} without"
-        );
+        for refit in [Refit::ConjugateGradients { steps: 10 }, Refit::Exact] {
+            let settings = with(method, "50%")?.with_refit(refit);
+            let refitted = layer.solve(&subject.solver, &settings)?;
+            ensure!(
+                refitted.mask == plain.mask,
+                "{method}: the refit {refit} changed the mask"
+            );
+            let (before, after) = (layer.error(&plain), layer.error(&refitted));
+            ensure!(
+                after < before,
+                "{method}: {after:e} with the refit {refit}, {before:e} without"
+            );
+        }
     }
     Ok(())
 }
@@ -277,6 +280,38 @@ fn best_order<B: Backend>(subject: &Subject<B>) -> Verdict {
             alone.report.order == Some(order),
             "{order} reported as {:?}",
             alone.report.order
+        );
+    }
+    Ok(())
+}
+
+fn swaps_lower<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for (method, pattern) in [
+        (Method::Magnitude, "50%"),
+        (Method::Wanda, "50%"),
+        (Method::Wanda, "2:4"),
+        (Method::Ria, "row:30%"),
+    ] {
+        let plain = layer.solve(&subject.solver, &with(method, pattern)?)?;
+        let settings = with(method, pattern)?.with_swaps(20);
+        let swapped = layer.solve(&subject.solver, &settings)?;
+        let group = if pattern == "2:4" { 4 } else { layer.cols() };
+        let zeros = |mask: &[bool]| mask.iter().filter(|&&kept| !kept).count();
+        for (before, after) in plain.mask.rows().into_iter().zip(swapped.mask.rows()) {
+            let (before, after) = (before.to_vec(), after.to_vec());
+            let groups = before.chunks(group).zip(after.chunks(group));
+            ensure!(
+                groups
+                    .into_iter()
+                    .all(|(before, after)| zeros(before) == zeros(after)),
+                "{method} {pattern}: swaps changed the count of a row or group"
+            );
+        }
+        let (before, after) = (layer.error(&plain), layer.error(&swapped));
+        ensure!(
+            after < before,
+            "{method} {pattern}: {after:e} with swaps, {before:e} without"
         );
     }
     Ok(())

@@ -17,6 +17,52 @@ pub(super) enum Chosen<B: Backend> {
     InFlight { zeros: usize, group: usize },
 }
 
+/// A policy's answer for a job.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Keep,
+    Lowest(Counts),
+    /// rows x width, without the protected weights.
+    Fixed(Array2<bool>),
+    /// By the policy itself, or where there are runs whole runs of them.
+    ByScores(Option<Runs>),
+}
+
+/// Runs of consecutive weights to prune; see [`BlockMask::LowestRuns`].
+#[derive(Debug)]
+pub(super) struct Runs {
+    run: usize,
+    target: u64,
+    total: u64,
+}
+
+/// A [`SelectRule`] with its numbers.
+#[derive(Debug)]
+pub(super) enum Counts {
+    All(usize),
+    EachRow(Vec<usize>),
+    Groups { zeros: usize, group: usize },
+}
+
+impl Counts {
+    pub(super) fn rule(&self) -> SelectRule<'_> {
+        match *self {
+            Self::All(count) => SelectRule::Lowest { count },
+            Self::EachRow(ref counts) => SelectRule::LowestPerRow { counts },
+            Self::Groups { zeros, group } => SelectRule::NofM { zeros, group },
+        }
+    }
+}
+
+/// What is to be chosen among some columns, and where there is no choice (rows x width).
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    /// Without the protected weights.
+    pub(super) forced: Option<Array2<bool>>,
+    pub(super) protected: Option<Array2<bool>>,
+}
+
 /// Counts what has been pruned and turns a policy's answers into masks.
 #[derive(Debug)]
 pub(super) struct Chooser {
@@ -56,71 +102,23 @@ impl Chooser {
         in_flight: bool,
     ) -> Result<Chosen<B>> {
         let original: Vec<usize> = columns.clone().map(|at| job.original(at)).collect();
-        let block = MaskBlock {
-            layer: job.layer,
-            rows: job.rows,
-            cols: job.cols,
-            columns: columns.clone(),
-            original_columns: &original,
-            pruned_before: self.pruned,
-        };
-        let policy = job.settings.mask.clone();
-        let answer = job.checked(policy.choose(&block)?, columns.len())?;
-        let protected = job.protected_block(&original);
-        // A weight is forced where its input is dead or the policy says so; the caller's protection wins.
-        let mut forced = job.forced_block(&original);
-        if let (Some(forced), Some(protected)) = (&mut forced, &protected) {
-            forced.zip_mut_with(protected, |forced, &protected| *forced &= !protected);
-        }
-        let marked = |mask: &Option<Array2<bool>>, row: usize| {
-            mask.as_ref().map_or(0, |mask| {
-                mask.row(row).iter().filter(|&&marked| marked).count()
-            })
-        };
-        let count_of = |mask: &Option<Array2<bool>>| -> usize {
-            mask.as_ref()
-                .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
-        };
-        let width = columns.len();
-        let counts: Vec<usize>;
-        let rule = match answer {
-            BlockMask::Keep => return Ok(Chosen::Keep),
-            BlockMask::Lowest { target, total } => {
-                let available = job.rows * width - count_of(&protected);
-                let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
-                let due = target.max(total.saturating_sub(later as u64));
-                let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
-                let count = self.part(wanted).max(count_of(&forced)).min(available);
-                self.pruned += count as u64;
-                SelectRule::Lowest { count }
+        let block = self.block(job, columns.clone(), &original);
+        let Asked {
+            ask,
+            forced,
+            protected,
+        } = self.ask(job, &block)?;
+        let rule = match &ask {
+            Ask::Keep => return Ok(Chosen::Keep),
+            Ask::Lowest(Counts::Groups { zeros, group }) if in_flight => {
+                return Ok(Chosen::InFlight {
+                    zeros: *zeros,
+                    group: *group,
+                });
             }
-            BlockMask::LowestPerRow { target, total } => {
-                let later = job.unprotected_columns_from(columns.end);
-                let due = target.max(total.saturating_sub(later));
-                counts = (0..job.rows)
-                    .map(|row| {
-                        let available = width - marked(&protected, row);
-                        let wanted = due.saturating_sub(self.pruned_in_row[row]);
-                        self.part(wanted).max(marked(&forced, row)).min(available)
-                    })
-                    .collect();
-                for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
-                    *sum += count;
-                }
-                self.pruned += counts.iter().sum::<usize>() as u64;
-                SelectRule::LowestPerRow { counts: &counts }
-            }
-            BlockMask::NofM { zeros, group } => {
-                self.pruned += (job.unprotected_rows() * (width / group) * zeros) as u64;
-                if in_flight {
-                    return Ok(Chosen::InFlight { zeros, group });
-                }
-                // Dead weights are zero and so come first by themselves.
-                forced = None;
-                SelectRule::NofM { zeros, group }
-            }
-            BlockMask::Fixed(mask) => return self.fixed(job, mask, protected, width),
-            BlockMask::LowestRuns { .. } | BlockMask::ByScores => {
+            Ask::Lowest(counts) => counts.rule(),
+            Ask::Fixed(mask) => return Ok(Chosen::Mask(job.upload_mask(mask.view())?)),
+            Ask::ByScores(runs) => {
                 job.host_operation(Operation::Select);
                 let current = job.download(weights)?;
                 let scales = job.download(scales)?;
@@ -129,19 +127,13 @@ impl Chooser {
                     scales: scales.slice(s![0, columns]),
                     protected: protected.as_ref().map(|protected| protected.view()),
                 };
-                let mask = match answer {
-                    BlockMask::LowestRuns { run, target, total } => {
-                        let count = self.runs(job, &block, &scores, (run, target, total))?;
-                        runs::lowest(&scores, run, count)
-                    }
-                    _ => policy.choose_by_scores(&block, &scores)?,
-                };
-                return self.fixed(job, mask, protected, width);
+                let mask = self.by_scores(job, &block, &scores, runs.as_ref())?;
+                return Ok(Chosen::Mask(job.upload_mask(mask.view())?));
             }
         };
         let share_of_groups = match rule {
             SelectRule::NofM { zeros, group } if self.share < 1.0 => {
-                Some(self.part(job.rows * (width / group) * zeros))
+                Some(self.part(job.rows * (columns.len() / group) * zeros))
             }
             _ => None,
         };
@@ -173,13 +165,120 @@ impl Chooser {
         Ok(Chosen::Mask(mask))
     }
 
+    pub(super) fn block<'b, B: Backend>(
+        &self,
+        job: &Job<'b, B>,
+        columns: Range<usize>,
+        original: &'b [usize],
+    ) -> MaskBlock<'b> {
+        MaskBlock {
+            layer: job.layer,
+            rows: job.rows,
+            cols: job.cols,
+            columns,
+            original_columns: original,
+            pruned_before: self.pruned,
+        }
+    }
+
+    /// Asks the policy, and counts what it answers as pruned.
+    pub(super) fn ask<B: Backend>(
+        &mut self,
+        job: &Job<'_, B>,
+        block: &MaskBlock<'_>,
+    ) -> Result<Asked> {
+        let (columns, original) = (&block.columns, block.original_columns);
+        let answer = job.checked(job.settings.mask.choose(block)?, columns.len())?;
+        let protected = job.protected_block(original);
+        // A weight is forced where its input is dead or the policy says so; the caller's protection wins.
+        let mut forced = job.forced_block(original);
+        if let (Some(forced), Some(protected)) = (&mut forced, &protected) {
+            forced.zip_mut_with(protected, |forced, &protected| *forced &= !protected);
+        }
+        let marked = |mask: &Option<Array2<bool>>, row: usize| {
+            mask.as_ref().map_or(0, |mask| {
+                mask.row(row).iter().filter(|&&marked| marked).count()
+            })
+        };
+        let count_of = |mask: &Option<Array2<bool>>| -> usize {
+            mask.as_ref()
+                .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
+        };
+        let width = columns.len();
+        let ask = match answer {
+            BlockMask::Keep => Ask::Keep,
+            BlockMask::Lowest { target, total } => {
+                let available = job.rows * width - count_of(&protected);
+                let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
+                let due = target.max(total.saturating_sub(later as u64));
+                let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
+                let count = self.part(wanted).max(count_of(&forced)).min(available);
+                self.pruned += count as u64;
+                Ask::Lowest(Counts::All(count))
+            }
+            BlockMask::LowestPerRow { target, total } => {
+                let later = job.unprotected_columns_from(columns.end);
+                let due = target.max(total.saturating_sub(later));
+                let counts: Vec<usize> = (0..job.rows)
+                    .map(|row| {
+                        let available = width - marked(&protected, row);
+                        let wanted = due.saturating_sub(self.pruned_in_row[row]);
+                        self.part(wanted).max(marked(&forced, row)).min(available)
+                    })
+                    .collect();
+                for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
+                    *sum += count;
+                }
+                self.pruned += counts.iter().sum::<usize>() as u64;
+                Ask::Lowest(Counts::EachRow(counts))
+            }
+            BlockMask::NofM { zeros, group } => {
+                self.pruned += (job.unprotected_rows() * (width / group) * zeros) as u64;
+                // Dead weights are zero and so come first by themselves.
+                forced = None;
+                Ask::Lowest(Counts::Groups { zeros, group })
+            }
+            BlockMask::Fixed(mask) => {
+                Ask::Fixed(self.fixed(job, mask, protected.as_ref(), width)?)
+            }
+            BlockMask::ByScores => Ask::ByScores(None),
+            BlockMask::LowestRuns { run, target, total } => {
+                Ask::ByScores(Some(Runs { run, target, total }))
+            }
+        };
+        Ok(Asked {
+            ask,
+            forced,
+            protected,
+        })
+    }
+
+    /// The choice for [`Ask::ByScores`].
+    pub(super) fn by_scores<B: Backend>(
+        &mut self,
+        job: &Job<'_, B>,
+        block: &MaskBlock<'_>,
+        scores: &BlockScores<'_>,
+        runs: Option<&Runs>,
+    ) -> Result<Array2<bool>> {
+        let mask = match runs {
+            Some(asked) => {
+                let count = self.runs(job, block, scores, asked)?;
+                runs::lowest(scores, asked.run, count)
+            }
+            None => job.settings.mask.choose_by_scores(block, scores)?,
+        };
+        let protected = scores.protected.map(|protected| protected.to_owned());
+        self.fixed(job, mask, protected.as_ref(), block.columns.len())
+    }
+
     /// How many runs of a block to prune.
     fn runs<B: Backend>(
         &self,
         job: &Job<'_, B>,
         block: &MaskBlock<'_>,
         scores: &BlockScores<'_>,
-        (run, target, total): (usize, u64, u64),
+        &Runs { run, target, total }: &Runs,
     ) -> Result<usize> {
         if run == 0
             || !block.columns.len().is_multiple_of(run)
@@ -225,9 +324,9 @@ impl Chooser {
         &mut self,
         job: &Job<'_, B>,
         mut mask: Array2<bool>,
-        protected: Option<Array2<bool>>,
+        protected: Option<&Array2<bool>>,
         width: usize,
-    ) -> Result<Chosen<B>> {
+    ) -> Result<Array2<bool>> {
         if mask.dim() != (job.rows, width) {
             return Err(Error::Shape {
                 layer: job.layer.to_owned(),
@@ -238,13 +337,9 @@ impl Chooser {
             });
         }
         if let Some(protected) = protected {
-            mask.zip_mut_with(&protected, |prune, &protected| *prune &= !protected);
+            mask.zip_mut_with(protected, |prune, &protected| *prune &= !protected);
         }
         self.pruned += mask.iter().filter(|&&pruned| pruned).count() as u64;
-        let mask = job
-            .backend
-            .upload_mask(mask.view())
-            .map_err(|e| job.failed(Stage::Transfer, e))?;
-        Ok(Chosen::Mask(mask))
+        Ok(mask)
     }
 }

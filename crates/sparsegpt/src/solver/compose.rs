@@ -8,6 +8,7 @@ use super::method::{MaskSource, Method, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
 use super::prepare::Factored;
 use super::refit::Judge;
+use super::rows;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
 use super::{Solved, energies, measure, without_update};
@@ -55,6 +56,9 @@ pub(super) fn solve<B: Backend>(
     };
     if job.settings.method == Method::Best {
         return best(job, dense, hessian, shared);
+    }
+    if parts.swaps > 0 && job.settings.mask.prunes() {
+        return with_swaps(job, dense, hessian, shared, parts);
     }
     // What one pass does by itself.
     match (parts.mask, parts.weights, parts.refit) {
@@ -115,6 +119,37 @@ pub(super) fn held_out_error<B: Backend>(
         energies(job, dense, &difference, held_out.matrix(), &diagonal)
     })?;
     Ok(error.map(|(error, total)| if total > 0.0 { error / total } else { 0.0 }))
+}
+
+/// A mask chosen on the dense weights and refined, and then whatever the other parts make of it.
+fn with_swaps<B: Backend>(
+    job: &mut Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    hessian: &mut Hessian<B>,
+    shared: &mut Shared<B>,
+    parts: Parts,
+) -> Result<Solved> {
+    let choosing = LayerSettings {
+        quantizer: None,
+        measure: false,
+        swaps: 0,
+        ..job.settings.clone()
+    };
+    let chosen = job.stage(dense, &choosing, |stage| {
+        without_update(stage, dense, Some(&mut *hessian))
+    })?;
+    let mask = job.timed(Stage::Select, |job| {
+        rows::swap_refine(job, dense, hessian, chosen.mask.view(), parts.swaps)
+    })?;
+    let settings = LayerSettings {
+        mask: std::sync::Arc::new(GivenMask::keeping(mask.view())),
+        mask_source: Some(MaskSource::Solver),
+        swaps: 0,
+        ..job.settings.clone()
+    };
+    job.stage(dense, &settings, |stage| {
+        solve(stage, dense, Some(hessian), shared)
+    })
 }
 
 /// The sweep in the order that was asked for.
@@ -186,9 +221,12 @@ fn in_stages<B: Backend>(
                     sweep(stage, dense, hessian, shared)
                 })?;
             }
-            WeightSolver::Admm(admm_settings) => {
-                solved = job.stage(dense, &settings, |stage| {
-                    admm(stage, dense, hessian, admm_settings, &mut shared.inverse)
+            WeightSolver::Admm(_) | WeightSolver::Obc => {
+                solved = job.stage(dense, &settings, |stage| match parts.weights {
+                    WeightSolver::Admm(settings) => {
+                        admm(stage, dense, hessian, settings, &mut shared.inverse)
+                    }
+                    _ => rows::obc(stage, dense, hessian),
                 })?;
                 // Never above what its own mask leaves without any update.
                 let mut masked = dense.to_owned();

@@ -38,6 +38,9 @@ pub enum Method {
     /// Each of the others that set weights by H, layer by layer, and of their results the one of least error: on held-out
     /// data where there are some, else on the calibration data. Costs them all together.
     Best,
+    /// ExactOBS (Frantar, Singh & Alistarh 2022): weights go one at a time, the cheapest of all rows first, and each time
+    /// the rest of the row makes up for it. On the host, for small layers; see [`obc_mask`](crate::rowwise::obc_mask).
+    Obc,
     /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
     /// where a quantizer is given, its sweep from the weights found so.
     Quality,
@@ -55,6 +58,9 @@ pub struct Parts {
     pub weights: WeightSolver,
     /// What improves them on the mask that came out.
     pub refit: Refit,
+    /// Swaps in each row at most by which a mask that is chosen beforehand is refined; see
+    /// [`swap_refine`](crate::rowwise::swap_refine).
+    pub swaps: usize,
 }
 
 /// What chooses the weights to prune. A given mask is not among these, but a
@@ -87,6 +93,10 @@ pub enum WeightSolver {
     Sweep,
     /// Alternating directions.
     Admm(Admm),
+    /// They are the best on the mask, up to damping; where the solver chooses, weights go one at a time, each the
+    /// cheapest at its time. See [`obc_mask`](crate::rowwise::obc_mask) and [`exact_refit`](crate::rowwise::exact_refit),
+    /// on the host and in f64: up to rows·cols³ flops.
+    Obc,
 }
 
 /// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024).
@@ -137,7 +147,7 @@ impl Admm {
 }
 
 /// What improves the weights on the mask that came out. Kept, row by row, only where the error drops. Written and read
-/// as `none`, `cg:10`.
+/// as `none`, `cg:10`, `exact`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -150,11 +160,14 @@ pub enum Refit {
         /// Steps.
         steps: usize,
     },
+    /// The least error there is on the mask, up to damping: a Cholesky factorization a row, on the host and in f64. For
+    /// small layers; see [`exact_refit`](crate::rowwise::exact_refit).
+    Exact,
 }
 
 impl Method {
     /// All of them, in the order of their cost.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Magnitude,
         Self::Wanda,
         Self::Ria,
@@ -163,6 +176,7 @@ impl Method {
         Self::Quality,
         Self::Alps,
         Self::Best,
+        Self::Obc,
     ];
     /// What [`Best`](Self::Best) tries.
     pub(super) const CANDIDATES: [Self; 3] = [Self::SparseGpt, Self::Quality, Self::Alps];
@@ -180,6 +194,7 @@ impl Method {
                 (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10)
             }
             Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), 10),
+            Self::Obc => (MaskSource::Solver, WeightSolver::Obc, 0),
         };
         let refit = match steps {
             0 => Refit::None,
@@ -189,6 +204,7 @@ impl Method {
             mask,
             weights,
             refit,
+            swaps: 0,
         }
     }
 
@@ -212,6 +228,9 @@ impl Method {
             Self::Alps => {
                 "ADMM with a growing penalty until the mask stays, then conjugate gradients"
             }
+            Self::Obc => {
+                "weights go one at a time, the rest of the row makes up for each; for small layers"
+            }
         }
     }
 
@@ -227,6 +246,7 @@ impl Method {
             Self::Quality => "Boža 2024 with the refit of Meng et al. 2024",
             Self::Alps => "Meng et al. 2024, arXiv 2406.07831",
             Self::Best => "of this project",
+            Self::Obc => "Frantar, Singh & Alistarh 2022, arXiv 2208.11580",
         }
     }
 
@@ -240,6 +260,7 @@ impl Method {
             Self::Ria => "ria",
             Self::Admm => "admm",
             Self::Alps => "alps",
+            Self::Obc => "obc",
             Self::Quality => "quality",
             Self::Best => "best",
         }
@@ -270,6 +291,7 @@ impl Parts {
         self.mask != MaskSource::Magnitude
             || self.weights != WeightSolver::Keep
             || self.refit != Refit::None
+            || self.swaps > 0
     }
 }
 
@@ -295,6 +317,7 @@ impl fmt::Display for Refit {
         match self {
             Self::None => f.write_str("none"),
             Self::ConjugateGradients { steps } => write!(f, "cg:{steps}"),
+            Self::Exact => f.write_str("exact"),
         }
     }
 }
@@ -312,19 +335,18 @@ impl FromStr for MaskSource {
 impl FromStr for Refit {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        if text == "none" {
-            return Ok(Self::None);
-        }
-        let steps = text
-            .strip_prefix("cg:")
-            .and_then(|steps| steps.parse().ok());
-        match steps {
-            Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
-            _ => Err(Error::setting(
-                "refit",
-                "none, or cg: and a number of steps from 1",
-                text,
-            )),
+        let steps = || text.strip_prefix("cg:")?.parse().ok();
+        match text {
+            "none" => Ok(Self::None),
+            "exact" => Ok(Self::Exact),
+            _ => match steps() {
+                Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
+                _ => Err(Error::setting(
+                    "refit",
+                    "none, exact, or cg: and a number of steps from 1",
+                    text,
+                )),
+            },
         }
     }
 }

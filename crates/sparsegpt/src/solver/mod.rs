@@ -14,6 +14,7 @@ mod order;
 mod plan;
 mod prepare;
 mod refit;
+mod rows;
 mod schedule;
 mod scores;
 mod settings;
@@ -201,7 +202,7 @@ impl<B: Backend> Solver<B> {
     /// Neither depends on the pattern or the bits, so that of several sparsities of a layer only the first
     /// pays for the factorization. Each result has the same bits as from a call of its own. There are as many
     /// factorizations as different factors, whatever the order of the tasks: with
-    /// [`LayerSettings::act_order`] the order of the columns depends on the groups of an N:M pattern, which
+    /// another [`LayerSettings::order`] than the natural one it depends on the groups of an N:M pattern, which
     /// stay together, and an M that does not divide the block size moves the blocks. One factor is in memory
     /// at a time.
     ///

@@ -207,7 +207,7 @@ mod tests {
             assert!(group[0] % 4 == 0);
             assert!(group.windows(2).all(|pair| pair[1] == pair[0] + 1));
         }
-        let mut sorted = columns.clone();
+        let mut sorted = columns;
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..264));
     }

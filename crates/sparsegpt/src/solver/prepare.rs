@@ -226,7 +226,7 @@ impl<B: Backend> Factored<B> {
 
 /// What is tried in turn: f32, f64, then f64 with ten times the damping up to the mean diagonal itself. A
 /// device without f64 climbs the same dampings in f32.
-fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
+pub(super) fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     let raised = std::iter::successors(Some((damping * 10.0).max(1e-4)), |&d| Some(d * 10.0))
         .take_while(|&d| d < 10.0 * MAX_DAMPING)
         .map(|d| (d.min(MAX_DAMPING), Precision::F64));

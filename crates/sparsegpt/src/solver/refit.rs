@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayView2};
 use super::job::Job;
 use super::method;
 use super::prepare::Diagonal;
+use super::rows;
 use crate::backend::{Backend, Operation, Refit};
 use crate::error::{Result, Stage};
 use crate::hessian::Hessian;
@@ -64,19 +65,40 @@ impl<'a, B: Backend> Judge<'a, B> {
         mask: ArrayView2<'_, bool>,
         refit: method::Refit,
     ) -> Result<()> {
-        let method::Refit::ConjugateGradients { steps } = refit else {
-            return Ok(());
+        let refitted = match refit {
+            method::Refit::None => return Ok(()),
+            method::Refit::ConjugateGradients { steps } => {
+                self.conjugate_gradients(job, weights.view(), mask, steps)?
+            }
+            method::Refit::Exact => {
+                let pruned = mask.mapv(|kept| !kept);
+                rows::exact_refit(
+                    job,
+                    self.dense,
+                    (self.hessian, &self.diagonal),
+                    pruned.view(),
+                )?
+            }
         };
+        self.take_better_rows(job, weights, refitted.view())
+    }
+
+    fn conjugate_gradients(
+        &self,
+        job: &mut Job<'_, B>,
+        weights: ArrayView2<'_, f32>,
+        mask: ArrayView2<'_, bool>,
+        steps: usize,
+    ) -> Result<Array2<f32>> {
         let damped = self.diagonal.damped(job.settings.damping, None);
         job.uses(Operation::Refit);
         let target = job.upload(self.dense)?;
-        let mut refitted = job.upload(weights.view())?;
+        let mut refitted = job.upload(weights)?;
         let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
         let h = (self.hessian.matrix(), &*damped);
         job.backend
             .refit(Refit::new(&mut refitted, &target, h, &pruned, steps))
             .map_err(|e| job.failed(Stage::Refit, e))?;
-        let refitted = job.download_owned(refitted)?;
-        self.take_better_rows(job, weights, refitted.view())
+        job.download_owned(refitted)
     }
 }

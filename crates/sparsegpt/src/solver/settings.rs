@@ -35,6 +35,9 @@ pub struct LayerSettings {
     pub mask_source: Option<MaskSource>,
     /// Another refit than the method's own.
     pub refit: Option<Refit>,
+    /// Swaps in each row at most by which a mask that is chosen before the weights are set is refined, on the host; 0 for
+    /// none. See [`swap_refine`](crate::rowwise::swap_refine). The zeros of a [given mask](crate::mask::GivenMask) move too.
+    pub swaps: usize,
     /// What to prune.
     pub mask: Arc<dyn MaskPolicy>,
     /// What to round to, if anything.
@@ -72,6 +75,7 @@ impl LayerSettings {
             method: Method::SparseGpt,
             mask_source: None,
             refit: None,
+            swaps: 0,
             mask,
             quantizer: None,
             damping: 0.01,
@@ -111,6 +115,13 @@ impl LayerSettings {
         self
     }
 
+    /// With swaps, so many in each row at most; needs a mask source that looks at the dense weights.
+    #[must_use]
+    pub fn with_swaps(mut self, swaps: usize) -> Self {
+        self.swaps = swaps;
+        self
+    }
+
     /// The method's parts, with those that stand in for them.
     #[must_use]
     pub fn parts(&self) -> Parts {
@@ -118,6 +129,7 @@ impl LayerSettings {
         Parts {
             mask: self.mask_source.unwrap_or(parts.mask),
             refit: self.refit.unwrap_or(parts.refit),
+            swaps: self.swaps,
             ..parts
         }
     }
@@ -127,6 +139,9 @@ impl LayerSettings {
         let mut text = self.method.to_string();
         if let Some(source) = self.mask_source {
             text += &format!(", mask by {source}");
+        }
+        if self.swaps > 0 {
+            text += &format!(", at most {} swaps a row", self.swaps);
         }
         match self.refit {
             Some(refit) if refit != self.method.parts().refit => {
@@ -244,6 +259,16 @@ impl LayerSettings {
                     beyond,
                 ));
             }
+        }
+        if self.swaps > 0 && self.parts().mask == MaskSource::Solver {
+            return Err(Error::incompatible(
+                layer,
+                format!(
+                    "swaps refine a mask that is chosen before the weights are set, method {} chooses while it sets them",
+                    self.method
+                ),
+                "give a mask source (magnitude, wanda, ria) too, or no swaps",
+            ));
         }
         self.mask.validate(layer, rows, cols)?;
         if let Some(quantizer) = &self.quantizer {

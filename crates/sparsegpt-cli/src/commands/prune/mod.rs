@@ -125,7 +125,7 @@ impl PruneFlags {
     }
 
     fn need_calibration(&self) -> bool {
-        self.layer.method().needs_hessian() || self.plan.allocation_needs_calibration()
+        self.layer.parts().needs_hessian() || self.plan.allocation_needs_calibration()
     }
 }
 
@@ -207,7 +207,7 @@ pub(crate) fn run(
         .map(|&pattern| flags.plan.allocating(&flags.layer, pattern))
         .collect::<Result<Vec<_>, _>>()?;
     if flags.need_calibration() && flags.calibration.is_none() {
-        let who = if flags.layer.method().needs_hessian() {
+        let who = if flags.layer.parts().needs_hessian() {
             format!("--method {}", flags.layer.method())
         } else {
             "--allocate owl".to_owned()
