@@ -1,0 +1,46 @@
+//! Products, on every instruction set.
+//!
+//! One token: each tile or panel is read once, front to back, so that memory decides ([`vector`]). Many tokens: tokens are
+//! lanes for packed weights and rows are lanes for dense ones, and results stay in registers ([`tokens`]).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod tables;
+mod tokens;
+mod vector;
+
+pub(crate) use tokens::{dense_tokens, packed_tokens};
+pub(crate) use vector::{dense_vectors, packed_vectors};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::multiply_adds;
+
+/// What kernels know of a type. Public in name only: it seals [`Value`](crate::Value).
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Lanes;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use portable::Lanes;
+
+use crate::value::Value;
+
+/// A tile of a packed matrix.
+///
+/// **Invariant**: `masks` has rows x blocks entries, and `values` one value for each bit in them and
+/// [`PADDING`](crate::PADDING) more. [`PackedMatrix`](crate::PackedMatrix) checks it; the kernels rely on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a, V> {
+    pub(crate) rows: usize,
+    pub(crate) blocks: usize,
+    pub(crate) masks: &'a [u64],
+    pub(crate) values: &'a [V],
+}
+
+/// The values behind a unit's mask, and the rest.
+fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
+    let (unit, rest) = values.split_at(mask.count_ones() as usize);
+    *values = rest;
+    unit
+}
