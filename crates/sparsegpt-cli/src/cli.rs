@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{demo, eval, generate, info, inspect, layer, logits, methods, prune};
+use crate::commands::{bench, demo, eval, generate, info, inspect, layer, logits, methods, prune};
 
 const AFTER_HELP: &str = "\
 MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf \
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     /// List the methods that --method takes, with what each does and its paper
     Methods(methods::MethodsArgs),
+    /// Measure a sparse layer beside a dense one on this machine
+    Bench(bench::BenchArgs),
     /// Show what this machine can solve layers on
     Info(info::InfoArgs),
 }

@@ -5,7 +5,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Aligned, Buffer};
 use crate::error::{Result, expect_len};
 use crate::kernel::Lanes;
 use crate::value::Value;
@@ -23,7 +23,7 @@ pub(crate) const PANEL_ROWS: usize = 16;
 /// assert_eq!(DenseMatrix::from_dense(dense.view()).unpack(), dense);
 /// ```
 #[derive(Clone, Debug)]
-pub struct DenseMatrix<V> {
+pub struct DenseMatrix<V: Value> {
     rows: usize,
     cols: usize,
     /// Panels x cols x [`PANEL_ROWS`]; rows that are not there are zero.
@@ -35,7 +35,7 @@ impl<V: Value> DenseMatrix<V> {
     #[must_use]
     pub fn from_dense(dense: ArrayView2<'_, V>) -> Self {
         let (rows, cols) = dense.dim();
-        let mut values = vec![V::zeroed(); rows.div_ceil(PANEL_ROWS) * cols * PANEL_ROWS];
+        let mut values = Aligned::zeroed(rows.div_ceil(PANEL_ROWS) * cols * PANEL_ROWS);
         for row in 0..rows {
             let panel = &mut values[row / PANEL_ROWS * cols * PANEL_ROWS..];
             let slot = slot::<V>(row % PANEL_ROWS);

@@ -10,6 +10,7 @@
 #![doc = include_str!("../README.md")]
 
 mod buffer;
+mod container;
 mod dense;
 mod error;
 pub mod host;
@@ -20,6 +21,7 @@ pub mod measure;
 mod packed;
 mod value;
 
+pub use container::{Container, ContainerWriter};
 pub use dense::DenseMatrix;
 pub use error::{Error, Result};
 pub use level::Level;

@@ -48,7 +48,7 @@ impl fmt::Display for Storage {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Weights<V> {
+pub(crate) enum Weights<V: Value> {
     Sparse(PackedMatrix<V>),
     Dense(DenseMatrix<V>, f64),
 }
@@ -67,7 +67,7 @@ pub(crate) enum Weights<V> {
 /// # Ok::<(), sparsegpt_runtime::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct SparseLinear<V> {
+pub struct SparseLinear<V: Value> {
     weights: Weights<V>,
     bias: Option<Vec<f32>>,
     level: Level,
@@ -114,13 +114,21 @@ impl<V: Value> SparseLinear<V> {
     fn from_weights(weights: Weights<V>, bias: Option<Vec<f32>>) -> Result<Self> {
         let layer = Self {
             weights,
-            bias,
+            bias: None,
             level: Level::detect(),
         };
-        if let Some(bias) = &layer.bias {
-            expect_len("bias", layer.rows(), bias.len())?;
+        layer.with_bias(bias)
+    }
+
+    /// The same with another bias or none.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it has not one value for each row.
+    pub fn with_bias(self, bias: Option<Vec<f32>>) -> Result<Self> {
+        if let Some(bias) = &bias {
+            expect_len("bias", self.rows(), bias.len())?;
         }
-        Ok(layer)
+        Ok(Self { bias, ..self })
     }
 
     /// The same on another instruction set, for tests.

@@ -31,7 +31,7 @@ pub const PADDING: usize = 16;
 /// assert_eq!(packed.unpack(), dense);
 /// ```
 #[derive(Clone, Debug)]
-pub struct PackedMatrix<V> {
+pub struct PackedMatrix<V: Value> {
     rows: usize,
     cols: usize,
     masks: Buffer<u64>,
@@ -78,7 +78,6 @@ impl<V: Value> PackedMatrix<V> {
             offsets.push(values.len() as u64);
         }
         values.resize(values.len() + PADDING, V::zeroed());
-        values.shrink_to_fit();
         Self {
             rows,
             cols,

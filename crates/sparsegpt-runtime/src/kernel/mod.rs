@@ -44,3 +44,19 @@ fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
     *values = rest;
     unit
 }
+
+/// Asks for the lines of these bytes of an array, which may lie behind its end, so that they are on the way when they
+/// are used.
+#[inline(always)]
+fn prefetch<T>(array: &[T], bytes: std::ops::Range<usize>) {
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
+    #[cfg(target_arch = "x86_64")]
+    for byte in bytes.step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(array.as_ptr().cast::<i8>().wrapping_add(byte)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (array, bytes, LINE);
+}

@@ -4,9 +4,9 @@
 #[repr(C, align(32))]
 pub(super) struct Table<T>(pub(super) [T; 256]);
 
-/// In lane i: the column of the byte's i-th value, with the sign bit set; 0 behind the last value. The sign bits are
-/// what a masked load reads.
-pub(super) static COLUMNS: Table<[u32; 8]> = Table(columns());
+/// In lane i: which of the byte's values is that of column i, with the sign bit set; 0 where there is none. A permutation
+/// reads the number, a blend the sign bit.
+pub(super) static PLACES: Table<[u32; 8]> = Table(places());
 
 /// For two copies of eight 16-bit values, one in each half of a vector: the bytes that make lane i the f32 whose upper
 /// half is the value of column i, or zero.
@@ -18,14 +18,14 @@ pub(super) static SPREAD: Table<[u8; 16]> = Table(spread());
 /// A byte shuffle writes zero there.
 const ZERO: u8 = 0x80;
 
-const fn columns() -> [[u32; 8]; 256] {
+const fn places() -> [[u32; 8]; 256] {
     let mut table = [[0; 8]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let (mut column, mut value) = (0, 0);
+        let (mut column, mut value) = (0, 0_u32);
         while column < 8 {
             if byte >> column & 1 == 1 {
-                table[byte][value] = 1 << 31 | column;
+                table[byte][column] = 1 << 31 | value;
                 value += 1;
             }
             column += 1;

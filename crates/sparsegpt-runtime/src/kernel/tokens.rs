@@ -3,14 +3,19 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::{Tile, portable, split_unit};
+use super::{Tile, portable, prefetch, split_unit};
+use crate::buffer::Aligned;
 use crate::dense::{DenseMatrix, PANEL_ROWS};
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS};
 use crate::value::Value;
 
-/// Tiles that are multiplied by a block of activations while it is in the innermost cache.
-const TILES_A_TASK: usize = 4;
+/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 80 KiB of sums.
+const MOST_TILES_A_TASK: usize = 16;
+/// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
+const TASKS_A_THREAD: usize = 4;
+/// Bytes ahead of the values in use that are asked for: about a block of a tile.
+const VALUES_AHEAD: usize = 2048;
 /// Vectors of tokens in a tile at most; one more each would be a register too many.
 const MOST_VECTORS: usize = 13;
 const LANES: usize = 8;
@@ -23,7 +28,7 @@ const PANELS_A_TASK: usize = 4;
 
 /// Activations transposed in tiles: tiles x columns x tokens of a tile, zeros where there are none.
 struct Packed {
-    values: Vec<f32>,
+    values: Aligned<f32>,
     cols: usize,
     width: usize,
 }
@@ -31,7 +36,7 @@ struct Packed {
 impl Packed {
     fn new(x: ArrayView2<'_, f32>, cols: usize, width: usize) -> Self {
         let tiles = x.nrows().div_ceil(width);
-        let mut values = vec![0.0; tiles * cols * width];
+        let mut values = Aligned::zeroed(tiles * cols * width);
         let x = x.as_standard_layout();
         let x = x.view();
         // Rows are read and columns written in pieces that the innermost cache holds.
@@ -83,13 +88,15 @@ pub(crate) fn packed_tokens<V: Value>(
     let tiles = vectors.div_ceil(MOST_VECTORS).max(1);
     let width = vectors.div_ceil(tiles).max(1) * LANES;
     let x = Packed::new(x, matrix.blocks() * BLOCK_COLS, width);
-    let task_rows = TILES_A_TASK * TILE_ROWS;
+    let task_tiles = matrix.tiles() / (TASKS_A_THREAD * rayon::current_num_threads());
+    let task_tiles = task_tiles.clamp(1, MOST_TILES_A_TASK);
+    let task_rows = task_tiles * TILE_ROWS;
     let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
     tasks.into_par_iter().enumerate().for_each_init(
-        || vec![0.0; task_rows * width],
+        || Aligned::zeroed(task_rows * width),
         |sums, (task, mut y)| {
-            let first = task * TILES_A_TASK;
-            let last = matrix.tiles().min(first + TILES_A_TASK);
+            let first = task * task_tiles;
+            let last = matrix.tiles().min(first + task_tiles);
             let tiles: Vec<_> = (first..last).map(|tile| matrix.tile(tile)).collect();
             let bias = bias.map(|bias| &bias[task * task_rows..]);
             for tile in 0..x.tiles() {
@@ -130,23 +137,34 @@ fn tiles_tokens<V: Value>(
     width: usize,
     sums: &mut [f32],
 ) {
-    let mut values: [&[V]; TILES_A_TASK] = [&[]; TILES_A_TASK];
+    let mut values = [&[][..]; MOST_TILES_A_TASK];
     values
         .iter_mut()
         .zip(tiles)
         .for_each(|(values, tile)| *values = tile.values);
-    for (block, x) in x.chunks_exact(BLOCK_COLS * width).enumerate() {
-        for ((tile, values), sums) in tiles
-            .iter()
-            .zip(&mut values)
-            .zip(sums.chunks_mut(TILE_ROWS * width))
-        {
+    let block_len = BLOCK_COLS * width;
+    let mut blocks = x.chunks_exact(block_len).peekable();
+    let mut block = 0;
+    while let Some(x) = blocks.next() {
+        // Lines are used in no order that a processor could guess, so the next block is asked for row by row.
+        let rows: usize = tiles.iter().map(|tile| tile.rows).sum();
+        let mut ahead = blocks
+            .peek()
+            .map(|next| next.chunks(block_len.div_ceil(rows)));
+        let tiles = tiles.iter().zip(&mut values);
+        for ((tile, values), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
             let masks = &tile.masks[block * tile.rows..(block + 1) * tile.rows];
             for (&mask, sums) in masks.iter().zip(sums.chunks_exact_mut(width)) {
+                if let Some(part) = ahead.as_mut().and_then(Iterator::next) {
+                    prefetch(part, 0..size_of_val(part));
+                }
+                let bytes = mask.count_ones() as usize * size_of::<V>();
+                prefetch(values, VALUES_AHEAD..VALUES_AHEAD + bytes);
                 unit_tokens(level, mask, values, x, sums);
                 split_unit(values, mask);
             }
         }
+        block += 1;
     }
 }
 

@@ -1,11 +1,10 @@
 //! A few tokens: every weight is read from memory once and used for all of them.
 
-use std::borrow::Cow;
-
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use super::{Tile, portable};
+use crate::buffer::Aligned;
 use crate::dense::{DenseMatrix, PANEL_ROWS};
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS};
@@ -22,7 +21,7 @@ pub(crate) fn packed_vectors<V: Value>(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let x = padded(x, matrix.blocks() * BLOCK_COLS);
+    let x = Padded::new(x, matrix.blocks() * BLOCK_COLS);
     let size = (matrix.rows(), matrix.cols());
     over_rows::<TILE_ROWS>(size, &x, bias, y, |index, x, sums| {
         tile_vector(level, matrix.tile(index), x, sums);
@@ -37,7 +36,7 @@ pub(crate) fn dense_vectors<V: Value>(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let x = padded(x, matrix.cols());
+    let x = Padded::new(x, matrix.cols());
     let size = (matrix.rows(), matrix.cols());
     over_rows::<PANEL_ROWS>(size, &x, bias, y, |index, x, sums| {
         panel_vector(level, matrix.panel(index), x, sums);
@@ -63,37 +62,31 @@ fn panel_vector<V: Value>(level: Level, panel: &[V], x: &[f32], sums: &mut [f32;
 }
 
 /// Tokens with zeros behind them.
-struct Padded<'a> {
-    values: Cow<'a, [f32]>,
+struct Padded {
+    values: Aligned<f32>,
     width: usize,
 }
 
-impl Padded<'_> {
+impl Padded {
+    fn new(x: ArrayView2<'_, f32>, width: usize) -> Self {
+        let mut values = Aligned::zeroed(x.nrows() * width);
+        if width > 0 {
+            for (row, to) in x.rows().into_iter().zip(values.chunks_exact_mut(width)) {
+                row.iter().zip(to).for_each(|(from, to)| *to = *from);
+            }
+        }
+        Self { values, width }
+    }
+
     fn token(&self, token: usize) -> &[f32] {
         &self.values[token * self.width..(token + 1) * self.width]
     }
 }
 
-fn padded(x: ArrayView2<'_, f32>, width: usize) -> Padded<'_> {
-    let values = match x.to_slice() {
-        Some(slice) if x.ncols() == width => Cow::Borrowed(slice),
-        _ => {
-            let mut values = vec![0.0; x.nrows() * width];
-            if width > 0 {
-                for (row, to) in x.rows().into_iter().zip(values.chunks_exact_mut(width)) {
-                    row.iter().zip(to).for_each(|(from, to)| *to = *from);
-                }
-            }
-            Cow::Owned(values)
-        }
-    };
-    Padded { values, width }
-}
-
 /// Runs `product(index of the rows, x, sums)` for each R rows and each token.
 fn over_rows<const R: usize>(
     (rows, cols): (usize, usize),
-    x: &Padded<'_>,
+    x: &Padded,
     bias: Option<&[f32]>,
     y: &mut [f32],
     product: impl Fn(usize, &[f32], &mut [f32; R]) + Sync,
