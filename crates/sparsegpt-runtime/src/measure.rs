@@ -260,7 +260,8 @@ fn read(memory: &[[u64; 8]]) -> u64 {
 
 /// Multiply-adds on all threads; how many operations they were.
 fn multiply_add() -> f64 {
-    const STEPS: usize = 200_000;
+    /// Some milliseconds, beside which waking the threads is nothing.
+    const STEPS: usize = 2_000_000;
     /// Twelve vectors of eight, two operations each.
     const OPERATIONS: f64 = 12.0 * 8.0 * 2.0;
     let threads = rayon::current_num_threads();

@@ -13,8 +13,8 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::Tile;
 use super::tables::{PLACES, SPREAD, WIDEN};
+use super::{Tile, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
@@ -23,6 +23,9 @@ use crate::value::Value;
 pub(super) const LANES: usize = 8;
 /// Most vectors of tokens that [`unit_tokens`] holds in registers: 16 less the weight and one to load into.
 pub(super) const MOST_VECTORS: usize = 14;
+
+/// Bytes ahead of the values in use that are asked for: the processor's own prefetching stops at every page.
+const VALUES_AHEAD: usize = 1024;
 
 /// What kernels know of a type.
 pub trait Lanes: Copy {
@@ -167,6 +170,7 @@ pub(super) unsafe fn tile_vector<V: Value>(
         unsafe {
             let x = x.as_ptr().add(block * BLOCK_COLS);
             for (&mask, partial) in masks.iter().zip(&mut partial) {
+                prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
                 // Two sums, so that an addition need not wait for the one before.
                 let (mut even, mut odd) = (*partial, _mm256_setzero_ps());
                 for (pair, [first, second]) in
@@ -349,7 +353,7 @@ pub(super) unsafe fn panel_tokens<V: Value, const N: usize>(
 /// The level.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> f32 {
-    // Ten chains hide a latency of five at two a cycle.
+    // Ten chains would hide a latency of five at two a cycle.
     let mut sums = [_mm256_setzero_ps(); 12];
     let factor = _mm256_set1_ps(factor);
     for _ in 0..steps {

@@ -45,18 +45,24 @@ fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
     unit
 }
 
-/// Asks for the lines of these bytes of an array, which may lie behind its end, so that they are on the way when they
-/// are used.
+/// Asks for so many cache lines of an array from this byte on, which may lie behind its end, so that they are on the way
+/// when they are used.
 #[inline(always)]
-fn prefetch<T>(array: &[T], bytes: std::ops::Range<usize>) {
+fn prefetch<T>(array: *const T, byte: usize, lines: usize) {
     /// Bytes of a cache line.
     const LINE: usize = 64;
     #[cfg(target_arch = "x86_64")]
-    for byte in bytes.step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    for line in 0..lines {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let place = array.cast::<i8>().wrapping_add(byte + line * LINE);
         // SAFETY: a hint never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(array.as_ptr().cast::<i8>().wrapping_add(byte)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (array, bytes, LINE);
+    let _ = (array, byte, lines, LINE);
+}
+
+/// Lines to ask for with each unit: a little more than half of its weights take.
+const fn lines_a_unit<V>() -> usize {
+    size_of::<V>() / 2 + 1
 }

@@ -1,9 +1,9 @@
 //! Many tokens: arithmetic decides, and each stored weight is loaded once for a tile of tokens.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::{Tile, portable, prefetch, split_unit};
+use super::{Tile, lines_a_unit, portable, prefetch, split_unit};
 use crate::buffer::Aligned;
 use crate::dense::{DenseMatrix, PANEL_ROWS};
 use crate::level::Level;
@@ -45,10 +45,12 @@ impl Packed {
             let tokens: Vec<_> = tokens.filter_map(|token| token.to_slice()).collect();
             let blocks = values.par_chunks_mut(BLOCK_COLS * width).enumerate();
             blocks.for_each(|(block, values)| {
+                let first = block * BLOCK_COLS;
                 for (lane, token) in tokens.iter().enumerate() {
-                    let columns = values.iter_mut().skip(lane).step_by(width);
-                    let token = token.iter().skip(block * BLOCK_COLS);
-                    columns.zip(token).for_each(|(to, from)| *to = *from);
+                    let token = token.get(first..).unwrap_or_default();
+                    for (column, from) in values.chunks_exact_mut(width).zip(token) {
+                        column[lane] = *from;
+                    }
                 }
             });
         };
@@ -106,16 +108,16 @@ pub(crate) fn packed_tokens<V: Value>(
                     rows.for_each(|(sums, bias)| sums.fill(*bias));
                 }
                 tiles_tokens(level, &tiles, x.columns(tile, 0), width, sums);
-                for (token, mut y) in y
-                    .rows_mut()
-                    .into_iter()
-                    .skip(tile * width)
-                    .take(width)
-                    .enumerate()
-                {
-                    y.iter_mut()
-                        .enumerate()
-                        .for_each(|(row, y)| *y = sums[row * width + token]);
+                let tokens = tile * width..y.nrows().min((tile + 1) * width);
+                let mut y = y.slice_mut(s![tokens, ..]);
+                // Some rows at a time, whose sums the innermost cache holds while they are transposed.
+                let pieces = y.axis_chunks_iter_mut(Axis(1), TILE_ROWS);
+                for (mut y, sums) in pieces.zip(sums.chunks(TILE_ROWS * width)) {
+                    for (token, mut y) in y.rows_mut().into_iter().enumerate() {
+                        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(width)) {
+                            *y = sums[token];
+                        }
+                    }
                 }
             }
         },
@@ -156,10 +158,9 @@ fn tiles_tokens<V: Value>(
             let masks = &tile.masks[block * tile.rows..(block + 1) * tile.rows];
             for (&mask, sums) in masks.iter().zip(sums.chunks_exact_mut(width)) {
                 if let Some(part) = ahead.as_mut().and_then(Iterator::next) {
-                    prefetch(part, 0..size_of_val(part));
+                    prefetch(part.as_ptr(), 0, size_of_val(part).div_ceil(64));
                 }
-                let bytes = mask.count_ones() as usize * size_of::<V>();
-                prefetch(values, VALUES_AHEAD..VALUES_AHEAD + bytes);
+                prefetch(values.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
                 unit_tokens(level, mask, values, x, sums);
                 split_unit(values, mask);
             }
