@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    compare, demo, eval, generate, info, inspect, layer, logits, methods, prune,
+    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, prune,
 };
 
 const AFTER_HELP: &str = "\
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     /// List the methods that --method takes, with what each does and its paper
     Methods(methods::MethodsArgs),
+    /// Measure a sparse layer beside a dense one on this machine
+    Bench(bench::BenchArgs),
     /// Show what this machine can solve layers on
     Info(info::InfoArgs),
 }

@@ -42,6 +42,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let threads = cli.threads.unwrap_or(0);
             model::use_threads(threads)?;
             match command {
+                Command::Bench(args) => commands::bench::run(&args, &console),
                 Command::Demo(args) => commands::demo::run(&args, threads, &console),
                 Command::Eval(args) => commands::eval::run(&args, &console),
                 Command::Generate(args) => commands::generate::run(&args, &console),

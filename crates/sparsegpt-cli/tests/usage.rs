@@ -416,3 +416,53 @@ fn a_quiet_run_reports_the_sequence_length_it_chose() {
     ];
     assert!(succeed(&eval).stdout.contains("chunks of 256 tokens"));
 }
+
+#[test]
+fn bench_measures_a_layer() {
+    let args = [
+        "--json",
+        "--threads",
+        "1",
+        "bench",
+        "--layer",
+        "48x130",
+        "--seconds",
+        "0",
+    ];
+    let report = succeed(
+        &[
+            &args[..],
+            &["--tokens", "9", "--pattern", "2:4", "--dtype", "bf16"],
+        ]
+        .concat(),
+    )
+    .json();
+    // 2 columns of 130 are no whole group.
+    let density = (64.0 + 2.0) / 130.0;
+    assert_eq!(report["density"].as_f64(), Some(density));
+    assert_eq!(report["dense_bytes"], 48 * 130 * 2);
+    for seconds in ["dense_seconds", "sparse_seconds", "floor_seconds"] {
+        assert!(report[seconds].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let text = succeed(&args[1..]).stdout;
+    assert!(
+        text.contains("dense") && text.contains("medians of 5 runs"),
+        "{text}"
+    );
+    let bench = |more: &[&str], named: &str| {
+        fail(&[&["bench", "--seconds", "0"], more].concat(), 2, named);
+    };
+    bench(&[], "--layer");
+    bench(&["--layer", "48"], "4096x11008");
+    bench(&["--layer", "48x0"], "4096x11008");
+    bench(&["--layer", "18446744073709551615x4"], "fits in memory");
+    bench(&["--layer", "48x48", "--sparsity", "1.5"], "sparsity");
+    bench(&["--layer", "48x48", "--pattern", "50%"], "--sparsity");
+    bench(
+        &["--layer", "48x48", "--pattern", "2:4", "--sparsity", "0.5"],
+        "--sparsity",
+    );
+    bench(&["--layer", "48x48", "--tokens", "0"], "--tokens");
+    bench(&["--layer", "48x48", "--dtype", "int4"], "int4");
+    bench(&["--layer", "48x48", "--seconds=-1"], "--seconds");
+}

@@ -109,7 +109,8 @@ fn rose(
             .collect();
         groups.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let loss: f64 = groups.iter().map(|(loss, _)| loss).sum();
-        blocks.push((loss, groups));
+        // A column's share, so that a narrow last block is no cheap one.
+        blocks.push((loss / columns.len() as f64, groups));
         first = columns.end;
     }
     let largest = blocks.iter().map(|(loss, _)| *loss).fold(0.0, f64::max);

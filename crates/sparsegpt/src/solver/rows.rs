@@ -106,6 +106,18 @@ pub(super) fn swap_refine<B: Backend>(
 ) -> Result<Array2<bool>> {
     job.host_operation(Operation::Select);
     let original: Vec<usize> = (0..job.cols).collect();
+    let mut chooser = Chooser::new(job);
+    let block = chooser.block(job, 0..job.cols, &original);
+    if let Ask::ByScores(_) = chooser.ask(job, &block)?.ask {
+        return Err(Error::incompatible(
+            job.layer,
+            format!(
+                "pattern {} is more than a number of zeros in each row or group, and swaps would break it",
+                job.settings.mask.describe()
+            ),
+            "leave out the swaps, or take another pattern",
+        ));
+    }
     let (forced, protected) = (job.forced_block(&original), job.protected_block(&original));
     let bounds = Bounds {
         forced: forced.as_ref().map(|mask| mask.view()),

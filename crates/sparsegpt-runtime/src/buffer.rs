@@ -1,0 +1,125 @@
+//! Values in memory of our own or in a mapped file.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use memmap2::Mmap;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// An array that begins with a cache line. The allocator would begin large ones 16 bytes into a line, and every other
+/// vector of 32 bytes would lie across two.
+pub(crate) struct Aligned<T> {
+    values: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Pod> Aligned<T> {
+    pub(crate) fn zeroed(len: usize) -> Self {
+        let values = vec![T::zeroed(); len + LINE / size_of::<T>().max(1)];
+        // At most a line of values for the types of this crate, whose sizes divide it.
+        let start = values.as_ptr().align_offset(LINE);
+        let start = start.min(values.len() - len);
+        Self { values, start, len }
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[self.start..self.start + self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[self.start..self.start + self.len]
+    }
+}
+
+impl<T: Pod> From<&[T]> for Aligned<T> {
+    fn from(values: &[T]) -> Self {
+        let mut aligned = Self::zeroed(values.len());
+        aligned.copy_from_slice(values);
+        aligned
+    }
+}
+
+/// A read-only array.
+pub(crate) enum Buffer<T> {
+    Owned(Aligned<T>),
+    /// Bytes of a mapped file. [`Buffer::mapped`] has checked that they are whole, aligned values.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl<T: Pod> Buffer<T> {
+    /// The values at these bytes of the file, if the file has them, aligned and in whole numbers.
+    pub(crate) fn mapped(map: &Arc<Mmap>, bytes: Range<usize>) -> Option<Self> {
+        let slice = map.get(bytes.clone())?;
+        bytemuck::try_cast_slice::<u8, T>(slice).ok()?;
+        Some(Self::Mapped(Arc::clone(map), bytes))
+    }
+}
+
+impl<T: Pod> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Mapped(map, bytes) => bytemuck::cast_slice(&map[bytes.clone()]),
+        }
+    }
+}
+
+impl<T: Pod> Clone for Buffer<T> {
+    /// The clone of a mapped array shares the mapping.
+    fn clone(&self) -> Self {
+        match self {
+            Self::Owned(values) => Self::Owned(Aligned::from(&**values)),
+            Self::Mapped(map, bytes) => Self::Mapped(Arc::clone(map), bytes.clone()),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Buffer<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owned(values) => write!(formatter, "{} values", values.len),
+            Self::Mapped(_, bytes) => write!(formatter, "bytes {bytes:?} of a file"),
+        }
+    }
+}
+
+impl<T: Pod> From<Vec<T>> for Buffer<T> {
+    fn from(values: Vec<T>) -> Self {
+        Self::Owned(Aligned::from(values.as_slice()))
+    }
+}
+
+impl<T> From<Aligned<T>> for Buffer<T> {
+    fn from(values: Aligned<T>) -> Self {
+        Self::Owned(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_begin_with_a_line() {
+        for len in [0, 1, 15, 1000, 1_000_000] {
+            let single = Aligned::from(vec![1.0_f32; len].as_slice());
+            assert_eq!(single.as_ptr().align_offset(LINE), 0);
+            assert!(single.len() == len && single.iter().all(|value| *value == 1.0));
+            let brain = Aligned::<half::bf16>::zeroed(len);
+            assert_eq!(brain.as_ptr().align_offset(LINE), 0);
+        }
+    }
+}

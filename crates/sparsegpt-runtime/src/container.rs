@@ -1,0 +1,317 @@
+//! Packed layers on disk: safetensors, mapped into memory and used where they lie. `docs/format.md` has the bytes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytemuck::{Pod, cast_slice};
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::buffer::Buffer;
+use crate::dense::{DenseMatrix, PANEL_ROWS};
+use crate::error::{Error, Result};
+use crate::linear::{SparseLinear, Weights};
+use crate::packed::PackedMatrix;
+use crate::value::Value;
+
+/// The key of the header's `__metadata__` that says what the file is, and the version it has there.
+const KEY: &str = "sparsegpt-packed";
+const VERSION: &str = "1";
+/// Bytes of the length that a safetensors file begins with.
+const LENGTH_BYTES: usize = 8;
+/// Rows and columns below this, so that sizes fit.
+const MOST_ROWS: u64 = 1 << 31;
+
+const SHAPE: &str = "shape";
+const MASKS: &str = "masks";
+const OFFSETS: &str = "offsets";
+const VALUES: &str = "values";
+const DENSE: &str = "dense";
+const BIAS: &str = "bias";
+
+/// Gathers layers and writes them as one file.
+///
+/// ```
+/// use sparsegpt_runtime::{Container, ContainerWriter, SparseLinear};
+/// use sparsegpt_runtime::ndarray::array;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("layers.safetensors");
+/// let layer = SparseLinear::new(array![[0.0_f32, 2.0], [0.0, 0.0]].view(), None)?;
+/// let mut writer = ContainerWriter::new();
+/// writer.add("first", &layer)?;
+/// writer.write(&path)?;
+///
+/// let container = Container::open(&path)?;
+/// let read = container.layer::<f32>("first")?;
+/// assert_eq!(read.unpack(), layer.unpack());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct ContainerWriter<'a> {
+    /// Name, type, shape, bytes.
+    tensors: Vec<(String, Dtype, Vec<usize>, Bytes<'a>)>,
+}
+
+#[derive(Debug)]
+enum Bytes<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Bytes<'_> {
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a> ContainerWriter<'a> {
+    /// No layers yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a layer under a name that is not taken.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is taken.
+    pub fn add<V: Value>(&mut self, name: &str, layer: &'a SparseLinear<V>) -> Result<()> {
+        let shape = format!("{name}.{SHAPE}");
+        if self.tensors.iter().any(|(taken, ..)| *taken == shape) {
+            return Err(Error::Setting {
+                name: "layer name",
+                expected: "one that no other layer of the file has",
+                found: name.to_owned(),
+            });
+        }
+        let sides = [layer.rows() as u64, layer.cols() as u64];
+        let sides = sides.iter().flat_map(|side| side.to_le_bytes()).collect();
+        self.tensors
+            .push((shape, Dtype::U64, vec![2], Bytes::Owned(sides)));
+        match layer.weights() {
+            Weights::Sparse(weight) => {
+                let parts = weight.parts();
+                self.push(name, MASKS, Dtype::U64, parts.masks);
+                self.push(name, OFFSETS, Dtype::U64, parts.offsets);
+                self.push(name, VALUES, V::DTYPE, parts.values);
+            }
+            Weights::Dense(weight, _) => self.push(name, DENSE, V::DTYPE, weight.values()),
+        }
+        if let Some(bias) = layer.bias() {
+            self.push(name, BIAS, Dtype::F32, bias);
+        }
+        Ok(())
+    }
+
+    fn push<T: Pod>(&mut self, layer: &str, part: &str, dtype: Dtype, values: &'a [T]) {
+        let bytes = Bytes::Borrowed(cast_slice(values));
+        self.tensors
+            .push((format!("{layer}.{part}"), dtype, vec![values.len()], bytes));
+    }
+
+    /// Writes the file, which must not be a mapped one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written, [`Error::Format`] on a machine whose numbers begin with the high byte.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        check_byte_order(path)?;
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, dtype, shape, bytes) in &self.tensors {
+            let view = TensorView::new(*dtype, shape.clone(), bytes.get())
+                .map_err(|error| Error::format(path, format!("{name}: {error}")))?;
+            views.push((name.as_str(), view));
+        }
+        // One entry, as a second would come in any order, and the same layers are to give the same bytes.
+        let metadata = HashMap::from([(KEY.to_owned(), VERSION.to_owned())]);
+        safetensors::serialize_to_file(views, Some(metadata), path)
+            .map_err(|error| Error::io("write", path, std::io::Error::other(error)))
+    }
+}
+
+/// A file of layers, mapped into memory.
+///
+/// The file must not be changed while it is in use.
+pub struct Container {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Container")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Container {
+    /// Maps a file and checks its header against its size.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no container, a damaged one, or of another
+    /// version.
+    pub fn open(path: &Path) -> Result<Self> {
+        check_byte_order(path)?;
+        let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+        let size = file
+            .metadata()
+            .map_err(|source| Error::io("read", path, source))?
+            .len();
+        if size == 0 {
+            return Err(Error::format(path, "the file is empty"));
+        }
+        // SAFETY: the map is only ever read. As with every memory map, another process that shortens or changes the
+        // file while it is mapped breaks what was checked; the documentation asks not to.
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+        let refuse = |reason: String| Error::format(path, reason);
+        // Refuses headers that are cut off, overlaps, gaps, and sizes that disagree with shape, type or file.
+        let (header_len, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| refuse(format!("no whole safetensors file: {error}")))?;
+        let data_start = LENGTH_BYTES + header_len;
+        let (expected, found) = (metadata.data_len(), map.len() - data_start.min(map.len()));
+        if expected != found {
+            return Err(refuse(format!(
+                "the header describes {expected} bytes of values, the file holds {found}; it is truncated or damaged"
+            )));
+        }
+        let version = metadata.metadata().as_ref().and_then(|all| all.get(KEY));
+        match version.map(String::as_str) {
+            Some(VERSION) => {}
+            Some(other) => {
+                return Err(refuse(format!(
+                    "expected version {VERSION} of {KEY}, found {other:?}"
+                )));
+            }
+            None => {
+                return Err(refuse(format!(
+                    "the header does not say {KEY}: this is no container of packed layers"
+                )));
+            }
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            map: Arc::new(map),
+            data_start,
+            metadata,
+        })
+    }
+
+    /// Names of the layers, sorted.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let tensors = self.metadata.tensors();
+        let names = tensors
+            .keys()
+            .filter_map(|name| name.strip_suffix(SHAPE)?.strip_suffix('.'));
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    /// The type of a layer's weights, as in `bf16`; `None` if there is no such layer.
+    #[must_use]
+    pub fn dtype(&self, layer: &str) -> Option<String> {
+        let part = |part| self.metadata.info(&format!("{layer}.{part}"));
+        let info = part(VALUES).or_else(|| part(DENSE))?;
+        Some(info.dtype.to_string().to_lowercase())
+    }
+
+    /// A layer, its weights where they lie in the file. Its masks are read once, to check them.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if it is not there, of another type, or damaged.
+    pub fn layer<V: Value>(&self, name: &str) -> Result<SparseLinear<V>> {
+        let refuse = |reason: String| Error::layer(&self.path, name, reason);
+        let shape = self.part::<u64>(name, SHAPE, Dtype::U64)?;
+        let shape = shape.ok_or_else(|| refuse("the file has no such layer".to_owned()))?;
+        let &[rows, cols] = &*shape else {
+            return Err(refuse(format!(
+                "expected rows and columns as its shape, found {} numbers",
+                shape.len()
+            )));
+        };
+        if rows >= MOST_ROWS || cols >= MOST_ROWS {
+            return Err(refuse(format!("a shape of {rows} x {cols} is too large")));
+        }
+        let (rows, cols) = (rows as usize, cols as usize);
+        let need = |what: &str| refuse(format!("its {what} are missing"));
+        let weights = match self.part::<V>(name, DENSE, V::DTYPE)? {
+            Some(values) => {
+                if values.is_empty() && rows > 0 {
+                    return Err(refuse(format!(
+                        "expected panels of {PANEL_ROWS} rows, found nothing"
+                    )));
+                }
+                let weight = DenseMatrix::from_buffer(rows, cols, values);
+                SparseLinear::dense(weight.map_err(|error| refuse(error.to_string()))?, None)?
+            }
+            None => {
+                let masks = self
+                    .part(name, MASKS, Dtype::U64)?
+                    .ok_or_else(|| need(MASKS))?;
+                let offsets = self
+                    .part(name, OFFSETS, Dtype::U64)?
+                    .ok_or_else(|| need(OFFSETS))?;
+                let values = self
+                    .part(name, VALUES, V::DTYPE)?
+                    .ok_or_else(|| need(VALUES))?;
+                let weight = PackedMatrix::from_buffers(rows, cols, masks, offsets, values);
+                SparseLinear::sparse(weight.map_err(|error| refuse(error.to_string()))?, None)?
+            }
+        };
+        let bias = self
+            .part::<f32>(name, BIAS, Dtype::F32)?
+            .map(|bias| bias.to_vec());
+        weights
+            .with_bias(bias)
+            .map_err(|error| refuse(error.to_string()))
+    }
+
+    /// A part of a layer; `None` if the file does not have it.
+    fn part<T: Pod>(&self, layer: &str, part: &str, dtype: Dtype) -> Result<Option<Buffer<T>>> {
+        let refuse = |reason: String| Error::layer(&self.path, layer, reason);
+        let Some(info) = self.metadata.info(&format!("{layer}.{part}")) else {
+            return Ok(None);
+        };
+        if info.dtype != dtype {
+            return Err(refuse(format!(
+                "expected {part} of {dtype}, found {}",
+                info.dtype
+            )));
+        }
+        if info.shape.len() != 1 {
+            return Err(refuse(format!(
+                "expected {part} in one dimension, found {:?}",
+                info.shape
+            )));
+        }
+        let (start, end) = info.data_offsets;
+        let bytes = self.data_start + start..self.data_start + end;
+        let buffer = Buffer::mapped(&self.map, bytes);
+        let buffer =
+            buffer.ok_or_else(|| refuse(format!("its {part} are not aligned to {dtype}")))?;
+        Ok(Some(buffer))
+    }
+}
+
+/// The files have the low byte first, and so must the machine that uses them where they lie.
+fn check_byte_order(path: &Path) -> Result<()> {
+    if cfg!(target_endian = "big") {
+        return Err(Error::format(
+            path,
+            "containers are mapped as they are, which needs a little-endian machine",
+        ));
+    }
+    Ok(())
+}

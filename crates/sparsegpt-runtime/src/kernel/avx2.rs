@@ -1,0 +1,375 @@
+//! AVX2 with FMA.
+//!
+//! Safety of everything here: the processor has what [`Level::Avx2`](crate::Level::Avx2) names, and the slices are as
+//! long as their documentation says. The drivers in `vector` and `tokens` see to both.
+
+use std::arch::x86_64::{
+    __m256, _mm_loadu_si128, _mm_shuffle_epi8, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps,
+    _mm256_broadcast_ss, _mm256_broadcastsi128_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps,
+};
+
+use half::{bf16, f16};
+
+use super::tables::{PLACES, SPREAD, WIDEN};
+use super::{Tile, lines_a_unit, prefetch};
+use crate::dense::PANEL_ROWS;
+use crate::packed::{BLOCK_COLS, TILE_ROWS};
+use crate::value::Value;
+
+/// f32 values in a vector.
+pub(super) const LANES: usize = 8;
+/// Most vectors of tokens that [`unit_tokens`] holds in registers: 16 less the weight and one to load into.
+pub(super) const MOST_VECTORS: usize = 14;
+
+/// Bytes ahead of the values in use that are asked for: the processor's own prefetching stops at every page.
+const VALUES_AHEAD: usize = 1024;
+
+/// What kernels know of a type.
+pub trait Lanes: Copy {
+    /// Whether a column of a dense panel has the rows 0, 8, 1, 9, ...
+    #[doc(hidden)]
+    const INTERLEAVED: bool;
+
+    /// sum + the group of eight columns whose stored ones `byte` tells, times x.
+    ///
+    /// # Safety
+    /// AVX2, FMA, F16C; 16 readable values at `values`, 8 at `x`.
+    #[doc(hidden)]
+    unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256;
+
+    /// Eight consecutive values.
+    ///
+    /// # Safety
+    /// AVX2, F16C; 8 readable values.
+    #[doc(hidden)]
+    unsafe fn widen(values: *const Self) -> __m256;
+
+    /// A column of a panel: rows 0 to 7, 8 to 15.
+    ///
+    /// # Safety
+    /// AVX2, F16C; 16 readable values.
+    #[doc(hidden)]
+    unsafe fn column(values: *const Self) -> (__m256, __m256);
+}
+
+impl Lanes for f32 {
+    const INTERLEAVED: bool = false;
+
+    /// Puts the values at their columns and zeros between them. (Moving the activations to the values instead, with a
+    /// masked load of the values, takes as many instructions, but masked loads do not train the prefetcher.)
+    #[inline(always)]
+    unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256 {
+        // SAFETY: as required of the caller; the table has an entry for every byte.
+        unsafe {
+            let places = _mm256_loadu_si256(PLACES.0[byte as usize].as_ptr().cast());
+            let values = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), places);
+            let stored = _mm256_castsi256_ps(places);
+            let values = _mm256_blendv_ps(_mm256_setzero_ps(), values, stored);
+            _mm256_fmadd_ps(values, _mm256_loadu_ps(x), sum)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(values: *const Self) -> __m256 {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_loadu_ps(values) }
+    }
+
+    #[inline(always)]
+    unsafe fn column(values: *const Self) -> (__m256, __m256) {
+        // SAFETY: as required of the caller.
+        unsafe { (_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(LANES))) }
+    }
+}
+
+impl Lanes for bf16 {
+    const INTERLEAVED: bool = true;
+
+    /// One byte shuffle puts the values at their columns, zeros between them, and widens them.
+    #[inline(always)]
+    unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256 {
+        use std::arch::x86_64::_mm256_shuffle_epi8;
+        // SAFETY: as required of the caller; the table has an entry for every byte.
+        unsafe {
+            let bytes = _mm256_loadu_si256(WIDEN.0[byte as usize].as_ptr().cast());
+            let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.cast()));
+            let values = _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes));
+            _mm256_fmadd_ps(values, _mm256_loadu_ps(x), sum)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(values: *const Self) -> __m256 {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(values.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column(values: *const Self) -> (__m256, __m256) {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let pairs = _mm256_loadu_si256(values.cast());
+            let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(-1 << 16));
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)),
+                _mm256_castsi256_ps(upper),
+            )
+        }
+    }
+}
+
+impl Lanes for f16 {
+    const INTERLEAVED: bool = false;
+
+    /// One byte shuffle puts the values at their columns, zeros between them.
+    #[inline(always)]
+    unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256 {
+        // SAFETY: as required of the caller; the table has an entry for every byte.
+        unsafe {
+            let bytes = _mm_loadu_si128(SPREAD.0[byte as usize].as_ptr().cast());
+            let values = _mm_shuffle_epi8(_mm_loadu_si128(values.cast()), bytes);
+            _mm256_fmadd_ps(_mm256_cvtph_ps(values), _mm256_loadu_ps(x), sum)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(values: *const Self) -> __m256 {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn column(values: *const Self) -> (__m256, __m256) {
+        // SAFETY: as required of the caller.
+        unsafe { (Self::widen(values), Self::widen(values.add(LANES))) }
+    }
+}
+
+/// As [`portable::tile_vector`](super::portable::tile_vector).
+///
+/// # Safety
+/// The level; the invariant of [`Tile`]; blocks · 64 values of `x`.
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
+pub(super) unsafe fn tile_vector<V: Value>(
+    tile: Tile<'_, V>,
+    x: &[f32],
+    sums: &mut [f32; TILE_ROWS],
+) {
+    debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
+    let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
+    let mut values = tile.values.as_ptr();
+    for (block, masks) in tile.masks.chunks_exact(tile.rows).enumerate() {
+        // SAFETY: `x` has 64 values for each block. `values` moves on by one for each bit, so that with the padding
+        // there are 16 readable values at each step.
+        unsafe {
+            let x = x.as_ptr().add(block * BLOCK_COLS);
+            for (&mask, partial) in masks.iter().zip(&mut partial) {
+                prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
+                // Two sums, so that an addition need not wait for the one before.
+                let (mut even, mut odd) = (*partial, _mm256_setzero_ps());
+                for (pair, [first, second]) in
+                    mask.to_le_bytes().as_chunks::<2>().0.iter().enumerate()
+                {
+                    let x = x.add(pair * 2 * LANES);
+                    even = V::add_group(even, *first, values, x);
+                    values = values.add(first.count_ones() as usize);
+                    odd = V::add_group(odd, *second, values, x.add(LANES));
+                    values = values.add(second.count_ones() as usize);
+                }
+                *partial = _mm256_add_ps(even, odd);
+            }
+        }
+    }
+    for (sum, partial) in sums.iter_mut().zip(partial) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: eight values.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), partial) };
+        let [a, b, c, d, e, f, g, h] = lanes;
+        *sum += ((a + e) + (b + f)) + ((c + g) + (d + h));
+    }
+}
+
+/// Widens a unit's values, and some behind them.
+///
+/// # Safety
+/// The level; `values` has at least eight values more than the unit.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn widen_unit<V: Value>(
+    values: &[V],
+    nonzeros: usize,
+    wide: &mut [f32; BLOCK_COLS],
+) {
+    for start in (0..nonzeros).step_by(LANES) {
+        // SAFETY: `start` is a multiple of eight below 64, and `values` goes on for eight more.
+        unsafe {
+            let vector = V::widen(values.as_ptr().add(start));
+            _mm256_storeu_ps(wide.as_mut_ptr().add(start), vector);
+        }
+    }
+}
+
+/// A kernel for one number of vectors: mask, values, columns x lanes, sums.
+pub(super) type UnitTokens = unsafe fn(u64, *const f32, *const f32, *mut f32);
+
+/// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens.
+pub(super) static UNIT_TOKENS: [UnitTokens; MOST_VECTORS] = [
+    unit_tokens::<1>,
+    unit_tokens::<2>,
+    unit_tokens::<3>,
+    unit_tokens::<4>,
+    unit_tokens::<5>,
+    unit_tokens::<6>,
+    unit_tokens::<7>,
+    unit_tokens::<8>,
+    unit_tokens::<9>,
+    unit_tokens::<10>,
+    unit_tokens::<11>,
+    unit_tokens::<12>,
+    unit_tokens::<13>,
+    unit_tokens::<14>,
+];
+
+/// As [`portable::unit_tokens`](super::portable::unit_tokens), for T vectors of tokens.
+///
+/// # Safety
+/// The level; a value for each bit, 64 x 8T values of `x`, 8T sums.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+unsafe fn unit_tokens<const T: usize>(
+    mut mask: u64,
+    mut values: *const f32,
+    x: *const f32,
+    sums: *mut f32,
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let mut partial = [_mm256_setzero_ps(); T];
+        for (vector, partial) in partial.iter_mut().enumerate() {
+            *partial = _mm256_loadu_ps(sums.add(vector * LANES));
+        }
+        while mask != 0 {
+            let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
+            mask &= mask - 1;
+            let weight = _mm256_broadcast_ss(&*values);
+            values = values.add(1);
+            for (vector, partial) in partial.iter_mut().enumerate() {
+                *partial =
+                    _mm256_fmadd_ps(weight, _mm256_loadu_ps(x.add(vector * LANES)), *partial);
+            }
+        }
+        for (vector, partial) in partial.iter().enumerate() {
+            _mm256_storeu_ps(sums.add(vector * LANES), *partial);
+        }
+    }
+}
+
+/// As [`portable::panel_vector`](super::portable::panel_vector).
+///
+/// # Safety
+/// The level; `x` has as many values as the panel columns.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn panel_vector<V: Value>(panel: &[V], x: &[f32], sums: &mut [f32; PANEL_ROWS]) {
+    /// Columns at once, each with sums of its own, so that an addition need not wait for the one before.
+    const UNROLL: usize = 4;
+    let mut partial = [[_mm256_setzero_ps(); 2]; UNROLL];
+    let mut add = |column: &[V], x: f32, into: usize| {
+        // SAFETY: a column has 16 values.
+        unsafe {
+            let x = _mm256_set1_ps(x);
+            let (low, high) = V::column(column.as_ptr());
+            let [low_sum, high_sum] = &mut partial[into];
+            *low_sum = _mm256_fmadd_ps(low, x, *low_sum);
+            *high_sum = _mm256_fmadd_ps(high, x, *high_sum);
+        }
+    };
+    let mut columns = panel.chunks_exact(UNROLL * PANEL_ROWS);
+    let (fours, rest) = x.as_chunks::<UNROLL>();
+    for (columns, x) in (&mut columns).zip(fours) {
+        for into in 0..UNROLL {
+            add(
+                &columns[into * PANEL_ROWS..(into + 1) * PANEL_ROWS],
+                x[into],
+                into,
+            );
+        }
+    }
+    for (column, &x) in columns.remainder().chunks_exact(PANEL_ROWS).zip(rest) {
+        add(column, x, 0);
+    }
+    let [[a, b], [c, d], [e, f], [g, h]] = partial;
+    let low = _mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(e, g));
+    let high = _mm256_add_ps(_mm256_add_ps(b, d), _mm256_add_ps(f, h));
+    // SAFETY: 16 sums.
+    unsafe {
+        let sums = sums.as_mut_ptr();
+        _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), low));
+        let sums = sums.add(LANES);
+        _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), high));
+    }
+}
+
+/// As [`portable::panel_tokens`](super::portable::panel_tokens).
+///
+/// # Safety
+/// The level.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn panel_tokens<V: Value, const N: usize>(
+    panel: &[V],
+    x: &[f32],
+    sums: &mut [[f32; PANEL_ROWS]; N],
+) {
+    // SAFETY: sums, columns and rows of x have 16, 16 and N values.
+    unsafe {
+        let mut partial = [[_mm256_setzero_ps(); 2]; N];
+        for (partial, sums) in partial.iter_mut().zip(sums.iter()) {
+            *partial = [
+                _mm256_loadu_ps(sums.as_ptr()),
+                _mm256_loadu_ps(sums.as_ptr().add(LANES)),
+            ];
+        }
+        for (column, x) in panel.chunks_exact(PANEL_ROWS).zip(x.as_chunks::<N>().0) {
+            let (low, high) = V::column(column.as_ptr());
+            for ([low_sum, high_sum], x) in partial.iter_mut().zip(x) {
+                let x = _mm256_broadcast_ss(x);
+                *low_sum = _mm256_fmadd_ps(low, x, *low_sum);
+                *high_sum = _mm256_fmadd_ps(high, x, *high_sum);
+            }
+        }
+        for (partial, sums) in partial.iter().zip(sums.iter_mut()) {
+            _mm256_storeu_ps(sums.as_mut_ptr(), partial[0]);
+            _mm256_storeu_ps(sums.as_mut_ptr().add(LANES), partial[1]);
+        }
+    }
+}
+
+/// Multiply-adds on registers alone, 96 at each of the `steps`: what the processor can do at most.
+///
+/// # Safety
+/// The level.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> f32 {
+    // Ten chains would hide a latency of five at two a cycle.
+    let mut sums = [_mm256_setzero_ps(); 12];
+    let factor = _mm256_set1_ps(factor);
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm256_fmadd_ps(factor, factor, *sum);
+        }
+    }
+    let mut total = [0.0; LANES];
+    for sum in sums {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: eight values.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+        total
+            .iter_mut()
+            .zip(lanes)
+            .for_each(|(total, lane)| *total += lane);
+    }
+    total.iter().sum()
+}

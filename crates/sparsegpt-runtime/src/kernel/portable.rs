@@ -1,0 +1,73 @@
+//! Plain loops. Multiplications and additions are rounded apart, as processors without FMA would emulate it slowly.
+
+use super::{Tile, split_unit};
+use crate::dense::{PANEL_ROWS, slot};
+use crate::packed::{BLOCK_COLS, TILE_ROWS, bits};
+use crate::value::Value;
+
+/// What kernels know of a type.
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Lanes: Copy {
+    /// Whether halves of a dense panel alternate.
+    #[doc(hidden)]
+    const INTERLEAVED: bool = false;
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Lanes for f32 {}
+#[cfg(not(target_arch = "x86_64"))]
+impl Lanes for half::bf16 {}
+#[cfg(not(target_arch = "x86_64"))]
+impl Lanes for half::f16 {}
+
+/// sums[row] = Σ over the tile's columns; `x` has blocks · 64 values.
+pub(super) fn tile_vector<V: Value>(tile: Tile<'_, V>, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
+    let mut values = tile.values;
+    for (masks, x) in tile.masks.chunks(tile.rows).zip(x.chunks(BLOCK_COLS)) {
+        for (&mask, sum) in masks.iter().zip(sums.iter_mut()) {
+            let unit = split_unit(&mut values, mask);
+            for (col, value) in bits(mask).zip(unit) {
+                *sum += value.to_f32() * x[col];
+            }
+        }
+    }
+}
+
+/// sums[lane] += Σ over the unit's columns; `x` is columns x lanes.
+pub(super) fn unit_tokens<V: Value>(mask: u64, values: &[V], x: &[f32], sums: &mut [f32]) {
+    let lanes = sums.len();
+    for (col, value) in bits(mask).zip(values) {
+        let weight = value.to_f32();
+        for (sum, x) in sums.iter_mut().zip(&x[col * lanes..(col + 1) * lanes]) {
+            *sum += weight * x;
+        }
+    }
+}
+
+/// sums[row] += Σ over the panel's columns.
+pub(super) fn panel_vector<V: Value>(panel: &[V], x: &[f32], sums: &mut [f32; PANEL_ROWS]) {
+    for (column, x) in panel.chunks_exact(PANEL_ROWS).zip(x) {
+        for (row, sum) in sums.iter_mut().enumerate() {
+            *sum += column[slot::<V>(row)].to_f32() * x;
+        }
+    }
+}
+
+/// sums[token][row] += Σ over the panel's columns; `x` is columns x N.
+pub(super) fn panel_tokens<V: Value, const N: usize>(
+    panel: &[V],
+    x: &[f32],
+    sums: &mut [[f32; PANEL_ROWS]; N],
+) {
+    for (column, x) in panel.chunks_exact(PANEL_ROWS).zip(x.chunks_exact(N)) {
+        let mut weights = [0.0; PANEL_ROWS];
+        for (row, weight) in weights.iter_mut().enumerate() {
+            *weight = column[slot::<V>(row)].to_f32();
+        }
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight * x;
+            }
+        }
+    }
+}

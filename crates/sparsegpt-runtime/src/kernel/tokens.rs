@@ -1,0 +1,251 @@
+//! Many tokens: arithmetic decides, and each stored weight is loaded once for a tile of tokens.
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::{Tile, lines_a_unit, portable, prefetch, split_unit};
+use crate::buffer::Aligned;
+use crate::dense::{DenseMatrix, PANEL_ROWS};
+use crate::level::Level;
+use crate::packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS};
+use crate::value::Value;
+
+/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 80 KiB of sums.
+const MOST_TILES_A_TASK: usize = 16;
+/// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
+const TASKS_A_THREAD: usize = 4;
+/// Bytes ahead of the values in use that are asked for: about a block of a tile.
+const VALUES_AHEAD: usize = 2048;
+/// Vectors of tokens in a tile at most; one more each would be a register too many.
+const MOST_VECTORS: usize = 13;
+const LANES: usize = 8;
+/// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
+const DENSE_TOKENS: usize = 6;
+/// Columns of a dense panel that stay in the innermost cache: 16 KiB of f32.
+const DENSE_COLS: usize = 256;
+/// Panels that follow each other over the same activations.
+const PANELS_A_TASK: usize = 4;
+
+/// Activations transposed in tiles: tiles x columns x tokens of a tile, zeros where there are none.
+struct Packed {
+    values: Aligned<f32>,
+    cols: usize,
+    width: usize,
+}
+
+impl Packed {
+    fn new(x: ArrayView2<'_, f32>, cols: usize, width: usize) -> Self {
+        let tiles = x.nrows().div_ceil(width);
+        let mut values = Aligned::zeroed(tiles * cols * width);
+        let x = x.as_standard_layout();
+        let x = x.view();
+        // Rows are read and columns written in pieces that the innermost cache holds.
+        let fill = |(tile, values): (usize, &mut [f32])| {
+            let tokens = x.rows().into_iter().skip(tile * width).take(width);
+            let tokens: Vec<_> = tokens.filter_map(|token| token.to_slice()).collect();
+            let blocks = values.par_chunks_mut(BLOCK_COLS * width).enumerate();
+            blocks.for_each(|(block, values)| {
+                let first = block * BLOCK_COLS;
+                for (lane, token) in tokens.iter().enumerate() {
+                    let token = token.get(first..).unwrap_or_default();
+                    for (column, from) in values.chunks_exact_mut(width).zip(token) {
+                        column[lane] = *from;
+                    }
+                }
+            });
+        };
+        let tile_len = (cols * width).max(1);
+        values.par_chunks_mut(tile_len).enumerate().for_each(fill);
+        Self {
+            values,
+            cols,
+            width,
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.values.len() / (self.cols * self.width)
+    }
+
+    /// Columns from `col` on, of one tile.
+    fn columns(&self, tile: usize, col: usize) -> &[f32] {
+        let (start, end) = (tile * self.cols + col, (tile + 1) * self.cols);
+        &self.values[start * self.width..end * self.width]
+    }
+}
+
+/// y = bias + Σ; `y` is tokens x rows.
+pub(crate) fn packed_tokens<V: Value>(
+    level: Level,
+    matrix: &PackedMatrix<V>,
+    x: ArrayView2<'_, f32>,
+    bias: Option<&[f32]>,
+    mut y: ArrayViewMut2<'_, f32>,
+) {
+    if matrix.cols() == 0 {
+        return fill_bias(bias, &mut y);
+    }
+    // Tiles of tokens of about the same size, as half-filled ones cost as much as whole ones.
+    let vectors = x.nrows().div_ceil(LANES);
+    let tiles = vectors.div_ceil(MOST_VECTORS).max(1);
+    let width = vectors.div_ceil(tiles).max(1) * LANES;
+    let x = Packed::new(x, matrix.blocks() * BLOCK_COLS, width);
+    let task_tiles = matrix.tiles() / (TASKS_A_THREAD * rayon::current_num_threads());
+    let task_tiles = task_tiles.clamp(1, MOST_TILES_A_TASK);
+    let task_rows = task_tiles * TILE_ROWS;
+    let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
+    tasks.into_par_iter().enumerate().for_each_init(
+        || Aligned::zeroed(task_rows * width),
+        |sums, (task, mut y)| {
+            let first = task * task_tiles;
+            let last = matrix.tiles().min(first + task_tiles);
+            let tiles: Vec<_> = (first..last).map(|tile| matrix.tile(tile)).collect();
+            let bias = bias.map(|bias| &bias[task * task_rows..]);
+            for tile in 0..x.tiles() {
+                sums.fill(0.0);
+                if let Some(bias) = bias {
+                    let rows = sums.chunks_exact_mut(width).zip(bias);
+                    rows.for_each(|(sums, bias)| sums.fill(*bias));
+                }
+                tiles_tokens(level, &tiles, x.columns(tile, 0), width, sums);
+                let tokens = tile * width..y.nrows().min((tile + 1) * width);
+                let mut y = y.slice_mut(s![tokens, ..]);
+                // Some rows at a time, whose sums the innermost cache holds while they are transposed.
+                let pieces = y.axis_chunks_iter_mut(Axis(1), TILE_ROWS);
+                for (mut y, sums) in pieces.zip(sums.chunks(TILE_ROWS * width)) {
+                    for (token, mut y) in y.rows_mut().into_iter().enumerate() {
+                        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(width)) {
+                            *y = sums[token];
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// What is left of a product without columns.
+fn fill_bias(bias: Option<&[f32]>, y: &mut ArrayViewMut2<'_, f32>) {
+    for (row, mut y) in y.columns_mut().into_iter().enumerate() {
+        y.fill(bias.map_or(0.0, |bias| bias[row]));
+    }
+}
+
+/// sums[row][token] += Σ for the rows of some tiles that follow each other; `x` is columns x `width`.
+fn tiles_tokens<V: Value>(
+    level: Level,
+    tiles: &[Tile<'_, V>],
+    x: &[f32],
+    width: usize,
+    sums: &mut [f32],
+) {
+    let mut values = [&[][..]; MOST_TILES_A_TASK];
+    values
+        .iter_mut()
+        .zip(tiles)
+        .for_each(|(values, tile)| *values = tile.values);
+    let block_len = BLOCK_COLS * width;
+    let mut blocks = x.chunks_exact(block_len).peekable();
+    let mut block = 0;
+    while let Some(x) = blocks.next() {
+        // Lines are used in no order that a processor could guess, so the next block is asked for row by row.
+        let rows: usize = tiles.iter().map(|tile| tile.rows).sum();
+        let mut ahead = blocks
+            .peek()
+            .map(|next| next.chunks(block_len.div_ceil(rows)));
+        let tiles = tiles.iter().zip(&mut values);
+        for ((tile, values), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
+            let masks = &tile.masks[block * tile.rows..(block + 1) * tile.rows];
+            for (&mask, sums) in masks.iter().zip(sums.chunks_exact_mut(width)) {
+                if let Some(part) = ahead.as_mut().and_then(Iterator::next) {
+                    prefetch(part.as_ptr(), 0, size_of_val(part).div_ceil(64));
+                }
+                prefetch(values.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
+                unit_tokens(level, mask, values, x, sums);
+                split_unit(values, mask);
+            }
+        }
+        block += 1;
+    }
+}
+
+/// `values` begins with the unit's.
+fn unit_tokens<V: Value>(level: Level, mask: u64, values: &[V], x: &[f32], sums: &mut [f32]) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            let nonzeros = mask.count_ones() as usize;
+            let mut wide = [0.0; BLOCK_COLS];
+            let values: &[f32] = match bytemuck::try_cast_slice(values) {
+                Ok(values) if V::NAME == f32::NAME => values,
+                _ => {
+                    // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.
+                    unsafe { super::avx2::widen_unit(values, nonzeros, &mut wide) };
+                    &wide
+                }
+            };
+            let kernel = super::avx2::UNIT_TOKENS[sums.len() / LANES - 1];
+            debug_assert!(values.len() >= nonzeros && x.len() == BLOCK_COLS * sums.len());
+            // SAFETY: the level as above; by the invariant of `Tile` there is a value for each bit, `x` is a whole
+            // block, and `sums` whole vectors.
+            unsafe { kernel(mask, values.as_ptr(), x.as_ptr(), sums.as_mut_ptr()) };
+        }
+        _ => portable::unit_tokens(mask, values, x, sums),
+    }
+}
+
+/// The same for dense weights.
+pub(crate) fn dense_tokens<V: Value>(
+    level: Level,
+    matrix: &DenseMatrix<V>,
+    x: ArrayView2<'_, f32>,
+    bias: Option<&[f32]>,
+    mut y: ArrayViewMut2<'_, f32>,
+) {
+    if matrix.cols() == 0 {
+        return fill_bias(bias, &mut y);
+    }
+    let x = Packed::new(x, matrix.cols(), DENSE_TOKENS);
+    let task_rows = PANELS_A_TASK * PANEL_ROWS;
+    let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
+    tasks.into_par_iter().enumerate().for_each_init(
+        || vec![[[0.0; PANEL_ROWS]; DENSE_TOKENS]; PANELS_A_TASK * x.tiles()],
+        |sums, (task, mut y)| {
+            let first = task * PANELS_A_TASK;
+            let panels = first..matrix.panels().min(first + PANELS_A_TASK);
+            sums.fill([[0.0; PANEL_ROWS]; DENSE_TOKENS]);
+            for col in (0..matrix.cols()).step_by(DENSE_COLS) {
+                let cols = DENSE_COLS.min(matrix.cols() - col);
+                for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(x.tiles())) {
+                    let panel = &matrix.panel(panel)[col * PANEL_ROWS..(col + cols) * PANEL_ROWS];
+                    for (tile, sums) in sums.iter_mut().enumerate() {
+                        let x = &x.columns(tile, col)[..cols * DENSE_TOKENS];
+                        panel_tokens(level, panel, x, sums);
+                    }
+                }
+            }
+            for (token, mut y) in y.rows_mut().into_iter().enumerate() {
+                let (tile, token) = (token / DENSE_TOKENS, token % DENSE_TOKENS);
+                for (row, y) in y.iter_mut().enumerate() {
+                    let panel = row / PANEL_ROWS;
+                    let start = bias.map_or(0.0, |bias| bias[task * task_rows + row]);
+                    *y = start + sums[panel * x.tiles() + tile][token][row % PANEL_ROWS];
+                }
+            }
+        },
+    );
+}
+
+fn panel_tokens<V: Value, const N: usize>(
+    level: Level,
+    panel: &[V],
+    x: &[f32],
+    sums: &mut [[f32; PANEL_ROWS]; N],
+) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: levels are checked where they are chosen.
+        Level::Avx2 => unsafe { super::avx2::panel_tokens(panel, x, sums) },
+        _ => portable::panel_tokens(panel, x, sums),
+    }
+}

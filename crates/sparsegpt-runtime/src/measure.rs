@@ -1,0 +1,350 @@
+//! What a layer takes, dense and sparse, beside what the machine could do at best.
+//!
+//! Runs of the dense layer, the sparse one and the floor's measurement alternate, so that what else the machine does meets
+//! all of them; the medians count. Each run takes the next of several copies of its layer, which together are at least
+//! four times the last-level cache, so that no run finds weights there that a model of many layers would not.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use crate::dense::DenseMatrix;
+use crate::error::{Error, Result};
+use crate::level::Level;
+use crate::linear::SparseLinear;
+use crate::packed::PackedMatrix;
+use crate::value::Value;
+
+/// Copies of a layer together, over the last-level cache.
+const CACHES: usize = 4;
+/// Last-level cache where the system does not tell.
+const USUAL_CACHE: usize = 32 << 20;
+/// Runs of each at least, whatever they take.
+const LEAST_RUNS: usize = 5;
+
+/// Where the zeros are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Zeros {
+    /// Each weight is zero with this probability.
+    Random(f64),
+    /// `zeros` of every `group` columns of each row.
+    NofM {
+        /// Zeros in a group.
+        zeros: usize,
+        /// Columns in a group.
+        group: usize,
+    },
+}
+
+/// A layer to measure.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Case {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Where its zeros are.
+    pub zeros: Zeros,
+    /// Tokens multiplied at once.
+    pub tokens: usize,
+    /// How long to go on measuring.
+    pub duration: Duration,
+}
+
+impl Case {
+    /// A random layer and one token, measured for two seconds.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a layer without weights, a sparsity outside 0..=1, or a pattern that leaves nothing or is
+    /// none.
+    pub fn new(rows: usize, cols: usize, zeros: Zeros) -> Result<Self> {
+        let setting = |name, expected, found: &dyn fmt::Debug| {
+            Err(Error::Setting {
+                name,
+                expected,
+                found: format!("{found:?}"),
+            })
+        };
+        // 16 bytes a weight, dense and sparse, must be a size.
+        let fits = rows
+            .checked_mul(cols)
+            .and_then(|weights| weights.checked_mul(16));
+        if rows == 0 || cols == 0 || fits.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return setting(
+                "layer",
+                "rows and columns of a layer that fits in memory",
+                &(rows, cols),
+            );
+        }
+        match zeros {
+            Zeros::Random(sparsity) if !(0.0..=1.0).contains(&sparsity) => {
+                setting("sparsity", "a fraction of zeros from 0 to 1", &sparsity)
+            }
+            Zeros::NofM { zeros, group } if group == 0 || zeros > group => {
+                setting("pattern", "zeros:columns, as in 2:4", &(zeros, group))
+            }
+            _ => Ok(Self {
+                rows,
+                cols,
+                zeros,
+                tokens: 1,
+                duration: Duration::from_secs(2),
+            }),
+        }
+    }
+
+    /// With this many tokens.
+    #[must_use]
+    pub fn tokens(self, tokens: usize) -> Self {
+        Self { tokens, ..self }
+    }
+
+    /// Measured for this long.
+    #[must_use]
+    pub fn during(self, duration: Duration) -> Self {
+        Self { duration, ..self }
+    }
+
+    fn weight<V: Value>(&self) -> Array2<V> {
+        let mut random = Random(0x5EED);
+        let mut weight = Array2::from_shape_simple_fn((self.rows, self.cols), || {
+            // Never zero, or the density would not be the one asked for.
+            V::from_f32(0.01 + random.fraction() as f32)
+        });
+        match self.zeros {
+            Zeros::Random(sparsity) => weight.mapv_inplace(|value| {
+                if random.fraction() < sparsity {
+                    V::zeroed()
+                } else {
+                    value
+                }
+            }),
+            Zeros::NofM { zeros, group } => {
+                for mut row in weight.rows_mut() {
+                    for mut columns in row.exact_chunks_mut(group) {
+                        let mut left = zeros;
+                        for (index, value) in columns.iter_mut().enumerate() {
+                            // Each choice of places is as likely as any other.
+                            let share = left as f64 / (group - index) as f64;
+                            if random.fraction() < share {
+                                *value = V::zeroed();
+                                left -= 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        weight
+    }
+}
+
+/// What was measured. Seconds are medians.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Timing {
+    /// The dense layer of this crate.
+    pub dense_seconds: f64,
+    /// The packed layer.
+    pub sparse_seconds: f64,
+    /// The packed bytes over the bandwidth, or the nonzero multiply-adds over their rate, whichever is more.
+    pub floor_seconds: f64,
+    /// The same for the dense layer.
+    pub dense_floor_seconds: f64,
+    /// Bytes of the dense weights.
+    pub dense_bytes: usize,
+    /// Bytes of the packed weights.
+    pub sparse_bytes: usize,
+    /// Stored values over weights.
+    pub density: f64,
+    /// Bytes a second of reading memory with all threads.
+    pub bandwidth: f64,
+    /// Operations a second of multiply-adds on registers with all threads, two each.
+    pub flops: f64,
+    /// Runs of each.
+    pub runs: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// Measures a random layer in the rayon pool of the caller.
+///
+/// # Errors
+/// None that a [`Case`] allows; products check their shapes.
+pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
+    let weight = case.weight::<V>();
+    let packed = PackedMatrix::from_dense(weight.view());
+    let dense = DenseMatrix::from_dense(weight.view());
+    drop(weight);
+    let cache = last_level_cache();
+    let (sparse_bytes, dense_bytes, density) = (packed.bytes(), dense.bytes(), packed.density());
+    let sparse = copies(SparseLinear::sparse(packed, None)?, sparse_bytes, cache);
+    let dense = copies(SparseLinear::dense(dense, None)?, dense_bytes, cache);
+    let mut random = Random(1);
+    let x = Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32);
+    let memory = vec![[1_u64; 8]; CACHES * cache / 64];
+
+    let mut seconds = [const { Vec::new() }; 4];
+    let start = Instant::now();
+    let mut run = 0;
+    while run < LEAST_RUNS || start.elapsed() < case.duration {
+        let (dense, sparse) = (&dense[run % dense.len()], &sparse[run % sparse.len()]);
+        seconds[0].push(timed(|| dense.forward(x.view())).0);
+        seconds[1].push(timed(|| sparse.forward(x.view())).0);
+        // The floor's measurements take long beside a small layer, and change slowly.
+        if run % 4 == 0 {
+            seconds[2].push(timed(|| read(&memory)).0 / size_of_val(&*memory) as f64);
+            let (took, operations) = timed(multiply_add);
+            seconds[3].push(took / operations);
+        }
+        run += 1;
+    }
+    let [
+        dense_seconds,
+        sparse_seconds,
+        byte_seconds,
+        operation_seconds,
+    ] = seconds.map(median);
+    let floor = |bytes: usize, density: f64| {
+        let operations = 2.0 * density * (case.rows * case.cols * case.tokens) as f64;
+        (bytes as f64 * byte_seconds).max(operations * operation_seconds)
+    };
+    Ok(Timing {
+        dense_seconds,
+        sparse_seconds,
+        floor_seconds: floor(sparse_bytes, density),
+        dense_floor_seconds: floor(dense_bytes, 1.0),
+        dense_bytes,
+        sparse_bytes,
+        density,
+        bandwidth: 1.0 / byte_seconds,
+        flops: 1.0 / operation_seconds,
+        runs: run,
+        threads: rayon::current_num_threads(),
+    })
+}
+
+fn copies<V: Value>(layer: SparseLinear<V>, bytes: usize, cache: usize) -> Vec<SparseLinear<V>> {
+    vec![layer; (CACHES * cache).div_ceil(bytes)]
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = std::hint::black_box(work());
+    (start.elapsed().as_secs_f64(), result)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Reads all of it with all threads.
+fn read(memory: &[[u64; 8]]) -> u64 {
+    const PIECE: usize = 1 << 14;
+    let sum = |piece: &[[u64; 8]]| {
+        let mut sums = [0_u64; 8];
+        for line in piece {
+            sums.iter_mut()
+                .zip(line)
+                .for_each(|(sum, word)| *sum ^= word);
+        }
+        sums.iter().fold(0, |all, sum| all ^ sum)
+    };
+    memory.par_chunks(PIECE).map(sum).reduce(|| 0, |a, b| a ^ b)
+}
+
+/// Multiply-adds on all threads; how many operations they were.
+fn multiply_add() -> f64 {
+    /// Some milliseconds, beside which waking the threads is nothing.
+    const STEPS: usize = 2_000_000;
+    /// Twelve vectors of eight, two operations each.
+    const OPERATIONS: f64 = 12.0 * 8.0 * 2.0;
+    let threads = rayon::current_num_threads();
+    rayon::broadcast(|_| std::hint::black_box(chains(STEPS)));
+    STEPS as f64 * OPERATIONS * threads as f64
+}
+
+fn chains(steps: usize) -> f32 {
+    let factor = std::hint::black_box(0.5);
+    match Level::detect() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the level.
+        Level::Avx2 => unsafe { crate::kernel::multiply_adds(steps, factor) },
+        _ => {
+            let mut sums = [[0.0_f32; 8]; 12];
+            for _ in 0..steps {
+                sums.iter_mut()
+                    .flatten()
+                    .for_each(|sum| *sum += factor * factor);
+            }
+            sums.iter().flatten().sum()
+        }
+    }
+}
+
+/// Bytes of the last-level cache.
+fn last_level_cache() -> usize {
+    let told = (0..8).rev().find_map(|index| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let text = std::fs::read_to_string(path).ok()?;
+        let kibibytes: usize = text.trim().strip_suffix('K')?.parse().ok()?;
+        kibibytes.checked_mul(1024)
+    });
+    told.unwrap_or(USUAL_CACHE)
+}
+
+/// SplitMix64, which is enough for places of zeros.
+struct Random(u64);
+
+impl Random {
+    /// 0 to 1.
+    fn fraction(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        (z >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn layers_have_the_zeros_asked_for() {
+        let case = Case::new(64, 256, Zeros::NofM { zeros: 3, group: 8 }).unwrap();
+        let weight = case.weight::<f32>();
+        for row in weight.rows() {
+            for group in row.exact_chunks(8) {
+                assert_eq!(group.iter().filter(|value| **value == 0.0).count(), 3);
+            }
+        }
+        let case = Case::new(64, 256, Zeros::Random(0.7)).unwrap();
+        let weight = case.weight::<f32>();
+        let zeros = weight.iter().filter(|value| **value == 0.0).count() as f64;
+        assert!((zeros / weight.len() as f64 - 0.7).abs() < 0.02, "{zeros}");
+    }
+
+    #[test]
+    fn cases_without_sense_are_refused() {
+        for (rows, cols, zeros, named) in [
+            (0, 4, Zeros::Random(0.5), "layer"),
+            (usize::MAX, 4, Zeros::Random(0.5), "layer"),
+            (4, 4, Zeros::Random(1.5), "sparsity"),
+            (4, 4, Zeros::Random(f64::NAN), "sparsity"),
+            (4, 4, Zeros::NofM { zeros: 5, group: 4 }, "pattern"),
+        ] {
+            let error = Case::new(rows, cols, zeros).unwrap_err();
+            assert!(error.to_string().starts_with(named), "{error}");
+        }
+    }
+}

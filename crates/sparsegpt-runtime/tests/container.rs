@@ -1,0 +1,210 @@
+//! Layers through files, and files that are damaged.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::PathBuf;
+
+use ndarray::Array2;
+use sparsegpt_runtime::half::{bf16, f16};
+use sparsegpt_runtime::{
+    Container, ContainerWriter, DenseMatrix, PackedMatrix, SparseLinear, Value,
+};
+
+fn weight<V: Value>() -> Array2<V> {
+    Array2::from_shape_fn((37, 130), |(row, col)| {
+        let kept = (row * 31 + col * 17) % 7 < 3;
+        V::from_f32(if kept {
+            (row as f32) - (col as f32) / 8.0
+        } else {
+            0.0
+        })
+    })
+}
+
+fn sparse<V: Value>() -> SparseLinear<V> {
+    let bias = (0..37).map(|row| row as f32).collect();
+    SparseLinear::sparse(PackedMatrix::from_dense(weight().view()), Some(bias)).unwrap()
+}
+
+/// The file that has one layer, named `a`.
+fn bytes_of<V: Value>(layer: &SparseLinear<V>) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers");
+    let mut writer = ContainerWriter::new();
+    writer.add("a", layer).unwrap();
+    writer.write(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+/// A file of these bytes; gone with the folder.
+fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers");
+    fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn layers_come_back_as_they_were() {
+    let dense =
+        SparseLinear::dense(DenseMatrix::from_dense(weight::<bf16>().view()), None).unwrap();
+    let (single, half) = (sparse::<f32>(), sparse::<f16>());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers");
+    let mut writer = ContainerWriter::new();
+    writer.add("model.single", &single).unwrap();
+    writer.add("dense", &dense).unwrap();
+    writer.add("half", &half).unwrap();
+    let taken = writer.add("half", &half).unwrap_err().to_string();
+    assert!(taken.contains("found half"), "{taken}");
+    writer.write(&path).unwrap();
+
+    let container = Container::open(&path).unwrap();
+    assert_eq!(container.names(), ["dense", "half", "model.single"]);
+    assert_eq!(container.dtype("half").as_deref(), Some("f16"));
+    assert_eq!(container.dtype("dense").as_deref(), Some("bf16"));
+    assert_eq!(container.dtype("other"), None);
+    let x = Array2::from_shape_fn((9, 130), |(token, col)| (token + col) as f32 / 64.0);
+    let read = container.layer::<f32>("model.single").unwrap();
+    assert_eq!(read.unpack(), single.unpack());
+    assert_eq!(read.bias(), single.bias());
+    assert_eq!(
+        read.forward(x.view()).unwrap(),
+        single.forward(x.view()).unwrap()
+    );
+    assert_eq!(
+        container.layer::<f16>("half").unwrap().unpack(),
+        half.unpack()
+    );
+    let read = container.layer::<bf16>("dense").unwrap();
+    assert_eq!(read.unpack(), dense.unpack());
+    assert_eq!(read.storage(), dense.storage());
+    assert_eq!(
+        read.forward(x.view()).unwrap(),
+        dense.forward(x.view()).unwrap()
+    );
+    for (error, named) in [
+        (
+            container.layer::<f32>("half").unwrap_err(),
+            "expected values of F32, found F16",
+        ),
+        (
+            container.layer::<f32>("other").unwrap_err(),
+            "layer other: the file has no such layer",
+        ),
+    ] {
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
+
+#[test]
+fn empty_layers_are_layers() {
+    for shape in [(0, 0), (0, 5), (5, 0)] {
+        let layer = SparseLinear::new(Array2::<f32>::zeros(shape).view(), None).unwrap();
+        let (_folder, path) = file(&bytes_of(&layer));
+        let read = Container::open(&path).unwrap().layer::<f32>("a").unwrap();
+        assert_eq!((read.rows(), read.cols()), shape);
+        assert_eq!(
+            read.forward(Array2::zeros((1, shape.1)).view())
+                .unwrap()
+                .dim(),
+            (1, shape.0)
+        );
+    }
+}
+
+#[test]
+fn the_same_layers_give_the_same_bytes() {
+    let (first, second) = (sparse::<f32>(), sparse::<bf16>());
+    let write = || {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("layers");
+        let mut writer = ContainerWriter::new();
+        writer.add("first", &first).unwrap();
+        writer.add("second", &second).unwrap();
+        writer.write(&path).unwrap();
+        fs::read(path).unwrap()
+    };
+    let bytes = write();
+    assert!((0..4).all(|_| write() == bytes));
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    let bytes = bytes_of(&sparse::<f32>());
+    for len in 0..bytes.len() {
+        let (_folder, path) = file(&bytes[..len]);
+        let error = Container::open(&path).unwrap_err().to_string();
+        assert!(error.starts_with(path.to_str().unwrap()), "{error}");
+    }
+    let (_folder, path) = file(&[bytes.as_slice(), &[0]].concat());
+    assert!(Container::open(&path).is_err());
+}
+
+#[test]
+fn no_flipped_bit_gets_past_the_checks_into_a_kernel() {
+    let bytes = bytes_of(&sparse::<f32>());
+    let header = 8 + usize::try_from(u64::from_le_bytes(*bytes.first_chunk().unwrap())).unwrap();
+    for byte in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[byte] ^= 1 << (byte % 8);
+        let (_folder, path) = file(&damaged);
+        let read = Container::open(&path).and_then(|container| container.layer::<f32>("a"));
+        // Values may be anything, a name or a bias may change, and the last block has room for more columns; what is
+        // accepted must multiply.
+        if let Ok(layer) = &read {
+            let x = Array2::from_elem((5, layer.cols()), 1.0);
+            assert_eq!(layer.forward(x.view()).unwrap().dim(), (5, 37));
+        }
+        // The wider types come first: masks, offsets.
+        let structure = header..header + (37 * 3 + 4) * 8;
+        assert!(!structure.contains(&byte) || read.is_err(), "byte {byte}");
+    }
+}
+
+#[test]
+fn other_files_are_refused_by_name() {
+    let bytes = bytes_of(&sparse::<f32>());
+    let refused = |from: &str, to: &str, named: &str| {
+        assert_eq!(from.len(), to.len());
+        let place = bytes
+            .windows(from.len())
+            .position(|part| part == from.as_bytes())
+            .unwrap();
+        let mut changed = bytes.clone();
+        changed[place..place + to.len()].copy_from_slice(to.as_bytes());
+        let (_folder, path) = file(&changed);
+        let read = Container::open(&path).and_then(|container| container.layer::<f32>("a"));
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains(named), "{error}: expected {named:?}");
+    };
+    refused(
+        "sparsegpt-packed",
+        "sparsegpt-locked",
+        "no container of packed layers",
+    );
+    refused(
+        "\"sparsegpt-packed\":\"1\"",
+        "\"sparsegpt-packed\":\"2\"",
+        "expected version 1",
+    );
+    refused("a.masks", "a.maske", "its masks are missing");
+    refused("a.offsets", "a.offsett", "its offsets are missing");
+    refused("a.values", "a.valuet", "its values are missing");
+    refused("a.shape", "a.shapf", "the file has no such layer");
+    let (_folder, path) = file(b"");
+    assert!(
+        Container::open(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("empty")
+    );
+    let missing = path.with_file_name("missing");
+    assert!(
+        Container::open(&missing)
+            .unwrap_err()
+            .to_string()
+            .starts_with("cannot open")
+    );
+}

@@ -1,0 +1,240 @@
+//! Every kernel against the formulas: types, instruction sets, shapes, densities, numbers of tokens.
+
+#![allow(clippy::unwrap_used)]
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, s};
+use proptest::prelude::*;
+use sparsegpt_runtime::half::{bf16, f16};
+use sparsegpt_runtime::{DenseMatrix, Level, PackedMatrix, SparseLinear, Value, host};
+
+/// The next of a sequence of numbers, of magnitudes up to 1.
+fn draw(state: &mut u64) -> f32 {
+    *state = state
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+struct Case<V> {
+    weight: Array2<V>,
+    x: Array2<f32>,
+    bias: Array1<f32>,
+}
+
+impl<V: Value> Case<V> {
+    /// Weights of this density; the first row is full and the last is empty, where there are so many.
+    fn new((rows, cols): (usize, usize), tokens: usize, density: f32, seed: u64) -> Self {
+        let mut state = seed;
+        let mut weight = Array2::from_shape_simple_fn((rows, cols), || {
+            let (kept, value) = (draw(&mut state), draw(&mut state));
+            V::from_f32(if kept < 2.0 * density - 1.0 {
+                value
+            } else {
+                0.0
+            })
+        });
+        if rows > 2 {
+            weight
+                .row_mut(0)
+                .mapv_inplace(|_| V::from_f32(draw(&mut state)));
+            weight.row_mut(rows - 1).fill(V::from_f32(0.0));
+        }
+        let x = Array2::from_shape_simple_fn((tokens, cols), || draw(&mut state));
+        let bias = Array1::from_shape_simple_fn(rows, || draw(&mut state));
+        Self { weight, x, bias }
+    }
+
+    fn layers(&self, bias: bool) -> [SparseLinear<V>; 2] {
+        let bias = bias.then(|| self.bias.to_vec());
+        let packed = PackedMatrix::from_dense(self.weight.view());
+        let dense = DenseMatrix::from_dense(self.weight.view());
+        [
+            SparseLinear::sparse(packed, bias.clone()).unwrap(),
+            SparseLinear::dense(dense, bias).unwrap(),
+        ]
+    }
+
+    /// 16 units in the last place of Σ|wx| + |b|.
+    fn check(&self, y: ArrayView2<'_, f32>, bias: Option<ArrayView1<'_, f32>>, what: &str) {
+        let expected = host::matrix_tokens(self.weight.view(), self.x.view(), bias);
+        let magnitudes = self.weight.mapv(|value| value.to_f32().abs());
+        let bound = host::matrix_tokens(
+            magnitudes.view(),
+            self.x.mapv(f32::abs).view(),
+            bias.map(|bias| bias.mapv(f32::abs))
+                .as_ref()
+                .map(|bias| bias.view()),
+        );
+        assert_eq!(y.dim(), expected.dim(), "{what}");
+        for ((place, &found), (expected, bound)) in
+            y.indexed_iter().zip(expected.iter().zip(&bound))
+        {
+            let error = (f64::from(found) - expected).abs();
+            let most = 16.0 * f64::from(f32::EPSILON) * bound;
+            assert!(
+                error <= most,
+                "{what} at {place:?}: {found}, expected {expected}: {error} > {most}"
+            );
+        }
+    }
+
+    fn holds(&self) {
+        for level in Level::available() {
+            for with_bias in [false, true] {
+                for layer in self.layers(with_bias) {
+                    let layer = layer.at_level(level).unwrap();
+                    let what = format!(
+                        "{} {:?} x {} tokens on {level}, {}",
+                        V::NAME,
+                        self.weight.dim(),
+                        self.x.nrows(),
+                        layer.storage(),
+                    );
+                    let bias = with_bias.then(|| self.bias.view());
+                    self.check(layer.forward(self.x.view()).unwrap().view(), bias, &what);
+                }
+            }
+        }
+    }
+}
+
+fn holds_for_all_types(shape: (usize, usize), tokens: usize, density: f32, seed: u64) {
+    Case::<f32>::new(shape, tokens, density, seed).holds();
+    Case::<bf16>::new(shape, tokens, density, seed).holds();
+    Case::<f16>::new(shape, tokens, density, seed).holds();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_are_those_of_the_formulas(
+        rows in 0_usize..90,
+        cols in 0_usize..300,
+        tokens in 0_usize..40,
+        density in 0.0_f32..=1.0,
+        seed in any::<u64>(),
+    ) {
+        holds_for_all_types((rows, cols), tokens, density, seed);
+    }
+}
+
+#[test]
+fn shapes_around_tiles_blocks_and_vectors() {
+    for rows in [0, 1, 15, 16, 17, 65] {
+        for cols in [0, 1, 7, 8, 63, 64, 65, 257] {
+            for tokens in [1, 5] {
+                holds_for_all_types((rows, cols), tokens, 0.5, (rows * cols + tokens) as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_tokens_around_the_tiles() {
+    for tokens in (0..20).chain([55, 56, 57, 103, 104, 105, 112, 113, 208, 400]) {
+        holds_for_all_types((20, 70), tokens, 0.4, tokens as u64);
+    }
+}
+
+#[test]
+fn all_densities() {
+    for percent in (0..=100).step_by(5) {
+        let density = percent as f32 / 100.0;
+        holds_for_all_types((33, 200), 1, density, percent);
+        holds_for_all_types((33, 200), 24, density, percent);
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let case = Case::<f32>::new((300, 700), 30, 0.5, 1);
+    let pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+    };
+    for layer in case.layers(true) {
+        for tokens in [1, 30] {
+            let x = case.x.slice(s![..tokens, ..]);
+            let run = |threads| pool(threads).install(|| layer.forward(x).unwrap());
+            let one = run(1);
+            for threads in [2, 3] {
+                let same = run(threads)
+                    .iter()
+                    .zip(&one)
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{tokens} tokens, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn infinities_and_nan_stay_in_their_row() {
+    let mut case = Case::<f32>::new((40, 130), 1, 0.3, 5);
+    for (row, value) in [(3, f32::NAN), (4, f32::INFINITY), (21, f32::NEG_INFINITY)] {
+        // The last stored values of a row are followed by those of the next.
+        case.weight.row_mut(row).fill(value);
+    }
+    for level in Level::available() {
+        for layer in case.layers(false) {
+            let layer = layer.at_level(level).unwrap();
+            for tokens in [1, 9] {
+                let x = Array2::from_elem((tokens, 130), 0.5);
+                let y = layer.forward(x.view()).unwrap();
+                for ((_, row), value) in y.indexed_iter() {
+                    let finite = ![3, 4, 21].contains(&row);
+                    assert_eq!(value.is_finite(), finite, "row {row} on {level}: {value}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_in_any_layout() {
+    let case = Case::<f32>::new((20, 70), 12, 0.5, 3);
+    let across = case.x.t().as_standard_layout().into_owned();
+    for layer in case.layers(true) {
+        let expected = layer.forward(case.x.view()).unwrap();
+        assert_eq!(layer.forward(across.t()).unwrap(), expected);
+        let one = layer.forward_one(across.column(3)).unwrap();
+        let alone = layer.forward(case.x.slice(s![3..4, ..])).unwrap();
+        assert_eq!(one, alone.row(0));
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let weight = Array2::<f32>::zeros((3, 5));
+    let bias = Array1::zeros(4);
+    let error = SparseLinear::new(weight.view(), Some(bias.view())).unwrap_err();
+    assert_eq!(error.to_string(), "bias: expected 3 values, found 4");
+    let layer = SparseLinear::new(weight.view(), None).unwrap();
+    let error = layer.forward(Array2::zeros((1, 6)).view()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "input features: expected 5 values, found 6"
+    );
+}
+
+#[test]
+fn the_storage_follows_the_density() {
+    let dense = Array2::from_elem((20, 20), 1.0_f32);
+    let layer = SparseLinear::new(dense.view(), None).unwrap();
+    assert!(
+        layer.storage().to_string().starts_with("dense: 100.0%"),
+        "{}",
+        layer.storage()
+    );
+    let half = Case::<f32>::new((20, 20), 1, 0.5, 2).weight;
+    let layer = SparseLinear::new(half.view(), None).unwrap();
+    assert!(
+        layer.storage().to_string().starts_with("sparse: "),
+        "{}",
+        layer.storage()
+    );
+    assert_eq!(layer.unpack(), half);
+}
