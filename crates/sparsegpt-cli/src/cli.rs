@@ -5,8 +5,9 @@ use clap::{Parser, Subcommand};
 use crate::commands::{demo, eval, generate, info, inspect, layer, logits, methods, prune};
 
 const AFTER_HELP: &str = "\
-MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) or a .gguf \
-file, of the LLaMA, Mistral or Qwen2 family; `inspect` takes folders of any family.
+MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) of the LLaMA, \
+Mistral, Qwen2, Qwen3, Gemma, GPT-NeoX (Pythia), OPT, BLOOM, GPT-2 or GPT-J family, or a .gguf file of \
+one of the first three; `inspect` takes folders of any family.
 
 Exit codes:
   0    done

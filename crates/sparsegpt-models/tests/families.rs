@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sparsegpt::backend::Cpu;
+use sparsegpt::quant::UniformGrid;
 use sparsegpt::{LayerSettings, ModelPlan, Pattern, Solver, prune_model};
-use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
+use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter};
 use sparsegpt_models::evaluate::token_nll;
 use sparsegpt_models::generate::{GenerateOptions, generate};
+use sparsegpt_models::inspect::inspect;
 
 fn golden(part: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("SPARSEGPT_SHARED").map_or_else(
@@ -100,7 +102,19 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn logits_equal_those_of_transformers() {
-    for family in ["llama", "llama3_rope_scaling", "mistral", "qwen2"] {
+    for family in [
+        "llama",
+        "llama3_rope_scaling",
+        "mistral",
+        "qwen2",
+        "gpt_neox",
+        "gemma",
+        "opt",
+        "opt_350m_style",
+        "bloom",
+        "gpt2",
+        "gptj",
+    ] {
         let Some(folder) = golden(&format!("families/{family}")) else {
             return;
         };
@@ -118,10 +132,23 @@ fn logits_equal_those_of_transformers() {
 
 #[test]
 fn pruned_models_equal_those_of_the_reference() {
-    let Some(folder) = golden("families/llama") else {
-        return;
-    };
-    for (file, pattern) in [("pruned_unstructured_50", "50%"), ("pruned_nm_2_4", "2:4")] {
+    for (family, file) in [
+        ("llama", "pruned_unstructured_50"),
+        ("llama", "pruned_nm_2_4"),
+        ("gpt_neox", "pruned_unstructured_50"),
+        ("opt", "pruned_unstructured_50"),
+        ("opt", "pruned_joint_50_int4"),
+        ("bloom", "pruned_unstructured_50"),
+        ("gpt2", "pruned_unstructured_50"),
+    ] {
+        let Some(folder) = golden(&format!("families/{family}")) else {
+            return;
+        };
+        let (pattern, bits) = match file {
+            "pruned_nm_2_4" => ("2:4", None),
+            "pruned_joint_50_int4" => ("50%", Some(4)),
+            _ => ("50%", None),
+        };
         let golden = File::read(&folder.join(format!("{file}.safetensors")));
         let losses: BTreeMap<String, f64> =
             serde_json::from_str(&golden.metadata["solver_losses"]).unwrap();
@@ -130,7 +157,10 @@ fn pruned_models_equal_those_of_the_reference() {
         let mut sink = pruned.clone();
         let mut adapter =
             LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
-        let settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
+        let mut settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
+        if let Some(bits) = bits {
+            settings = settings.with_quantizer(UniformGrid::new(bits).unwrap());
+        }
         let report = prune_model(
             &mut adapter,
             &Solver::new(Cpu::new(2).unwrap()),
@@ -172,11 +202,56 @@ fn pruned_models_equal_those_of_the_reference() {
             &logits(&model, &expected.tokens("tokens")),
             &golden.floats("logits"),
         );
-        eprintln!("{file}: zeros agree in {agreeing} of {weights}, logits within {difference:.2e}");
+        eprintln!(
+            "{family}, {file}: zeros agree in {agreeing} of {weights}, logits within {difference:.2e}"
+        );
         if pattern == "2:4" {
             // The same counting as the reference's, so the same model.
             assert!(difference < 2e-3, "{file}: {difference}");
         }
+    }
+}
+
+#[test]
+fn patterns_hold_along_the_inputs_of_weights_stored_the_other_way_round() {
+    let Some(folder) = golden("families/gpt2") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("pruned");
+    let mut writer = checkpoint
+        .create_output(&out, &OutputOptions::default())
+        .unwrap();
+    let mut adapter =
+        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut writer).unwrap();
+    let settings = LayerSettings::new("2:4".parse::<Pattern>().unwrap());
+    let golden = File::read(&folder.join("pruned_unstructured_50.safetensors"));
+    let report = prune_model(
+        &mut adapter,
+        &Solver::new(Cpu::new(2).unwrap()),
+        &golden.tokens("calibration_tokens"),
+        &ModelPlan::new(settings),
+        &mut |_| ControlFlow::Continue(()),
+    )
+    .unwrap();
+    drop(adapter);
+    let expected: Vec<ExpectedLayer> = report
+        .layers
+        .iter()
+        .map(|layer| ExpectedLayer {
+            tensor: format!("{}.weight", layer.layer),
+            zeros: layer.zeros,
+            pattern: Some((2, 4)),
+        })
+        .collect();
+    // Fails if the pattern does not hold along the inputs.
+    writer.finish(&expected).unwrap();
+    let found = inspect(&Checkpoint::open(&out).unwrap(), &mut |_, _| true).unwrap();
+    assert_eq!(found.len(), 8);
+    for tensor in found {
+        let patterns: Vec<String> = tensor.patterns.iter().map(ToString::to_string).collect();
+        assert!(patterns.contains(&"2:4".to_owned()), "{}", tensor.name);
     }
 }
 
