@@ -114,6 +114,7 @@ fn logits_equal_those_of_transformers() {
         "bloom",
         "gpt2",
         "gptj",
+        "mixtral",
     ] {
         let Some(folder) = golden(&format!("families/{family}")) else {
             return;
@@ -127,6 +128,94 @@ fn logits_equal_those_of_transformers() {
         );
         eprintln!("{family}: largest logit difference {difference:.1e}");
         assert!(difference < 2e-3, "{family}: {difference}");
+    }
+}
+
+/// Checkpoints that `scripts/family-checkpoints.py` has written, each pruned besides.
+#[test]
+fn further_families_equal_transformers() {
+    let Some(folder) = std::env::var_os("SPARSEGPT_FAMILIES") else {
+        eprintln!("skipped: no further checkpoints (set SPARSEGPT_FAMILIES)");
+        return;
+    };
+    let mut folders: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    let mut wrong = Vec::new();
+    for folder in folders {
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let model = match Llama::load(checkpoint.config(), &checkpoint.tensors()) {
+            Ok(model) => model,
+            Err(error) => {
+                wrong.push(format!("{}: {error}", folder.display()));
+                continue;
+            }
+        };
+        let expected = File::read(&folder.join("expected.safetensors"));
+        let tokens = expected.tokens("tokens");
+        let difference = largest_difference(&logits(&model, &tokens), &expected.floats("logits"));
+        let mut cache = model.cache();
+        let (first, rest) = tokens[0].split_at(20);
+        model.next(first, &mut cache).unwrap();
+        let last = model.next(rest, &mut cache).unwrap();
+        let vocabulary = model.config().vocab_size;
+        let at = (tokens[0].len() - 1) * vocabulary;
+        let cached = largest_difference(&last, &expected.floats("logits")[at..at + vocabulary]);
+        let line = format!(
+            "{}: largest logit difference {difference:.1e}, in two steps {cached:.1e}",
+            folder.file_name().unwrap().display()
+        );
+        eprintln!("{line}");
+        if difference.max(cached) >= 2e-3 {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn experts_are_calibrated_on_their_own_tokens() {
+    let Some(folder) = golden("families/mixtral") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let run = |sequences: &[Vec<u32>]| {
+        let mut sink = Overlay::new(checkpoint.tensors());
+        let mut adapter =
+            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        let settings = LayerSettings::new("50%".parse::<Pattern>().unwrap());
+        prune_model(
+            &mut adapter,
+            &Solver::new(Cpu::new(2).unwrap()),
+            sequences,
+            &ModelPlan::new(settings),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap()
+    };
+    let tokens = File::read(&folder.join("expected.safetensors")).tokens("tokens");
+    let report = run(&tokens);
+    // q, k, v and o, and three layers for each of 4 experts, in 2 blocks.
+    assert_eq!(report.layers.len(), 2 * (4 + 3 * 4));
+    assert!(report.starved.is_empty());
+    for block in 0..2 {
+        let of_experts = report.layers.iter().filter(|layer| {
+            let name = format!("model.layers.{block}.block_sparse_moe.experts.");
+            layer.layer.starts_with(&name) && layer.layer.ends_with(".w2")
+        });
+        let seen: Vec<u64> = of_experts.map(|layer| layer.tokens).collect();
+        // Each token goes to two of them.
+        assert_eq!(seen.iter().sum::<u64>(), 2 * 3 * 48, "{seen:?}");
+    }
+    // One token reaches two experts of four.
+    let report = run(&[tokens[0][..1].to_vec()]);
+    assert_eq!(report.layers.len(), 32);
+    assert_eq!(report.starved.len(), 2 * 2 * 3, "{:?}", report.starved);
+    for layer in &report.layers {
+        assert_eq!(layer.tokens == 0, report.starved.contains(&layer.layer));
+        assert_eq!(layer.zeros as usize, layer.rows * layer.cols / 2);
     }
 }
 

@@ -16,8 +16,8 @@ pub use half;
 pub use ndarray;
 
 pub use driver::{
-    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Rule, Selector, Tap,
-    prune_model, prune_model_variants,
+    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ProgressEvent, Rule, Selector,
+    Starved, Tap, prune_model, prune_model_variants,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};

@@ -207,6 +207,9 @@ pub struct ModelReport {
     pub layers: Vec<LayerReport>,
     /// Layers left as they were, by rule.
     pub skipped: Vec<String>,
+    /// Layers that no calibration token has reached (experts, say): treated without calibration.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub starved: Vec<String>,
     /// Time spent.
     pub seconds: ModelSeconds,
 }

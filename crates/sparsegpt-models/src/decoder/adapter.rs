@@ -12,7 +12,7 @@ use super::block::{Block, Position};
 use super::ends::Embedding;
 use super::rope::RotaryTables;
 use super::scratch::Scratch;
-use super::weights::{LinearSpec, Weights, linear_specs};
+use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
 
@@ -26,7 +26,7 @@ const BATCH_TOKENS: usize = 2048;
 pub struct LlamaAdapter<'a> {
     weights: Weights,
     /// The linear layers of each block.
-    specs: Vec<LinearSpec>,
+    specs: Vec<Vec<LinearSpec>>,
     sink: &'a mut dyn WeightSink,
     /// Read at the first sequence, dropped when the first block begins.
     embedding: Option<Embedding>,
@@ -56,7 +56,9 @@ impl<'a> LlamaAdapter<'a> {
     ) -> Result<Self> {
         let config = LlamaConfig::from_json(config)?;
         Ok(Self {
-            specs: linear_specs(&config),
+            specs: (0..config.blocks)
+                .map(|block| linear_specs(&config, block))
+                .collect(),
             weights: Weights::open(config, source)?,
             sink,
             embedding: None,
@@ -72,9 +74,16 @@ impl<'a> LlamaAdapter<'a> {
         &self.weights.config
     }
 
-    fn spec(&self, layer: usize) -> Result<&LinearSpec> {
-        self.specs.get(layer).ok_or_else(|| {
-            let last = self.specs.len() - 1;
+    fn specs(&self, block: usize) -> Result<&[LinearSpec]> {
+        let blocks = self.specs.len();
+        let specs = self.specs.get(block).map(Vec::as_slice);
+        specs.ok_or_else(|| Error::setting("block", format!("below {blocks}"), block))
+    }
+
+    fn spec(&self, block: usize, layer: usize) -> Result<&LinearSpec> {
+        let specs = self.specs(block)?;
+        specs.get(layer).ok_or_else(|| {
+            let last = specs.len() - 1;
             Error::setting(
                 "layer",
                 format!("0 to {last}, as ModelAdapter::layers lists them"),
@@ -128,7 +137,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
 
     fn layers(&self, block: usize) -> Result<Vec<BlockLayer>> {
         Ok(self
-            .specs
+            .specs(block)?
             .iter()
             .map(|spec| BlockLayer {
                 name: self.weights.block_name(block, &spec.part),
@@ -137,6 +146,10 @@ impl ModelAdapter for LlamaAdapter<'_> {
                 input: spec.input,
             })
             .collect())
+    }
+
+    fn may_starve(&self, _block: usize, input: usize) -> bool {
+        input > MLP_OUTPUT
     }
 
     fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {
@@ -163,8 +176,8 @@ impl ModelAdapter for LlamaAdapter<'_> {
         let Some(current) = self.current.take().filter(|current| current.index == block) else {
             return Err(not_begun(block));
         };
-        for ((spec, linear), replaced) in self
-            .specs
+        let specs = self.specs.get(block).map_or(&[][..], Vec::as_slice);
+        for ((spec, linear), replaced) in specs
             .iter()
             .zip(&current.block.linears)
             .zip(current.replaced)
@@ -212,7 +225,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {
-        self.spec(layer)?;
+        self.spec(block, layer)?;
         let weight = &self.current(block)?.block.linears[layer].weight;
         let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
         Array2::from_shape_vec(weight.dims2()?, values)
@@ -220,7 +233,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn replace_weight(&mut self, block: usize, layer: usize, weight: Array2<f32>) -> Result<()> {
-        let spec = self.spec(layer)?;
+        let spec = self.spec(block, layer)?;
         let name = format!("{}.weight", self.weights.block_name(block, &spec.part));
         let shape = weight.dim();
         if shape != (spec.rows, spec.cols) {

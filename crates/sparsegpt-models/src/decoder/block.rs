@@ -5,6 +5,7 @@ use ndarray::Array2;
 use sparsegpt::{Batch, Tap};
 
 use super::config::{Activation, Residual};
+use super::experts::Router;
 use super::feed_forward::inner;
 use super::linear::Linear;
 use super::norm::Norm;
@@ -38,6 +39,8 @@ pub(super) struct Block {
     attention: SelfAttention,
     residual: Residual,
     activation: Activation,
+    /// Where the feed-forward part is one of experts.
+    router: Option<Router>,
 }
 
 impl Block {
@@ -45,7 +48,7 @@ impl Block {
         let config = &weights.config;
         let norms = config.block_norms().iter();
         Ok(Self {
-            linears: linear_specs(config)
+            linears: linear_specs(config, block)
                 .iter()
                 .map(|spec| Linear::load(weights, &weights.block_name(block, &spec.part), spec))
                 .collect::<Result<_>>()?,
@@ -55,6 +58,7 @@ impl Block {
             attention: SelfAttention::load(weights, block)?,
             residual: config.residual,
             activation: config.activation,
+            router: Router::load(weights, block)?,
         })
     }
 
@@ -66,33 +70,33 @@ impl Block {
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let (mut sum, inner) = self.up_to_last(hidden, position, cache, tap)?;
-        let last = self.linears.last().ok_or_else(|| incomplete(self))?;
-        last.add_output(&mut sum, &inner)?;
+        let mut sum = self.run(hidden, position, cache, tap, true)?;
         if self.residual == Residual::PostNorm {
             sum = self.norm(1)?.apply(position.scratch, &sum).clone();
         }
         tensor(sum, hidden.dims3()?)
     }
 
-    /// The inputs of the linear layers alone: [`forward`](Self::forward) without the last product.
+    /// The inputs of the linear layers alone: [`forward`](Self::forward) without the last products.
     pub(super) fn observe(
         &self,
         hidden: &Tensor,
         position: &Position<'_>,
         tap: &mut dyn Tap,
     ) -> Result<()> {
-        self.up_to_last(hidden, position, None, tap).map(|_| ())
+        self.run(hidden, position, None, tap, false).map(drop)
     }
 
-    /// The residual stream before the last layer's output is added to it, and that layer's input.
-    fn up_to_last<'s>(
+    /// The residual stream behind the block, before a norm of the sum; without `finish`, before the last layers'
+    /// outputs are added to it.
+    fn run(
         &self,
         hidden: &Tensor,
-        position: &Position<'s>,
+        position: &Position<'_>,
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
-    ) -> Result<(Array2<f32>, Scrap<'s>)> {
+        finish: bool,
+    ) -> Result<Array2<f32>> {
         let batch = hidden.dims3()?.0;
         let scratch = position.scratch;
         let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
@@ -126,17 +130,26 @@ impl Block {
             }
             (None, _) => self.norm(1)?.apply(scratch, &sum),
         };
-        match self.residual {
-            // Seen already, as the attention's input.
-            Residual::ParallelShared => {}
-            _ => observe(tap, MLP_INPUT, batch, &x),
-        }
         if self.residual == Residual::Normalized {
             sum.assign(&x);
         }
-        let inner = inner(feed_forward, self.activation, scratch, &x)?;
-        observe(tap, MLP_OUTPUT, batch, &inner);
-        Ok((sum, inner))
+        if let Some(router) = &self.router {
+            let sum = finish.then_some(&mut sum);
+            router.add_output(feed_forward, scratch, &x, batch, tap, sum)?;
+        } else {
+            match self.residual {
+                // Seen already, as the attention's input.
+                Residual::ParallelShared => {}
+                _ => observe(tap, MLP_INPUT, batch, &x),
+            }
+            let inner = inner(feed_forward, self.activation, scratch, &x)?;
+            observe(tap, MLP_OUTPUT, batch, &inner);
+            if finish {
+                let last = feed_forward.last().ok_or_else(|| incomplete(self))?;
+                last.add_output(&mut sum, &inner)?;
+            }
+        }
+        Ok(sum)
     }
 
     fn norm(&self, index: usize) -> Result<&Norm> {
@@ -168,7 +181,7 @@ fn copy<'s>(scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
 }
 
 /// Hands the activations (tokens x features) of some sequences to a tap without copying them.
-fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
+pub(super) fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
     if tap.wants(input) {
         tap.observe(input, Batch::new(x.view()).sequences(sequences as u64));
     }

@@ -1,8 +1,12 @@
 //! `config.json` of the supported families, in both dialects.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
-use super::family::{Choice, FAMILIES, Family, FamilySpec, PositionKind, RotaryPart, Windows};
+use super::family::{
+    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, PositionKind, RotaryPart, Windows,
+};
 use super::rope::{RopeScaling, RotaryConfig};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -64,6 +68,24 @@ pub enum Positions {
     Alibi,
 }
 
+/// The experts of a model's feed-forward parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Experts {
+    /// Experts in a block.
+    pub count: usize,
+    /// Experts that a token goes to.
+    pub active: usize,
+    /// Width of an expert.
+    pub intermediate_size: usize,
+    /// Width of the expert that all tokens go to, where there is one.
+    pub shared_intermediate_size: Option<usize>,
+    /// Whether the weights of a token's experts sum to 1; otherwise they are its probabilities.
+    pub normalized: bool,
+    /// The blocks that have experts; the others have a plain feed-forward part.
+    pub blocks: Vec<bool>,
+}
+
 /// What the decoder needs to know, from `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -113,6 +135,8 @@ pub struct LlamaConfig {
     pub tied: bool,
     /// The feed-forward layer's activation.
     pub activation: Activation,
+    /// Experts, for the families that have them.
+    pub experts: Option<Experts>,
 }
 
 impl LlamaConfig {
@@ -153,7 +177,7 @@ impl LlamaConfig {
             .in_range("num_hidden_layers", MAX_BLOCKS)?
             .ok_or_else(|| keys.missing("num_hidden_layers"))?;
         let kv_heads = keys.count("num_key_value_heads")?;
-        let kv_heads = kv_heads.unwrap_or(spec.kv_heads.unwrap_or(heads));
+        let kv_heads = kv_heads.or(spec.kv_heads).unwrap_or(heads);
         if heads % kv_heads != 0 {
             return Err(Error::config(
                 "num_key_value_heads",
@@ -217,6 +241,10 @@ impl LlamaConfig {
                 .flag("tie_word_embeddings")?
                 .unwrap_or(spec.tied_by_default),
             activation: keys.activation(spec)?,
+            experts: match &spec.experts {
+                Some(experts) => Some(keys.experts(experts, blocks)?),
+                None => None,
+            },
         })
     }
 }
@@ -333,6 +361,38 @@ impl<'a> Keys<'a> {
                     ),
                 ));
             }
+        })
+    }
+
+    fn experts(&self, spec: &ExpertSpec, blocks: usize) -> Result<Experts> {
+        let count = self.required(spec.count)?;
+        let active = self.required("num_experts_per_tok")?;
+        if active > count {
+            return Err(Error::config(
+                "num_experts_per_tok",
+                format!("{active} is more than {} = {count}", spec.count),
+            ));
+        }
+        let step = self.count("decoder_sparse_step")?.unwrap_or(1);
+        let mut plain = BTreeSet::new();
+        if let Some(list) = self.get("mlp_only_layers") {
+            let known = || Error::config("mlp_only_layers", "expected a list of block numbers");
+            for block in list.as_array().ok_or_else(known)? {
+                plain.insert(block.as_u64().ok_or_else(known)? as usize);
+            }
+        }
+        Ok(Experts {
+            count,
+            active,
+            intermediate_size: self.required(spec.width)?,
+            shared_intermediate_size: match spec.shared {
+                Some(_) => Some(self.required("shared_expert_intermediate_size")?),
+                None => None,
+            },
+            normalized: self.choose(spec.normalized)?,
+            blocks: (0..blocks)
+                .map(|block| (block + 1) % step == 0 && !plain.contains(&block))
+                .collect(),
         })
     }
 
@@ -537,20 +597,22 @@ impl<'a> Keys<'a> {
 
     /// As transformers decides. `null` in the file means none, an absent key the family's default.
     fn sliding_windows(&self, windows: Windows, blocks: usize) -> Result<Vec<Option<usize>>> {
-        let default = match windows {
+        let (default, flagged) = match windows {
             Windows::Never => return Ok(vec![None; blocks]),
-            Windows::Always(default) => default,
-            Windows::Flagged => Some(4096),
+            Windows::Always(default) => (default, false),
+            Windows::AlwaysFlagged(default) => (default, true),
+            Windows::Flagged | Windows::Listed => (Some(4096), true),
         };
+        let off = flagged && self.flag("use_sliding_window")? != Some(true);
+        // Where windows are off, transformers writes a size of 0.
         let window = match self.object.contains_key("sliding_window") {
+            _ if off => None,
             true => self.count("sliding_window")?,
             false => default,
         };
-        if let Windows::Always(_) = windows {
+        if matches!(windows, Windows::Always(_) | Windows::AlwaysFlagged(_)) {
             return Ok(vec![window; blocks]);
         }
-        let sliding = self.flag("use_sliding_window")?.unwrap_or(false);
-        let window = window.filter(|_| sliding);
         if let Some(types) = self.get("layer_types") {
             let types = types
                 .as_array()
@@ -576,6 +638,12 @@ impl<'a> Keys<'a> {
                     )),
                 })
                 .collect();
+        }
+        if windows == Windows::Listed && window.is_some() {
+            return Err(Error::config(
+                "layer_types",
+                "missing beside use_sliding_window; transformers has read that in more than one way",
+            ));
         }
         let first = match self.get("max_window_layers") {
             None => 28,

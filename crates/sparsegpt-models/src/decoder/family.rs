@@ -26,6 +26,16 @@ pub enum Family {
     Gpt2,
     /// GPT-J: interleaved partial rotary embedding, attention and feed-forward side by side, bias on the head.
     GptJ,
+    /// StableLM: LayerNorm, partial rotary embedding, gated feed-forward, parallel or not.
+    StableLm,
+    /// Phi-3: fused query, key and value, fused gate and up.
+    Phi3,
+    /// Mixtral: experts.
+    Mixtral,
+    /// Qwen2-MoE: experts, and one shared by all tokens.
+    Qwen2Moe,
+    /// Qwen3-MoE: experts, norms on the heads of queries and keys.
+    Qwen3Moe,
 }
 
 /// How activations are normalized.
@@ -112,13 +122,17 @@ pub(super) enum RotaryPart {
 }
 
 /// Which blocks have a sliding window.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Windows {
     Never,
     /// All, of this size where the key is absent.
     Always(Option<usize>),
+    /// All, of this size where the key is absent, if `use_sliding_window`.
+    AlwaysFlagged(Option<usize>),
     /// Those that `layer_types` names, or from `max_window_layers` on, if `use_sliding_window`.
     Flagged,
+    /// Those that `layer_types` names, if `use_sliding_window`.
+    Listed,
 }
 
 /// Query, key and value layers.
@@ -141,11 +155,35 @@ pub(super) enum FeedForward {
         up: &'static str,
         down: &'static str,
     },
+    /// As `Gated`, gate and up in one layer, the gate's rows first.
+    FusedGated {
+        gate_up: &'static str,
+        down: &'static str,
+    },
     /// down(activation(up(x))).
     Plain {
         up: &'static str,
         down: &'static str,
     },
+}
+
+/// The experts of a feed-forward part: names within the block, and keys of `config.json`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertSpec {
+    pub(super) router: &'static str,
+    /// In front of an expert's number.
+    pub(super) experts: &'static str,
+    /// Gate, up and down of an expert.
+    pub(super) parts: [&'static str; 3],
+    /// An expert for all tokens (its gate, up and down are the `feed_forward` names behind this), and what weighs
+    /// it.
+    pub(super) shared: Option<[&'static str; 2]>,
+    /// The key of their number.
+    pub(super) count: &'static str,
+    /// The key of an expert's width.
+    pub(super) width: &'static str,
+    /// Whether the weights of a token's experts are made to sum to 1.
+    pub(super) normalized: Choice<bool>,
 }
 
 /// Names in the checkpoint, without `.weight`.
@@ -206,6 +244,7 @@ pub(super) struct FamilySpec {
     /// Whether the checkpoint holds the linear layers of blocks as cols x rows (Conv1D of transformers).
     pub(super) transposed: bool,
     pub(super) windows: Windows,
+    pub(super) experts: Option<ExpertSpec>,
     pub(super) names: Names,
 }
 
@@ -256,6 +295,7 @@ const LLAMA: FamilySpec = FamilySpec {
     tied_by_default: false,
     transposed: false,
     windows: Windows::Never,
+    experts: None,
     names: LLAMA_NAMES,
 };
 
@@ -534,9 +574,116 @@ const GPT_J: FamilySpec = FamilySpec {
     ..GPT
 };
 
+const STABLE_LM: FamilySpec = FamilySpec {
+    family: Family::StableLm,
+    model_type: "stablelm",
+    keys: &[("rms_norm_eps", "layer_norm_eps")],
+    max_positions: 4096,
+    kv_heads: Some(32),
+    norm: NormKind::Layer,
+    norm_eps: 1e-5,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Fraction {
+            key: "partial_rotary_factor",
+            default: 0.25,
+        },
+        interleaved: false,
+    },
+    residual: Choice::Key {
+        name: "use_parallel_residual",
+        default: false,
+        on: Residual::ParallelShared,
+        off: Residual::Sequential,
+    },
+    qkv_bias: Choice::flag("use_qkv_bias"),
+    ..UNBIASED
+};
+
+const PHI3: FamilySpec = FamilySpec {
+    family: Family::Phi3,
+    model_type: "phi3",
+    max_positions: 4096,
+    norm_eps: 1e-5,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Fraction {
+            key: "partial_rotary_factor",
+            default: 1.0,
+        },
+        interleaved: false,
+    },
+    windows: Windows::Always(None),
+    names: Names {
+        qkv: Qkv::Fused {
+            name: "self_attn.qkv_proj",
+            by_head: false,
+        },
+        feed_forward: FeedForward::FusedGated {
+            gate_up: "mlp.gate_up_proj",
+            down: "mlp.down_proj",
+        },
+        ..LLAMA_NAMES
+    },
+    ..UNBIASED
+};
+
+const MIXTRAL: FamilySpec = FamilySpec {
+    family: Family::Mixtral,
+    model_type: "mixtral",
+    max_positions: 131_072,
+    kv_heads: Some(8),
+    norm_eps: 1e-5,
+    theta: 1_000_000.0,
+    windows: Windows::Always(None),
+    experts: Some(ExpertSpec {
+        router: "block_sparse_moe.gate",
+        experts: "block_sparse_moe.experts",
+        parts: ["w1", "w3", "w2"],
+        shared: None,
+        count: "num_local_experts",
+        width: "intermediate_size",
+        normalized: Choice::Always(true),
+    }),
+    ..UNBIASED
+};
+
+const QWEN_EXPERTS: ExpertSpec = ExpertSpec {
+    router: "mlp.gate",
+    experts: "mlp.experts",
+    parts: ["gate_proj", "up_proj", "down_proj"],
+    shared: None,
+    count: "num_experts",
+    width: "moe_intermediate_size",
+    normalized: Choice::flag("norm_topk_prob"),
+};
+
+const QWEN2_MOE: FamilySpec = FamilySpec {
+    family: Family::Qwen2Moe,
+    model_type: "qwen2_moe",
+    kv_heads: Some(16),
+    qkv_bias: Choice::flag_on("qkv_bias"),
+    windows: Windows::Listed,
+    experts: Some(ExpertSpec {
+        shared: Some(["mlp.shared_expert", "mlp.shared_expert_gate"]),
+        ..QWEN_EXPERTS
+    }),
+    ..QWEN2
+};
+
+const QWEN3_MOE: FamilySpec = FamilySpec {
+    family: Family::Qwen3Moe,
+    model_type: "qwen3_moe",
+    keys: &[("num_experts", "num_local_experts")],
+    head_dim: None,
+    kv_heads: Some(4),
+    windows: Windows::AlwaysFlagged(Some(4096)),
+    experts: Some(QWEN_EXPERTS),
+    ..QWEN3
+};
+
 /// All of them.
 pub(super) const FAMILIES: &[&FamilySpec] = &[
-    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GPT_NEOX, &OPT, &BLOOM, &GPT2, &GPT_J,
+    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GPT_NEOX, &OPT, &BLOOM, &GPT2, &GPT_J, &STABLE_LM,
+    &PHI3, &MIXTRAL, &QWEN2_MOE, &QWEN3_MOE,
 ];
 
 impl Family {

@@ -10,6 +10,7 @@ mod block;
 mod config;
 mod elementwise;
 mod ends;
+mod experts;
 mod family;
 mod feed_forward;
 mod linear;
@@ -23,7 +24,7 @@ mod tensors;
 mod weights;
 
 pub use adapter::LlamaAdapter;
-pub use config::{Activation, LlamaConfig, Positions, Residual};
+pub use config::{Activation, Experts, LlamaConfig, Positions, Residual};
 pub use family::Family;
 pub use model::{KvCache, Llama};
 pub use rope::{RopeScaling, RotaryConfig};

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use ndarray::Array2;
 
 use super::LlamaConfig;
-use super::config::{Positions, Residual};
+use super::config::{Experts, Positions, Residual};
 use super::family::{FeedForward, Names, NormKind, Qkv};
 use super::norm::Norm;
 use crate::{Error, Result, TensorSource};
@@ -40,8 +40,16 @@ pub(super) const ATTENTION_OUTPUT: usize = 1;
 pub(super) const MLP_INPUT: usize = 2;
 pub(super) const MLP_OUTPUT: usize = 3;
 
-/// The linear layers of every block: query, key and value, the attention's output, feed-forward.
-pub(super) fn linear_specs(config: &LlamaConfig) -> Vec<LinearSpec> {
+/// Inputs of an expert's gate and up, and of its down.
+pub(super) fn expert_inputs(expert: usize) -> [usize; 2] {
+    let first = MLP_OUTPUT + 1 + 2 * expert;
+    [first, first + 1]
+}
+
+/// The linear layers of a block: query, key and value, the attention's output, feed-forward. With experts, that is the
+/// shared one's layers, where there is one, and then each expert's. The router, which is as small as a norm beside them,
+/// stays as it is.
+pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec> {
     let family = config.family.spec();
     let names = &family.names;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -80,8 +88,32 @@ pub(super) fn linear_specs(config: &LlamaConfig) -> Vec<LinearSpec> {
         ATTENTION_OUTPUT,
         config.output_bias,
     ));
+    if let (Some(experts), Some(spec)) = (config.experts_of(block), &family.experts) {
+        let mut gated = |prefix: String, parts: [&str; 3], inner, [input, output]: [usize; 2]| {
+            let shapes = [(inner, hidden), (inner, hidden), (hidden, inner)];
+            for ((part, shape), input) in parts.into_iter().zip(shapes).zip([input, input, output])
+            {
+                specs.push(linear(&format!("{prefix}.{part}"), shape, input, false));
+            }
+        };
+        if let (Some(inner), Some([shared, _])) = (experts.shared_intermediate_size, spec.shared) {
+            gated(
+                shared.to_owned(),
+                spec.parts,
+                inner,
+                [MLP_INPUT, MLP_OUTPUT],
+            );
+        }
+        for expert in 0..experts.count {
+            let prefix = format!("{}.{expert}", spec.experts);
+            let inner = experts.intermediate_size;
+            gated(prefix, spec.parts, inner, expert_inputs(expert));
+        }
+        return specs;
+    }
     let (first, down) = match names.feed_forward {
         FeedForward::Gated { gate, up, down } => (vec![(gate, inner), (up, inner)], down),
+        FeedForward::FusedGated { gate_up, down } => (vec![(gate_up, 2 * inner)], down),
         FeedForward::Plain { up, down } => (vec![(up, inner)], down),
     };
     let input = config.mlp_input();
@@ -99,6 +131,12 @@ impl LlamaConfig {
             Residual::ParallelShared => ATTENTION_INPUT,
             _ => MLP_INPUT,
         }
+    }
+
+    /// The experts of a block, where it has some.
+    pub(super) fn experts_of(&self, block: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref()?;
+        experts.blocks[block].then_some(experts)
     }
 
     /// The table of learned positions and its rows.
@@ -274,7 +312,6 @@ impl Weights {
         if config.family.spec().head_bias {
             expect(format!("{}.bias", names.head), &[config.vocab_size])?;
         }
-        let linears = linear_specs(config);
         for block in 0..config.blocks {
             for part in config.block_norms() {
                 norm(expect, &self.block_name(block, part), hidden)?;
@@ -282,7 +319,16 @@ impl Weights {
             for part in names.qk_norms.iter().flatten() {
                 norm(expect, &self.block_name(block, part), config.head_dim)?;
             }
-            for linear in &linears {
+            if let (Some(experts), Some(spec)) =
+                (config.experts_of(block), &config.family.spec().experts)
+            {
+                let weight = |part| format!("{}.weight", self.block_name(block, part));
+                expect(weight(spec.router), &[experts.count, hidden])?;
+                if let Some([_, gate]) = spec.shared {
+                    expect(weight(gate), &[1, hidden])?;
+                }
+            }
+            for linear in linear_specs(config, block) {
                 let name = self.block_name(block, &linear.part);
                 expect(format!("{name}.weight"), &linear.stored_shape())?;
                 if linear.bias {

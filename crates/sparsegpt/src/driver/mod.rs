@@ -17,7 +17,7 @@ use std::ops::ControlFlow;
 use std::slice;
 
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
-pub use plan::{ModelPlan, PlannedLayer, Rule, Selector};
+pub use plan::{ModelPlan, PlannedLayer, Rule, Selector, Starved};
 
 use crate::error::{Error, Result};
 use crate::report::{LayerReport, ModelReport};

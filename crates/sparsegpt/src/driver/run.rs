@@ -1,5 +1,6 @@
 //! The pass over the blocks.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,7 +15,7 @@ use super::{FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, Progress
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
-use crate::solver::{LayerPruner, LayerTask, PrunedLayer};
+use crate::solver::{LayerPruner, LayerSettings, LayerTask, PrunedLayer};
 
 /// Where finished layers go, and with it what the blocks behind them are calibrated on.
 pub(super) enum Outlet<'a> {
@@ -118,6 +119,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             propagation: self.outlet.propagation(),
             layers: Vec::new(),
             skipped: Vec::new(),
+            starved: Vec::new(),
             seconds: ModelSeconds::default(),
         };
         self.reports = vec![report; plans.len()];
@@ -276,12 +278,19 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 .iter()
                 .position(|(of, _)| *of == input)
                 .map(|at| statistics.swap_remove(at).1);
+            let starved = hessian.as_ref().is_some_and(|h| h.tokens() == 0)
+                && self.adapter.may_starve(block, input);
+            let settings = self.settings(&group, starved)?;
+            if starved {
+                hessian = None;
+            }
             let tasks: Vec<LayerTask<'_>> = group
                 .iter()
-                .map(|treatment| LayerTask {
+                .zip(&settings)
+                .map(|(treatment, settings)| LayerTask {
                     name: &treatment.layer.name,
                     weights: weights[&treatment.index].view(),
-                    settings: treatment.settings,
+                    settings,
                 })
                 .collect();
             let Self {
@@ -308,6 +317,24 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             })?;
         }
         Ok(())
+    }
+
+    /// What is done to a group's layers; where no token has reached their input, what is done without.
+    fn settings<'p>(
+        &mut self,
+        group: &[Treatment<'p>],
+        starved: bool,
+    ) -> Result<Vec<Cow<'p, LayerSettings>>> {
+        let of = |treatment: &Treatment<'p>| {
+            if !starved || !treatment.needs_hessian() {
+                return Ok(Cow::Borrowed(treatment.settings));
+            }
+            let settings = treatment.uncalibrated()?;
+            let report = &mut self.reports[treatment.variant];
+            report.starved.push(treatment.layer.name.clone());
+            Ok(Cow::Owned(settings))
+        };
+        group.iter().map(of).collect()
     }
 
     /// The dense weights of a group's layers, by index.
