@@ -50,6 +50,9 @@ CASES = {
                                            partial_rotary_factor=0.5)),
     "phi3": ("phi3", dict(LLAMA)),
     "phi3_partial_window": ("phi3", dict(LLAMA, partial_rotary_factor=0.5, sliding_window=16)),
+    "gemma2": ("gemma2", dict(LLAMA, head_dim=16, sliding_window=16, query_pre_attn_scalar=20)),
+    "gemma3": ("gemma3_text", dict(LLAMA, num_hidden_layers=7, head_dim=16, sliding_window=16,
+                                   query_pre_attn_scalar=20)),
 }
 
 

@@ -10,7 +10,7 @@ use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 use super::LlamaConfig;
 use super::block::{Block, Position};
 use super::ends::Embedding;
-use super::rope::RotaryTables;
+use super::rope::AllTables;
 use super::scratch::Scratch;
 use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
 use crate::checkpoint::WeightSink;
@@ -32,7 +32,7 @@ pub struct LlamaAdapter<'a> {
     embedding: Option<Embedding>,
     current: Option<Current>,
     /// The last sequence length, and its rotary tables.
-    rotary: Option<(usize, Option<RotaryTables>)>,
+    rotary: Option<(usize, Option<AllTables>)>,
     /// Memory for the passes.
     scratch: Scratch,
 }

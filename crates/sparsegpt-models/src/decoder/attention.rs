@@ -25,6 +25,8 @@ pub(super) struct Causal<'a> {
     /// By how much a score falls with each position between query and key, head by head (ALiBi); empty for not at
     /// all.
     pub(super) slopes: &'a [f32],
+    /// Scores s become c·tanh(s/c).
+    pub(super) softcap: Option<f32>,
 }
 
 impl Causal<'_> {
@@ -104,6 +106,11 @@ impl Causal<'_> {
                 self.scale,
                 Par::Seq,
             );
+            if let Some(cap) = self.softcap {
+                scores
+                    .iter_mut()
+                    .for_each(|score| *score = cap * (*score / cap).tanh());
+            }
             if let Some(slope) = slope {
                 for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
                     let own = self.past + start + row - first;
@@ -190,6 +197,7 @@ mod tests {
                     head_dim: width,
                     scale: 0.3,
                     slopes,
+                    softcap: window.map(|window| window as f32),
                 };
                 let mut found = Array2::zeros(q.dim());
                 causal.attend(batch, &q, k.view(), v.view(), &mut found);
@@ -211,7 +219,11 @@ mod tests {
                                             * f64::from(k[[key, shared + d]])
                                     })
                                     .sum();
-                                (key, (dot * 0.3 - bias).exp())
+                                let score = match window {
+                                    Some(cap) => cap as f64 * (dot * 0.3 / cap as f64).tanh(),
+                                    None => dot * 0.3,
+                                };
+                                (key, (score - bias).exp())
                             })
                             .collect();
                         let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();

@@ -7,9 +7,9 @@ use sparsegpt::{Batch, Tap};
 use super::config::{Activation, Residual};
 use super::experts::Router;
 use super::feed_forward::inner;
-use super::linear::Linear;
+use super::linear::{Linear, outputs};
 use super::norm::Norm;
-use super::rope::RotaryTables;
+use super::rope::AllTables;
 use super::scratch::{Scrap, Scratch};
 use super::self_attention::{BlockCache, SelfAttention};
 use super::tensors::{tensor, with_rows};
@@ -24,7 +24,7 @@ pub(super) struct Position<'a> {
     /// Tokens in the cache.
     pub(super) past: usize,
     /// The angles of the new tokens, for rotary families.
-    pub(super) rotary: Option<&'a RotaryTables>,
+    pub(super) rotary: Option<&'a AllTables>,
     /// Memory for the pass.
     pub(super) scratch: &'a Scratch,
 }
@@ -36,6 +36,8 @@ pub(super) struct Block {
     pub(super) linears: Vec<Linear>,
     /// Of attention and feed-forward; one where they share it.
     norms: Vec<Norm>,
+    /// Of what attention and feed-forward add, where that is normalized.
+    branch_norms: Option<[Norm; 2]>,
     attention: SelfAttention,
     residual: Residual,
     activation: Activation,
@@ -55,6 +57,14 @@ impl Block {
             norms: norms
                 .map(|part| weights.norm(&weights.block_name(block, part), config.hidden_size))
                 .collect::<Result<_>>()?,
+            branch_norms: match config.family.spec().names.branch_norms {
+                Some(parts) => {
+                    let norm =
+                        |part| weights.norm(&weights.block_name(block, part), config.hidden_size);
+                    Some([norm(parts[0])?, norm(parts[1])?])
+                }
+                None => None,
+            },
             attention: SelfAttention::load(weights, block)?,
             residual: config.residual,
             activation: config.activation,
@@ -120,7 +130,7 @@ impl Block {
             }
             Residual::Sequential | Residual::PostNorm => None,
         };
-        output.add_output(&mut sum, &mixed)?;
+        self.add(scratch, &mut sum, 0, output, &mixed)?;
 
         let x = match (beside, self.residual) {
             (Some(x), _) => x,
@@ -146,10 +156,28 @@ impl Block {
             observe(tap, MLP_OUTPUT, batch, &inner);
             if finish {
                 let last = feed_forward.last().ok_or_else(|| incomplete(self))?;
-                last.add_output(&mut sum, &inner)?;
+                self.add(scratch, &mut sum, 1, last, &inner)?;
             }
         }
         Ok(sum)
+    }
+
+    /// Adds what the last layer of attention (part 0) or feed-forward (1) makes of `x`, normalized where the family
+    /// does so.
+    fn add(
+        &self,
+        scratch: &Scratch,
+        sum: &mut Array2<f32>,
+        part: usize,
+        layer: &Linear,
+        x: &Array2<f32>,
+    ) -> Result<()> {
+        let Some(norms) = &self.branch_norms else {
+            return layer.add_output(sum, x);
+        };
+        let [made] = outputs(scratch, x, [layer])?;
+        *sum += &*norms[part].apply(scratch, &made);
+        Ok(())
     }
 
     fn norm(&self, index: usize) -> Result<&Norm> {

@@ -54,6 +54,8 @@ pub enum Positions {
     Rotary {
         /// The angles.
         angles: RotaryConfig,
+        /// The angles of blocks with a sliding window, where they are others.
+        local: Option<RotaryConfig>,
         /// Dimensions of a head that are turned, the first ones.
         dimensions: usize,
         /// Whether pairs are neighbours, instead of half of `dimensions` apart.
@@ -123,6 +125,10 @@ pub struct LlamaConfig {
     pub residual: Residual,
     /// What scores are multiplied by, per block.
     pub score_scales: Vec<f64>,
+    /// Scores s become c·tanh(s/c).
+    pub score_softcap: Option<f64>,
+    /// Logits l become c·tanh(l/c).
+    pub logit_softcap: Option<f64>,
     /// Keys a query sees, itself included, per block; `None` sees all before it.
     pub sliding_windows: Vec<Option<usize>>,
     /// Biases on query, key and value.
@@ -232,7 +238,9 @@ impl LlamaConfig {
                 && keys.flag("_remove_final_layer_norm")? != Some(true),
             positions: keys.positions(spec, head_dim)?,
             residual,
-            score_scales: keys.score_scales(head_dim, blocks)?,
+            score_scales: keys.score_scales(spec, head_dim, blocks)?,
+            score_softcap: keys.softcap("attn_logit_softcapping", spec.softcaps[0])?,
+            logit_softcap: keys.softcap("final_logit_softcapping", spec.softcaps[1])?,
             sliding_windows: keys.sliding_windows(spec.windows, blocks)?,
             qkv_bias: keys.choose(spec.qkv_bias)?,
             output_bias: keys.choose(spec.output_bias)?,
@@ -396,11 +404,36 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// What scores are multiplied by: 1/√d, unless GPT-2's switches say otherwise.
-    fn score_scales(&self, head_dim: usize, blocks: usize) -> Result<Vec<f64>> {
+    /// A bound; `null` in the file means none, an absent key the family's.
+    fn softcap(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        let cap = match self.object.contains_key(key) {
+            true => self.number(key)?,
+            false => default,
+        };
+        match cap {
+            Some(cap) if cap <= 0.0 => Err(Error::config(
+                key,
+                format!("expected a positive number, found {cap}"),
+            )),
+            cap => Ok(cap),
+        }
+    }
+
+    /// What scores are multiplied by: 1/√d, unless GPT-2's switches or Gemma's scalar say otherwise.
+    fn score_scales(&self, spec: &FamilySpec, head_dim: usize, blocks: usize) -> Result<Vec<f64>> {
+        let square = match spec.query_scalar {
+            Some(default) => self.number("query_pre_attn_scalar")?.unwrap_or(default),
+            None => head_dim as f64,
+        };
+        if square <= 0.0 {
+            return Err(Error::config(
+                "query_pre_attn_scalar",
+                format!("expected a positive number, found {square}"),
+            ));
+        }
         let scale = match self.flag("scale_attn_weights")? {
             Some(false) => 1.0,
-            _ => (head_dim as f64).sqrt().recip(),
+            _ => square.sqrt().recip(),
         };
         let by_depth = self.flag("scale_attn_by_inverse_layer_idx")? == Some(true);
         let scale_of = |block| match by_depth {
@@ -416,7 +449,23 @@ impl<'a> Keys<'a> {
             PositionKind::Alibi => return Ok(Positions::Alibi),
             PositionKind::Rotary { part, interleaved } => (part, interleaved),
         };
-        let (angles, fraction) = self.rotary(spec.theta)?;
+        if spec.local_theta.is_none() && self.kinds_of_rotary() {
+            return Err(Error::config(
+                "rope_parameters.full_attention",
+                "parameters that differ between layers are not supported for this family",
+            ));
+        }
+        let (angles, fraction) = self.rotary_of("full_attention", spec.theta)?;
+        let local = match spec.local_theta {
+            None => None,
+            Some((key, default)) => match self.kinds_of_rotary() {
+                true => Some(self.rotary_of("sliding_attention", default)?.0),
+                false => {
+                    let theta = self.number(key)?.unwrap_or(default);
+                    Some(RotaryConfig::new(theta, RopeScaling::None)?)
+                }
+            },
+        };
         let (key, dimensions) = match part {
             RotaryPart::Whole => match fraction.unwrap_or(1.0) {
                 1.0 => ("head_dim", head_dim),
@@ -452,9 +501,31 @@ impl<'a> Keys<'a> {
         }
         Ok(Positions::Rotary {
             angles,
+            local,
             dimensions,
             interleaved,
         })
+    }
+
+    /// Whether `rope_parameters` are given by kind of attention.
+    fn kinds_of_rotary(&self) -> bool {
+        let parameters = self.get("rope_parameters");
+        parameters.is_some_and(|parameters| parameters.get("full_attention").is_some())
+    }
+
+    /// The rotary embedding of one kind of attention, or the only one.
+    fn rotary_of(&self, kind: &str, theta: f64) -> Result<(RotaryConfig, Option<f64>)> {
+        if !self.kinds_of_rotary() {
+            return self.rotary(theta);
+        }
+        let parameters = self.get("rope_parameters").and_then(|all| all.get(kind));
+        let mut object = Map::new();
+        object.extend(parameters.map(|own| ("rope_parameters".to_owned(), own.clone())));
+        let of_kind = Keys {
+            object: &object,
+            renamed: &[],
+        };
+        of_kind.rotary(theta)
     }
 
     fn present(&self, key: &str) -> bool {
@@ -602,6 +673,7 @@ impl<'a> Keys<'a> {
             Windows::Always(default) => (default, false),
             Windows::AlwaysFlagged(default) => (default, true),
             Windows::Flagged | Windows::Listed => (Some(4096), true),
+            Windows::Every { .. } => (Some(4096), false),
         };
         let off = flagged && self.flag("use_sliding_window")? != Some(true);
         // Where windows are off, transformers writes a size of 0.
@@ -644,6 +716,12 @@ impl<'a> Keys<'a> {
                 "layer_types",
                 "missing beside use_sliding_window; transformers has read that in more than one way",
             ));
+        }
+        if let Windows::Every { key, default } = windows {
+            let run = self.count(key)?.unwrap_or(default);
+            return Ok((0..blocks)
+                .map(|block| window.filter(|_| (block + 1) % run != 0))
+                .collect());
         }
         let first = match self.get("max_window_layers") {
             None => 28,

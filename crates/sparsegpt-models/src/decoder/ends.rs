@@ -137,6 +137,7 @@ pub(super) struct Head {
     projection: Option<Tensor>,
     weight: Tensor,
     bias: Option<Tensor>,
+    softcap: Option<f32>,
 }
 
 impl Head {
@@ -165,6 +166,7 @@ impl Head {
                 true => Some(weights.read(&format!("{head}.bias"), &[config.vocab_size])?),
                 false => None,
             },
+            softcap: config.logit_softcap.map(|cap| cap as f32),
         })
     }
 
@@ -199,6 +201,9 @@ impl Head {
         with_rows(hidden, |x| {
             products(x, vec![(&mut logits, accum, &self.weight)])
         })?;
+        if let Some(cap) = self.softcap {
+            logits.mapv_inplace(|logit| cap * (logit / cap).tanh());
+        }
         let shape = logits.dim();
         tensor(logits, shape)
     }

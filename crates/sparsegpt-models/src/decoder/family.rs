@@ -16,6 +16,10 @@ pub enum Family {
     GptNeoX,
     /// Gemma 1: norms around 1, scaled embedding, gated GELU.
     Gemma,
+    /// Gemma 2: norms on what the parts add too, bounded scores and logits, windows in every other block.
+    Gemma2,
+    /// Gemma 3 (text): as Gemma 2, norms on the heads of queries and keys, another rotary base where there are windows.
+    Gemma3,
     /// Qwen3: norms on the heads of queries and keys.
     Qwen3,
     /// OPT: learned positions; the 350M form normalizes sums and projects from and to a narrower embedding.
@@ -133,6 +137,12 @@ pub(super) enum Windows {
     Flagged,
     /// Those that `layer_types` names, if `use_sliding_window`.
     Listed,
+    /// Those that `layer_types` names; without it, all but the last of each run of so many blocks, or of what the
+    /// key says.
+    Every {
+        key: &'static str,
+        default: usize,
+    },
 }
 
 /// Query, key and value layers.
@@ -201,6 +211,8 @@ pub(super) struct Names {
     pub(super) blocks: &'static str,
     /// Of attention and feed-forward.
     pub(super) norms: [&'static str; 2],
+    /// Of what attention and feed-forward add.
+    pub(super) branch_norms: Option<[&'static str; 2]>,
     pub(super) qkv: Qkv,
     /// Of the heads of queries and of keys.
     pub(super) qk_norms: Option<[&'static str; 2]>,
@@ -228,6 +240,12 @@ pub(super) struct FamilySpec {
     pub(super) kv_heads: Option<usize>,
     pub(super) activation: &'static str,
     pub(super) theta: f64,
+    /// Rotary base of blocks with a window, where it is another: its key, and the base where that is absent.
+    pub(super) local_theta: Option<(&'static str, f64)>,
+    /// Where `query_pre_attn_scalar` stands for the width of a head: its value where it is absent.
+    pub(super) query_scalar: Option<f64>,
+    /// Bounds of scores and logits where their keys are absent.
+    pub(super) softcaps: [Option<f64>; 2],
     pub(super) norm: NormKind,
     pub(super) norm_eps: f64,
     /// Whether norms have weights.
@@ -256,6 +274,7 @@ const LLAMA_NAMES: Names = Names {
     projections: None,
     blocks: "layers",
     norms: ["input_layernorm", "post_attention_layernorm"],
+    branch_norms: None,
     qkv: Qkv::Split(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     qk_norms: None,
     output: "self_attn.o_proj",
@@ -279,6 +298,9 @@ const LLAMA: FamilySpec = FamilySpec {
     kv_heads: None,
     activation: "silu",
     theta: 10_000.0,
+    local_theta: None,
+    query_scalar: None,
+    softcaps: [None, None],
     norm: NormKind::Rms,
     norm_eps: 1e-6,
     norm_weights: Choice::Always(true),
@@ -680,10 +702,49 @@ const QWEN3_MOE: FamilySpec = FamilySpec {
     ..QWEN3
 };
 
+const GEMMA2_NAMES: Names = Names {
+    norms: ["input_layernorm", "pre_feedforward_layernorm"],
+    branch_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    ..LLAMA_NAMES
+};
+
+const GEMMA2: FamilySpec = FamilySpec {
+    family: Family::Gemma2,
+    model_type: "gemma2",
+    keys: &[("hidden_act", "hidden_activation")],
+    kv_heads: Some(4),
+    query_scalar: Some(256.0),
+    softcaps: [Some(50.0), Some(30.0)],
+    windows: Windows::Every {
+        key: "",
+        default: 2,
+    },
+    names: GEMMA2_NAMES,
+    ..GEMMA
+};
+
+const GEMMA3: FamilySpec = FamilySpec {
+    family: Family::Gemma3,
+    model_type: "gemma3_text",
+    max_positions: 131_072,
+    theta: 1_000_000.0,
+    local_theta: Some(("rope_local_base_freq", 10_000.0)),
+    softcaps: [None, None],
+    windows: Windows::Every {
+        key: "sliding_window_pattern",
+        default: 6,
+    },
+    names: Names {
+        qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        ..GEMMA2_NAMES
+    },
+    ..GEMMA2
+};
+
 /// All of them.
 pub(super) const FAMILIES: &[&FamilySpec] = &[
-    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GPT_NEOX, &OPT, &BLOOM, &GPT2, &GPT_J, &STABLE_LM,
-    &PHI3, &MIXTRAL, &QWEN2_MOE, &QWEN3_MOE,
+    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GEMMA2, &GEMMA3, &GPT_NEOX, &OPT, &BLOOM, &GPT2,
+    &GPT_J, &STABLE_LM, &PHI3, &MIXTRAL, &QWEN2_MOE, &QWEN3_MOE,
 ];
 
 impl Family {

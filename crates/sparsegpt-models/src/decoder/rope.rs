@@ -123,15 +123,38 @@ impl RotaryConfig {
 
 impl LlamaConfig {
     /// The tables for positions `start..start + count`, for rotary families.
-    pub(super) fn rotary_tables(&self, start: usize, count: usize) -> Option<RotaryTables> {
+    pub(super) fn rotary_tables(&self, start: usize, count: usize) -> Option<AllTables> {
         match self.positions {
             Positions::Rotary {
                 angles,
+                local,
                 dimensions,
                 interleaved,
-            } => Some(angles.tables(dimensions, interleaved, start, count)),
+            } => {
+                let tables = |of: RotaryConfig| of.tables(dimensions, interleaved, start, count);
+                Some(AllTables {
+                    all: tables(angles),
+                    local: local.map(tables),
+                })
+            }
             Positions::Learned { .. } | Positions::Alibi => None,
         }
+    }
+}
+
+/// The angles of some consecutive positions in all blocks.
+#[derive(Clone, Debug)]
+pub(super) struct AllTables {
+    all: RotaryTables,
+    /// In blocks with a sliding window, where they are others.
+    local: Option<RotaryTables>,
+}
+
+impl AllTables {
+    /// Those of a block with a sliding window or without.
+    pub(super) fn of(&self, window: bool) -> &RotaryTables {
+        let local = self.local.as_ref().filter(|_| window);
+        local.unwrap_or(&self.all)
     }
 }
 

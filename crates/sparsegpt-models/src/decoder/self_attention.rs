@@ -29,6 +29,7 @@ pub(super) struct SelfAttention {
     window: Option<usize>,
     scale: f32,
     slopes: Vec<f32>,
+    softcap: Option<f32>,
 }
 
 impl SelfAttention {
@@ -52,6 +53,7 @@ impl SelfAttention {
                 Positions::Alibi => alibi_slopes(config.heads),
                 _ => Vec::new(),
             },
+            softcap: config.score_softcap.map(|cap| cap as f32),
         })
     }
 
@@ -80,6 +82,7 @@ impl SelfAttention {
             keys = of_keys.apply(scratch, &keys);
         }
         if let Some(tables) = position.rotary {
+            let tables = tables.of(self.window.is_some());
             rotate(&mut queries, self.head_dim, tables);
             rotate(&mut keys, self.head_dim, tables);
         }
@@ -89,6 +92,7 @@ impl SelfAttention {
             head_dim: self.head_dim,
             scale: self.scale,
             slopes: &self.slopes,
+            softcap: self.softcap,
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
         match cache {

@@ -316,6 +316,9 @@ impl Weights {
             for part in config.block_norms() {
                 norm(expect, &self.block_name(block, part), hidden)?;
             }
+            for part in names.branch_norms.iter().flatten() {
+                norm(expect, &self.block_name(block, part), hidden)?;
+            }
             for part in names.qk_norms.iter().flatten() {
                 norm(expect, &self.block_name(block, part), config.head_dim)?;
             }
