@@ -366,7 +366,7 @@ fn a_model_that_only_inspect_takes_is_told_to_be_one() {
     let foreign = folder.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     let config = fs::read_to_string(model().join("config.json")).unwrap();
-    let config = config.replace("\"llama\"", "\"opt\"");
+    let config = config.replace("\"llama\"", "\"mamba\"");
     fs::write(foreign.join("config.json"), config).unwrap();
     fs::copy(
         model().join("model.safetensors"),
@@ -377,7 +377,7 @@ fn a_model_that_only_inspect_takes_is_told_to_be_one() {
     let told = succeed(&["inspect", text(&foreign)]).stdout;
     let lines: Vec<_> = told.lines().filter(|line| line.contains(remark)).collect();
     assert!(
-        lines.len() == 1 && lines[0].contains("model_type") && lines[0].contains("opt"),
+        lines.len() == 1 && lines[0].contains("model_type") && lines[0].contains("mamba"),
         "{told}"
     );
     let report = succeed(&["inspect", text(&foreign), "--json"]).json();

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, is_float};
+use crate::decoder::{LlamaConfig, transpose};
 
 /// Lengths of the groups of columns that [`inspect`] looks at. Longer ones would hold by chance in
 /// weights without structure.
@@ -57,7 +58,8 @@ pub struct TensorSparsity {
     pub zeros: u64,
     /// `zeros` over rows x columns.
     pub fraction: f64,
-    /// N:M patterns that hold in every row, N zeros in M columns, with the largest N for each M of
+    /// N:M patterns that hold along every output's inputs (every row, but where weights are stored the other way
+    /// round, as GPT-2's), N zeros in M columns, with the largest N for each M of
     /// [`GROUP_LENGTHS`], without those that follow from a shorter group. Empty for a weight that
     /// is all zero.
     pub patterns: Vec<ColumnPattern>,
@@ -76,6 +78,7 @@ pub fn inspect(
 ) -> Result<Vec<TensorSparsity>> {
     let tensors = checkpoint.tensors();
     let mut found = Vec::new();
+    let config = LlamaConfig::of(checkpoint).ok();
     let names = tensors.names();
     let of = names.len();
     for (done, name) in names.into_iter().enumerate() {
@@ -99,7 +102,10 @@ pub fn inspect(
         } else {
             zeros as f64 / values.len() as f64
         };
-        let patterns = column_patterns(&values, columns);
+        let patterns = match config.as_ref().is_some_and(|c| c.stores_transposed(&name)) {
+            true => column_patterns(&transpose(&values, columns), rows),
+            false => column_patterns(&values, columns),
+        };
         found.push(TensorSparsity {
             name,
             rows,

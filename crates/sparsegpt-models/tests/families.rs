@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sparsegpt::backend::Cpu;
+use sparsegpt::quant::UniformGrid;
 use sparsegpt::{LayerSettings, ModelPlan, Pattern, Solver, prune_model};
-use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
+use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter};
 use sparsegpt_models::evaluate::token_nll;
 use sparsegpt_models::generate::{GenerateOptions, generate};
+use sparsegpt_models::inspect::inspect;
 
 fn golden(part: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("SPARSEGPT_SHARED").map_or_else(
@@ -100,7 +102,20 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn logits_equal_those_of_transformers() {
-    for family in ["llama", "llama3_rope_scaling", "mistral", "qwen2"] {
+    for family in [
+        "llama",
+        "llama3_rope_scaling",
+        "mistral",
+        "qwen2",
+        "gpt_neox",
+        "gemma",
+        "opt",
+        "opt_350m_style",
+        "bloom",
+        "gpt2",
+        "gptj",
+        "mixtral",
+    ] {
         let Some(folder) = golden(&format!("families/{family}")) else {
             return;
         };
@@ -116,12 +131,113 @@ fn logits_equal_those_of_transformers() {
     }
 }
 
+/// Checkpoints that `scripts/family-checkpoints.py` has written, each pruned besides.
 #[test]
-fn pruned_models_equal_those_of_the_reference() {
-    let Some(folder) = golden("families/llama") else {
+fn further_families_equal_transformers() {
+    let Some(folder) = std::env::var_os("SPARSEGPT_FAMILIES") else {
+        eprintln!("skipped: no further checkpoints (set SPARSEGPT_FAMILIES)");
         return;
     };
-    for (file, pattern) in [("pruned_unstructured_50", "50%"), ("pruned_nm_2_4", "2:4")] {
+    let mut folders: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    let mut wrong = Vec::new();
+    for folder in folders {
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let model = match Llama::load(checkpoint.config(), &checkpoint.tensors()) {
+            Ok(model) => model,
+            Err(error) => {
+                wrong.push(format!("{}: {error}", folder.display()));
+                continue;
+            }
+        };
+        let expected = File::read(&folder.join("expected.safetensors"));
+        let tokens = expected.tokens("tokens");
+        let difference = largest_difference(&logits(&model, &tokens), &expected.floats("logits"));
+        let mut cache = model.cache();
+        let (first, rest) = tokens[0].split_at(20);
+        model.next(first, &mut cache).unwrap();
+        let last = model.next(rest, &mut cache).unwrap();
+        let vocabulary = model.config().vocab_size;
+        let at = (tokens[0].len() - 1) * vocabulary;
+        let cached = largest_difference(&last, &expected.floats("logits")[at..at + vocabulary]);
+        let line = format!(
+            "{}: largest logit difference {difference:.1e}, in two steps {cached:.1e}",
+            folder.file_name().unwrap().display()
+        );
+        eprintln!("{line}");
+        if difference.max(cached) >= 2e-3 {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn experts_are_calibrated_on_their_own_tokens() {
+    let Some(folder) = golden("families/mixtral") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let run = |sequences: &[Vec<u32>]| {
+        let mut sink = Overlay::new(checkpoint.tensors());
+        let mut adapter =
+            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        let settings = LayerSettings::new("50%".parse::<Pattern>().unwrap());
+        prune_model(
+            &mut adapter,
+            &Solver::new(Cpu::new(2).unwrap()),
+            sequences,
+            &ModelPlan::new(settings),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap()
+    };
+    let tokens = File::read(&folder.join("expected.safetensors")).tokens("tokens");
+    let report = run(&tokens);
+    // q, k, v and o, and three layers for each of 4 experts, in 2 blocks.
+    assert_eq!(report.layers.len(), 2 * (4 + 3 * 4));
+    assert!(report.starved.is_empty());
+    for block in 0..2 {
+        let of_experts = report.layers.iter().filter(|layer| {
+            let name = format!("model.layers.{block}.block_sparse_moe.experts.");
+            layer.layer.starts_with(&name) && layer.layer.ends_with(".w2")
+        });
+        let seen: Vec<u64> = of_experts.map(|layer| layer.tokens).collect();
+        // Each token goes to two of them.
+        assert_eq!(seen.iter().sum::<u64>(), 2 * 3 * 48, "{seen:?}");
+    }
+    // One token reaches two experts of four.
+    let report = run(&[tokens[0][..1].to_vec()]);
+    assert_eq!(report.layers.len(), 32);
+    assert_eq!(report.starved.len(), 2 * 2 * 3, "{:?}", report.starved);
+    for layer in &report.layers {
+        assert_eq!(layer.tokens == 0, report.starved.contains(&layer.layer));
+        assert_eq!(layer.zeros as usize, layer.rows * layer.cols / 2);
+    }
+}
+
+#[test]
+fn pruned_models_equal_those_of_the_reference() {
+    for (family, file) in [
+        ("llama", "pruned_unstructured_50"),
+        ("llama", "pruned_nm_2_4"),
+        ("gpt_neox", "pruned_unstructured_50"),
+        ("opt", "pruned_unstructured_50"),
+        ("opt", "pruned_joint_50_int4"),
+        ("bloom", "pruned_unstructured_50"),
+        ("gpt2", "pruned_unstructured_50"),
+    ] {
+        let Some(folder) = golden(&format!("families/{family}")) else {
+            return;
+        };
+        let (pattern, bits) = match file {
+            "pruned_nm_2_4" => ("2:4", None),
+            "pruned_joint_50_int4" => ("50%", Some(4)),
+            _ => ("50%", None),
+        };
         let golden = File::read(&folder.join(format!("{file}.safetensors")));
         let losses: BTreeMap<String, f64> =
             serde_json::from_str(&golden.metadata["solver_losses"]).unwrap();
@@ -130,7 +246,10 @@ fn pruned_models_equal_those_of_the_reference() {
         let mut sink = pruned.clone();
         let mut adapter =
             LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
-        let settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
+        let mut settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
+        if let Some(bits) = bits {
+            settings = settings.with_quantizer(UniformGrid::new(bits).unwrap());
+        }
         let report = prune_model(
             &mut adapter,
             &Solver::new(Cpu::new(2).unwrap()),
@@ -172,11 +291,56 @@ fn pruned_models_equal_those_of_the_reference() {
             &logits(&model, &expected.tokens("tokens")),
             &golden.floats("logits"),
         );
-        eprintln!("{file}: zeros agree in {agreeing} of {weights}, logits within {difference:.2e}");
+        eprintln!(
+            "{family}, {file}: zeros agree in {agreeing} of {weights}, logits within {difference:.2e}"
+        );
         if pattern == "2:4" {
             // The same counting as the reference's, so the same model.
             assert!(difference < 2e-3, "{file}: {difference}");
         }
+    }
+}
+
+#[test]
+fn patterns_hold_along_the_inputs_of_weights_stored_the_other_way_round() {
+    let Some(folder) = golden("families/gpt2") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("pruned");
+    let mut writer = checkpoint
+        .create_output(&out, &OutputOptions::default())
+        .unwrap();
+    let mut adapter =
+        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut writer).unwrap();
+    let settings = LayerSettings::new("2:4".parse::<Pattern>().unwrap());
+    let golden = File::read(&folder.join("pruned_unstructured_50.safetensors"));
+    let report = prune_model(
+        &mut adapter,
+        &Solver::new(Cpu::new(2).unwrap()),
+        &golden.tokens("calibration_tokens"),
+        &ModelPlan::new(settings),
+        &mut |_| ControlFlow::Continue(()),
+    )
+    .unwrap();
+    drop(adapter);
+    let expected: Vec<ExpectedLayer> = report
+        .layers
+        .iter()
+        .map(|layer| ExpectedLayer {
+            tensor: format!("{}.weight", layer.layer),
+            zeros: layer.zeros,
+            pattern: Some((2, 4)),
+        })
+        .collect();
+    // Fails if the pattern does not hold along the inputs.
+    writer.finish(&expected).unwrap();
+    let found = inspect(&Checkpoint::open(&out).unwrap(), &mut |_, _| true).unwrap();
+    assert_eq!(found.len(), 8);
+    for tensor in found {
+        let patterns: Vec<String> = tensor.patterns.iter().map(ToString::to_string).collect();
+        assert!(patterns.contains(&"2:4".to_owned()), "{}", tensor.name);
     }
 }
 

@@ -20,7 +20,7 @@ pub use ndarray;
 pub use allocate::{Allocator, Budget};
 pub use driver::{
     BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Rule,
-    Selector, Tap, observe_model, prune_model, prune_model_variants,
+    Selector, Starved, Tap, observe_model, prune_model, prune_model_variants,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};

@@ -262,6 +262,9 @@ pub struct ModelReport {
         serde(default, skip_serializing_if = "Option::is_none", with = "shared")
     )]
     pub allocation: Option<Arc<AllocationReport>>,
+    /// Layers that no calibration token has reached (experts, say): treated without calibration.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub starved: Vec<String>,
     /// Time spent.
     pub seconds: ModelSeconds,
 }

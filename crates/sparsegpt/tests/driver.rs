@@ -11,7 +11,7 @@ use ndarray::Array2;
 use sparsegpt::backend::Host;
 use sparsegpt::{
     Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern, ProgressEvent, Selector,
-    Solver, prune_model,
+    Solver, Starved, prune_model,
 };
 
 #[test]
@@ -300,4 +300,50 @@ fn held_out_sequences_judge_and_do_not_calibrate() {
     assert_eq!(weights[0], with_judge[0]);
     let error = run(&all, 5).unwrap_err();
     assert!(error.to_string().contains("fewer than the 5"), "{error}");
+}
+
+#[test]
+fn layers_that_no_token_reaches_follow_the_plan_and_stand_in_the_report() {
+    let dense = Model {
+        starve: Some(1),
+        ..Model::new(2, 7)
+    };
+    let run = |plan: ModelPlan| {
+        let mut model = dense.clone();
+        let solver = Solver::new(Host);
+        prune_model(&mut model, &solver, &sequences(3), &plan, &mut go_on)
+            .map(|report| (model, report))
+    };
+    let (model, report) = run(ModelPlan::new(half())).unwrap();
+    assert_eq!(report.starved, ["block.1.c"]);
+    let starved = report.layers.last().unwrap();
+    assert_eq!(
+        (
+            starved.layer.as_str(),
+            starved.tokens,
+            starved.method.as_str()
+        ),
+        ("block.1.c", 0, "magnitude")
+    );
+    assert_eq!(starved.zeros as usize, WIDTH * WIDTH / 2);
+    // The larger half stays, unchanged.
+    let (before, after) = (&dense.blocks[1][2], &model.blocks[1][2]);
+    let mut sizes: Vec<f32> = before.iter().map(|w| w.abs()).collect();
+    sizes.sort_by(f32::total_cmp);
+    let threshold = sizes[WIDTH * WIDTH / 2];
+    for (before, after) in before.iter().zip(after) {
+        let expected = if before.abs() < threshold {
+            0.0
+        } else {
+            *before
+        };
+        assert_eq!(*after, expected);
+    }
+
+    let error = run(ModelPlan::new(half()).with_starved(Starved::Error))
+        .err()
+        .unwrap();
+    let message = error.to_string();
+    assert!(message.contains("block.1.c"), "{message}");
+    assert_eq!(error.finished.layers.len(), 5);
 }

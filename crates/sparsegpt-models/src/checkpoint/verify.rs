@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::writer::{Slot, Written};
 use super::{Checkpoint, CheckpointSource, Dtype};
+use crate::decoder::{LlamaConfig, transpose};
 use crate::{Error, Result, TensorInfo};
 
 /// What a pruned layer must look like in the written checkpoint.
@@ -16,7 +17,8 @@ pub struct ExpectedLayer {
     pub tensor: String,
     /// Zeros that were reported. The file has as many, and more only where its type is too narrow for small values.
     pub zeros: u64,
-    /// `(zeros, group)`: at least that many zeros in each `group` consecutive columns of a row.
+    /// `(zeros, group)`: at least that many zeros in each `group` consecutive columns of a row (of the layer, whichever
+    /// way round its weight is stored).
     pub pattern: Option<(usize, usize)>,
 }
 
@@ -57,6 +59,9 @@ pub(super) fn verify(
             "reported as pruned, but not in the checkpoint",
         ));
     }
+    // Patterns hold along a layer's inputs, which some families store as rows.
+    let config = LlamaConfig::from_json(written.config()).ok();
+    let transposed = |name: &str| config.as_ref().is_some_and(|c| c.stores_transposed(name));
     let mut of_cast = Vec::new();
     for (name, slot) in slots {
         let info = tensors.info(name);
@@ -80,7 +85,15 @@ pub(super) fn verify(
                 }
             }
             Written::Values { zeros, cast_zeros } => {
-                check_values(name, &slot.info, &tensors.read_f32(name)?, zeros, layer)?;
+                let mut values = tensors.read_f32(name)?;
+                let mut info = slot.info.clone();
+                if transposed(name)
+                    && let &[rows, columns] = info.shape.as_slice()
+                {
+                    values = transpose(&values, columns);
+                    info.shape = vec![columns, rows];
+                }
+                check_values(name, &info, &values, zeros, layer)?;
                 // What was stored of a layer may have gone through the type before.
                 let made = layer.map_or(cast_zeros, |layer| zeros - layer.zeros);
                 if made > 0 {

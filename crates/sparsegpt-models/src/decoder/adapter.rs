@@ -1,4 +1,4 @@
-//! The LLaMA family as the pruning driver sees it.
+//! The decoder as the pruning driver sees it.
 
 use std::sync::Arc;
 
@@ -9,29 +9,30 @@ use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 
 use super::LlamaConfig;
 use super::block::{Block, Position};
-use super::model::embed;
-use super::rope::RotaryTables;
+use super::ends::Embedding;
+use super::rope::AllTables;
 use super::scratch::Scratch;
-use super::weights::{EMBEDDING, LinearSpec, block_name, check_all, linear_specs, read};
+use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
 
 /// Tokens that run through a block together: enough for its products to run at full speed.
 const BATCH_TOKENS: usize = 2048;
 
-/// Streams a LLaMA-family checkpoint through the pruning driver: one block's weights in memory at a time.
+/// Streams a checkpoint of any of the families through the pruning driver: one block's weights in memory at a time.
 ///
 /// Replaced weights go to the sink when their block ends, under their checkpoint names.
 #[derive(Debug)]
 pub struct LlamaAdapter<'a> {
-    config: LlamaConfig,
-    source: Arc<dyn TensorSource>,
+    weights: Weights,
+    /// The linear layers of each block.
+    specs: Vec<Vec<LinearSpec>>,
     sink: &'a mut dyn WeightSink,
     /// Read at the first sequence, dropped when the first block begins.
-    embedding: Option<Tensor>,
+    embedding: Option<Embedding>,
     current: Option<Current>,
-    /// Rotary tables of the last sequence length.
-    rotary: Option<RotaryTables>,
+    /// The last sequence length, and its rotary tables.
+    rotary: Option<(usize, Option<AllTables>)>,
     /// Memory for the passes.
     scratch: Scratch,
 }
@@ -54,10 +55,11 @@ impl<'a> LlamaAdapter<'a> {
         sink: &'a mut dyn WeightSink,
     ) -> Result<Self> {
         let config = LlamaConfig::from_json(config)?;
-        check_all(&config, &*source)?;
         Ok(Self {
-            config,
-            source,
+            specs: (0..config.blocks)
+                .map(|block| linear_specs(&config, block))
+                .collect(),
+            weights: Weights::open(config, source)?,
             sink,
             embedding: None,
             current: None,
@@ -69,40 +71,44 @@ impl<'a> LlamaAdapter<'a> {
     /// The model's configuration.
     #[must_use]
     pub fn config(&self) -> &LlamaConfig {
-        &self.config
+        &self.weights.config
     }
 
-    fn spec(&self, layer: usize) -> Result<LinearSpec> {
-        linear_specs(&self.config)
-            .get(layer)
-            .copied()
-            .ok_or_else(|| {
-                Error::setting("layer", "0 to 6, as ModelAdapter::layers lists them", layer)
-            })
+    fn specs(&self, block: usize) -> Result<&[LinearSpec]> {
+        let blocks = self.specs.len();
+        let specs = self.specs.get(block).map(Vec::as_slice);
+        specs.ok_or_else(|| Error::setting("block", format!("below {blocks}"), block))
+    }
+
+    fn spec(&self, block: usize, layer: usize) -> Result<&LinearSpec> {
+        let specs = self.specs(block)?;
+        specs.get(layer).ok_or_else(|| {
+            let last = specs.len() - 1;
+            Error::setting(
+                "layer",
+                format!("0 to {last}, as ModelAdapter::layers lists them"),
+                layer,
+            )
+        })
     }
 
     /// Makes the rotary tables those of some sequences' length.
     fn turn_to(&mut self, hidden: &Tensor) -> Result<()> {
         let time = hidden.dims3()?.1;
-        if self
-            .rotary
-            .as_ref()
-            .is_none_or(|tables| tables.time != time)
-        {
-            let config = &self.config;
-            self.rotary = Some(config.rotary.tables(config.head_dim, 0, time));
+        if self.rotary.as_ref().is_none_or(|(of, _)| *of != time) {
+            self.rotary = Some((time, self.weights.config.rotary_tables(0, time)));
         }
         Ok(())
     }
 
     /// The block at hand, and the position of whole sequences.
     fn ready(&self, block: usize) -> Result<(&Block, Position<'_>)> {
-        let rotary = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
+        let (_, rotary) = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
         Ok((
             &self.current(block)?.block,
             Position {
                 past: 0,
-                rotary,
+                rotary: rotary.as_ref(),
                 scratch: &self.scratch,
             },
         ))
@@ -126,14 +132,15 @@ impl ModelAdapter for LlamaAdapter<'_> {
     type Error = Error;
 
     fn blocks(&self) -> usize {
-        self.config.blocks
+        self.weights.config.blocks
     }
 
     fn layers(&self, block: usize) -> Result<Vec<BlockLayer>> {
-        Ok(linear_specs(&self.config)
+        Ok(self
+            .specs(block)?
             .iter()
             .map(|spec| BlockLayer {
-                name: block_name(block, spec.part),
+                name: self.weights.block_name(block, &spec.part),
                 rows: spec.rows,
                 cols: spec.cols,
                 input: spec.input,
@@ -141,20 +148,21 @@ impl ModelAdapter for LlamaAdapter<'_> {
             .collect())
     }
 
+    fn may_starve(&self, _block: usize, input: usize) -> bool {
+        input > MLP_OUTPUT
+    }
+
     fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {
-        let shape = [self.config.vocab_size, self.config.hidden_size];
         let embedding = match &self.embedding {
             Some(embedding) => embedding,
-            None => self
-                .embedding
-                .insert(read(&*self.source, EMBEDDING, &shape)?),
+            None => self.embedding.insert(Embedding::load(&self.weights)?),
         };
-        embed(&self.config, embedding, &[sequence], 0)
+        embedding.embed(&self.weights.config, &[sequence], 0)
     }
 
     fn begin_block(&mut self, block: usize) -> Result<()> {
         self.embedding = None;
-        let loaded = Block::load(&self.config, &*self.source, block)?;
+        let loaded = Block::load(&self.weights, block)?;
         let replaced = vec![false; loaded.linears.len()];
         self.current = Some(Current {
             index: block,
@@ -168,15 +176,15 @@ impl ModelAdapter for LlamaAdapter<'_> {
         let Some(current) = self.current.take().filter(|current| current.index == block) else {
             return Err(not_begun(block));
         };
-        for ((spec, linear), replaced) in linear_specs(&self.config)
+        let specs = self.specs.get(block).map_or(&[][..], Vec::as_slice);
+        for ((spec, linear), replaced) in specs
             .iter()
             .zip(&current.block.linears)
             .zip(current.replaced)
         {
             if replaced {
-                let name = format!("{}.weight", block_name(block, spec.part));
-                let values: Vec<f32> = linear.weight.flatten_all()?.to_vec1()?;
-                self.sink.store(&name, &values)?;
+                let name = format!("{}.weight", self.weights.block_name(block, &spec.part));
+                self.sink.store(&name, &linear.stored(spec)?)?;
             }
         }
         Ok(())
@@ -217,16 +225,16 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {
-        self.spec(layer)?;
+        self.spec(block, layer)?;
         let weight = &self.current(block)?.block.linears[layer].weight;
         let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
         Array2::from_shape_vec(weight.dims2()?, values)
-            .map_err(|error| Error::tensor(block_name(block, "(weight)"), error.to_string()))
+            .map_err(|error| Error::tensor("(weight)", error.to_string()))
     }
 
     fn replace_weight(&mut self, block: usize, layer: usize, weight: Array2<f32>) -> Result<()> {
-        let spec = self.spec(layer)?;
-        let name = format!("{}.weight", block_name(block, spec.part));
+        let spec = self.spec(block, layer)?;
+        let name = format!("{}.weight", self.weights.block_name(block, &spec.part));
         let shape = weight.dim();
         if shape != (spec.rows, spec.cols) {
             return Err(Error::tensor(

@@ -16,14 +16,21 @@ const QUERY_BLOCK: usize = 128;
 /// Where the queries stand and what they see. Query i of a sequence stands at position `past + i` and sees the
 /// keys at its own and earlier positions, at most `window` of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Causal {
+pub(super) struct Causal<'a> {
     pub(super) past: usize,
     pub(super) window: Option<usize>,
     pub(super) head_dim: usize,
+    /// What the products of queries and keys are multiplied by.
+    pub(super) scale: f32,
+    /// By how much a score falls with each position between query and key, head by head (ALiBi); empty for not at
+    /// all.
+    pub(super) slopes: &'a [f32],
+    /// Scores s become c·tanh(s/c).
+    pub(super) softcap: Option<f32>,
 }
 
-impl Causal {
-    /// softmax(Q Kᵀ / √d) V for the queries of some sequences after each other (batch·time x heads·d), and their
+impl Causal<'_> {
+    /// softmax(scale·Q Kᵀ − slope·distance) V for the queries of some sequences after each other (batch·time x heads·d), and their
     /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result, in
     /// `mixed`, has the queries' shape.
     pub(super) fn attend(
@@ -64,6 +71,7 @@ impl Causal {
                 let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
                 self.attend_head(
                     arch,
+                    self.slopes.get(head).copied(),
                     q.submatrix(own.0, own.1, time, self.head_dim),
                     k.submatrix(shared.0, shared.1, seen, self.head_dim),
                     v.submatrix(shared.0, shared.1, seen, self.head_dim),
@@ -76,13 +84,13 @@ impl Causal {
     fn attend_head(
         self,
         arch: Arch,
+        slope: Option<f32>,
         q: MatRef<'_, f32>,
         k: MatRef<'_, f32>,
         v: MatRef<'_, f32>,
         mut mixed: MatMut<'_, f32>,
     ) {
-        let (time, width) = (q.nrows(), q.ncols());
-        let scale = (width as f32).sqrt().recip();
+        let time = q.nrows();
         let (mut scores, mut sums) = (Vec::new(), Vec::new());
         for start in (0..time).step_by(QUERY_BLOCK) {
             let count = QUERY_BLOCK.min(time - start);
@@ -95,9 +103,22 @@ impl Causal {
                 Accum::Replace,
                 q.subrows(start, count),
                 k.subrows(first, keys).transpose(),
-                scale,
+                self.scale,
                 Par::Seq,
             );
+            if let Some(cap) = self.softcap {
+                scores
+                    .iter_mut()
+                    .for_each(|score| *score = cap * (*score / cap).tanh());
+            }
+            if let Some(slope) = slope {
+                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                    let own = self.past + start + row - first;
+                    for (key, score) in scores.iter_mut().enumerate() {
+                        *score += slope * (key as f32 - own as f32);
+                    }
+                }
+            }
             let seen = |row| {
                 let query = start + row;
                 self.first_key(query) - first..self.past + query + 1 - first
@@ -128,6 +149,19 @@ impl Causal {
     }
 }
 
+/// The slopes of ALiBi: 2^(−8/n·h) for h = 1..=n heads where n is a power of two; otherwise those of the power
+/// below, and then every other one of the power above.
+pub(super) fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let below = match heads {
+        0 => return Vec::new(),
+        heads => 1_usize << heads.ilog2(),
+    };
+    let slope = |of: usize, head: usize| (-8.0 * head as f64 / of as f64).exp2() as f32;
+    let own = (1..=below).map(|head| slope(below, head));
+    let between = (1..).step_by(2).map(|head| slope(2 * below, head));
+    own.chain(between).take(heads).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use rand::{Rng, SeedableRng};
@@ -140,7 +174,12 @@ mod tests {
         let (batch, heads, kv_heads, width) = (2, 4, 2, 6);
         let mut random = ChaCha8Rng::seed_from_u64(0);
         for (time, past) in [(1, 0), (5, 0), (1, 7), (5, 3), (QUERY_BLOCK + 3, 2)] {
-            for window in [None, Some(1), Some(3), Some(1000)] {
+            for (window, slopes) in [
+                (None, &[][..]),
+                (Some(1), &[][..]),
+                (Some(3), &[0.5, 0.3, 0.0, 0.1][..]),
+                (Some(1000), &[0.5, 0.3, 0.0, 0.1][..]),
+            ] {
                 let mut tokens = |heads, time| {
                     Array2::from_shape_simple_fn((batch * time, heads * width), || {
                         random.random_range(-2.0..2.0_f32)
@@ -156,6 +195,9 @@ mod tests {
                     past,
                     window,
                     head_dim: width,
+                    scale: 0.3,
+                    slopes,
+                    softcap: window.map(|window| window as f32),
                 };
                 let mut found = Array2::zeros(q.dim());
                 causal.attend(batch, &q, k.view(), v.view(), &mut found);
@@ -168,6 +210,8 @@ mod tests {
                             .filter(|key| window.is_none_or(|window| position - key < window));
                         let weights: Vec<(usize, f64)> = visible
                             .map(|key| {
+                                let slope = slopes.get(head).copied().unwrap_or(0.0);
+                                let bias = f64::from(slope) * (position - key) as f64;
                                 let key = sequence * seen + key;
                                 let dot: f64 = (0..width)
                                     .map(|d| {
@@ -175,7 +219,11 @@ mod tests {
                                             * f64::from(k[[key, shared + d]])
                                     })
                                     .sum();
-                                (key, (dot / (width as f64).sqrt()).exp())
+                                let score = match window {
+                                    Some(cap) => cap as f64 * (dot * 0.3 / cap as f64).tanh(),
+                                    None => dot * 0.3,
+                                };
+                                (key, (score - bias).exp())
                             })
                             .collect();
                         let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
@@ -193,5 +241,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_paper_for_any_number_of_heads() {
+        let eight: Vec<f32> = (1..=8).map(|h| 0.5_f32.powi(h)).collect();
+        assert_eq!(alibi_slopes(8), eight);
+        // Of sixteen heads every other one, from the first on, behind those of eight.
+        let root = 0.5_f64.sqrt();
+        let found = alibi_slopes(12);
+        assert_eq!(found[..8], eight);
+        for (slope, power) in found[8..].iter().zip([1, 3, 5, 7]) {
+            assert!((f64::from(*slope) - root.powi(power)).abs() < 1e-7);
+        }
+        assert_eq!(alibi_slopes(1), [0.5_f32.powi(8)]);
+        assert!(alibi_slopes(0).is_empty());
     }
 }

@@ -1,90 +1,30 @@
 //! One decoder block.
 
 use candle_core::Tensor;
-use faer::Accum;
-use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
+use ndarray::Array2;
 use sparsegpt::{Batch, Tap};
 
-use super::attention::Causal;
-use super::config::{Activation, LlamaConfig};
-use super::elementwise::{gate, rms_norm, rotate};
-use super::product::products;
-use super::rope::RotaryTables;
+use super::config::{Activation, Residual};
+use super::experts::Router;
+use super::feed_forward::inner;
+use super::linear::{Linear, outputs};
+use super::norm::Norm;
+use super::rope::AllTables;
 use super::scratch::{Scrap, Scratch};
+use super::self_attention::{BlockCache, SelfAttention};
 use super::tensors::{tensor, with_rows};
 use super::weights::{
-    ATTENTION_INPUT, ATTENTION_OUTPUT, LinearSpec, MLP_INPUT, MLP_OUTPUT, NORMS, block_name,
-    linear_specs, read,
+    ATTENTION_INPUT, ATTENTION_OUTPUT, MLP_INPUT, MLP_OUTPUT, Weights, linear_specs,
 };
-use crate::{Error, Result, TensorSource};
-
-/// A linear layer: weight rows x cols, and a bias where the model has one.
-#[derive(Clone, Debug)]
-pub(super) struct Linear {
-    pub(super) weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    fn load(source: &dyn TensorSource, name: &str, spec: &LinearSpec) -> Result<Self> {
-        let weight = read(source, &format!("{name}.weight"), &[spec.rows, spec.cols])?;
-        let bias = spec
-            .bias
-            .then(|| read(source, &format!("{name}.bias"), &[spec.rows]))
-            .transpose()?;
-        Ok(Self { weight, bias })
-    }
-
-    /// Adds the bias to each row.
-    fn add_bias(&self, sum: &mut Array2<f32>) -> Result<()> {
-        if let Some(bias) = &self.bias {
-            with_rows(bias, |bias| {
-                *sum += &bias;
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Adds what the layer makes of `x` (tokens x cols) to `sum` (tokens x rows).
-    fn add_output(&self, sum: &mut Array2<f32>, x: &Array2<f32>) -> Result<()> {
-        self.add_bias(sum)?;
-        products(x.view(), vec![(sum, Accum::Add, &self.weight)])
-    }
-}
-
-/// What some layers make of the same input (tokens x cols): tokens x rows each.
-fn outputs<'s, const N: usize>(
-    scratch: &'s Scratch,
-    x: &Array2<f32>,
-    linears: [&Linear; N],
-) -> Result<[Scrap<'s>; N]> {
-    let mut outputs = std::array::from_fn(|_| scratch.matrix(0, 0));
-    let mut pairs = Vec::with_capacity(N);
-    for (output, linear) in outputs.iter_mut().zip(linears) {
-        *output = scratch.matrix(x.nrows(), linear.weight.dims2()?.0);
-        let mut accum = Accum::Replace;
-        if linear.bias.is_some() {
-            output.fill(0.0);
-            linear.add_bias(output)?;
-            accum = Accum::Add;
-        }
-        pairs.push((&mut **output, accum, &linear.weight));
-    }
-    products(x.view(), pairs)?;
-    Ok(outputs)
-}
-
-/// Keys and values of the tokens seen so far, each batch x tokens x kv_heads·head_dim.
-pub(super) type BlockCache = Option<[Array3<f32>; 2]>;
+use crate::{Error, Result};
 
 /// Where a forward pass stands in its sequences.
 #[derive(Debug)]
 pub(super) struct Position<'a> {
     /// Tokens in the cache.
     pub(super) past: usize,
-    /// The angles of the new tokens.
-    pub(super) rotary: &'a RotaryTables,
+    /// The angles of the new tokens, for rotary families.
+    pub(super) rotary: Option<&'a AllTables>,
     /// Memory for the pass.
     pub(super) scratch: &'a Scratch,
 }
@@ -94,36 +34,41 @@ pub(super) struct Position<'a> {
 pub(super) struct Block {
     /// In the order of [`linear_specs`].
     pub(super) linears: Vec<Linear>,
-    norms: [Tensor; 2],
-    window: Option<usize>,
-    head_dim: usize,
-    eps: f32,
+    /// Of attention and feed-forward; one where they share it.
+    norms: Vec<Norm>,
+    /// Of what attention and feed-forward add, where that is normalized.
+    branch_norms: Option<[Norm; 2]>,
+    attention: SelfAttention,
+    residual: Residual,
     activation: Activation,
+    /// Where the feed-forward part is one of experts.
+    router: Option<Router>,
 }
 
 impl Block {
-    pub(super) fn load(
-        config: &LlamaConfig,
-        source: &dyn TensorSource,
-        block: usize,
-    ) -> Result<Self> {
-        let norm = |part: &str| {
-            read(
-                source,
-                &block_name(block, &format!("{part}.weight")),
-                &[config.hidden_size],
-            )
-        };
+    pub(super) fn load(weights: &Weights, block: usize) -> Result<Self> {
+        let config = &weights.config;
+        let norms = config.block_norms().iter();
         Ok(Self {
-            linears: linear_specs(config)
+            linears: linear_specs(config, block)
                 .iter()
-                .map(|spec| Linear::load(source, &block_name(block, spec.part), spec))
+                .map(|spec| Linear::load(weights, &weights.block_name(block, &spec.part), spec))
                 .collect::<Result<_>>()?,
-            norms: [norm(NORMS[0])?, norm(NORMS[1])?],
-            window: config.sliding_windows[block],
-            head_dim: config.head_dim,
-            eps: config.rms_norm_eps as f32,
+            norms: norms
+                .map(|part| weights.norm(&weights.block_name(block, part), config.hidden_size))
+                .collect::<Result<_>>()?,
+            branch_norms: match config.family.spec().names.branch_norms {
+                Some(parts) => {
+                    let norm =
+                        |part| weights.norm(&weights.block_name(block, part), config.hidden_size);
+                    Some([norm(parts[0])?, norm(parts[1])?])
+                }
+                None => None,
+            },
+            attention: SelfAttention::load(weights, block)?,
+            residual: config.residual,
             activation: config.activation,
+            router: Router::load(weights, block)?,
         })
     }
 
@@ -135,67 +80,108 @@ impl Block {
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
-        let (mut sum, inner) = self.up_to_last(hidden, position, cache, tap)?;
-        let [.., down] = self.linears();
-        down.add_output(&mut sum, &inner)?;
+        let mut sum = self.run(hidden, position, cache, tap, true)?;
+        if self.residual == Residual::PostNorm {
+            sum = self.norm(1)?.apply(position.scratch, &sum).clone();
+        }
         tensor(sum, hidden.dims3()?)
     }
 
-    /// The inputs of the linear layers alone: [`forward`](Self::forward) without the last product.
+    /// The inputs of the linear layers alone: [`forward`](Self::forward) without the last products.
     pub(super) fn observe(
         &self,
         hidden: &Tensor,
         position: &Position<'_>,
         tap: &mut dyn Tap,
     ) -> Result<()> {
-        self.up_to_last(hidden, position, None, tap).map(|_| ())
+        self.run(hidden, position, None, tap, false).map(drop)
     }
 
-    /// q, k, v, o, gate, up, down.
-    fn linears(&self) -> [&Linear; 7] {
-        std::array::from_fn(|index| &self.linears[index])
-    }
-
-    /// The residual stream before the last layer's output is added to it, and that layer's input.
-    fn up_to_last<'s>(
+    /// The residual stream behind the block, before a norm of the sum; without `finish`, before the last layers'
+    /// outputs are added to it.
+    fn run(
         &self,
         hidden: &Tensor,
-        position: &Position<'s>,
+        position: &Position<'_>,
         cache: Option<&mut BlockCache>,
         tap: &mut dyn Tap,
-    ) -> Result<(Array2<f32>, Scrap<'s>)> {
+        finish: bool,
+    ) -> Result<Array2<f32>> {
         let batch = hidden.dims3()?.0;
         let scratch = position.scratch;
         let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
-        let [q, k, v, o, gate_layer, up, _] = self.linears();
+        let (qkv, rest) = self.linears.split_at(self.attention.layers());
+        let (output, feed_forward) = rest.split_first().ok_or_else(|| incomplete(self))?;
 
-        let x = normalized(scratch, &sum, &self.norms[0], self.eps)?;
-        observe(tap, ATTENTION_INPUT, batch, &x);
-        let [mut queries, mut keys, new_values] = outputs(scratch, &x, [q, k, v])?;
-        rotate(&mut queries, self.head_dim, position.rotary);
-        rotate(&mut keys, self.head_dim, position.rotary);
-        let causal = Causal {
-            past: position.past,
-            window: self.window,
-            head_dim: self.head_dim,
+        let x = match self.residual {
+            Residual::PostNorm => copy(scratch, &sum),
+            _ => self.norm(0)?.apply(scratch, &sum),
         };
-        let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
-        match cache {
-            None => causal.attend(batch, &queries, keys.view(), new_values.view(), &mut mixed),
-            Some(cache) => {
-                let [keys, values] = extend(cache, batch, [&keys, &new_values])?;
-                causal.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
+        observe(tap, ATTENTION_INPUT, batch, &x);
+        let mixed = self.attention.mixed(qkv, &x, batch, position, cache)?;
+        observe(tap, ATTENTION_OUTPUT, batch, &mixed);
+        // What the feed-forward part reads, where that is not a sum with the attention's output.
+        let beside = match self.residual {
+            Residual::Parallel => Some(self.norm(1)?.apply(scratch, &sum)),
+            Residual::ParallelShared => Some(x),
+            Residual::Normalized => {
+                sum.assign(&x);
+                None
+            }
+            Residual::Sequential | Residual::PostNorm => None,
+        };
+        self.add(scratch, &mut sum, 0, output, &mixed)?;
+
+        let x = match (beside, self.residual) {
+            (Some(x), _) => x,
+            (None, Residual::PostNorm) => {
+                sum = self.norm(0)?.apply(scratch, &sum).clone();
+                copy(scratch, &sum)
+            }
+            (None, _) => self.norm(1)?.apply(scratch, &sum),
+        };
+        if self.residual == Residual::Normalized {
+            sum.assign(&x);
+        }
+        if let Some(router) = &self.router {
+            let sum = finish.then_some(&mut sum);
+            router.add_output(feed_forward, scratch, &x, batch, tap, sum)?;
+        } else {
+            match self.residual {
+                // Seen already, as the attention's input.
+                Residual::ParallelShared => {}
+                _ => observe(tap, MLP_INPUT, batch, &x),
+            }
+            let inner = inner(feed_forward, self.activation, scratch, &x)?;
+            observe(tap, MLP_OUTPUT, batch, &inner);
+            if finish {
+                let last = feed_forward.last().ok_or_else(|| incomplete(self))?;
+                self.add(scratch, &mut sum, 1, last, &inner)?;
             }
         }
-        observe(tap, ATTENTION_OUTPUT, batch, &mixed);
-        o.add_output(&mut sum, &mixed)?;
+        Ok(sum)
+    }
 
-        let x = normalized(scratch, &sum, &self.norms[1], self.eps)?;
-        observe(tap, MLP_INPUT, batch, &x);
-        let [mut inner, up] = outputs(scratch, &x, [gate_layer, up])?;
-        gate(self.activation, &mut inner, &up);
-        observe(tap, MLP_OUTPUT, batch, &inner);
-        Ok((sum, inner))
+    /// Adds what the last layer of attention (part 0) or feed-forward (1) makes of `x`, normalized where the family
+    /// does so.
+    fn add(
+        &self,
+        scratch: &Scratch,
+        sum: &mut Array2<f32>,
+        part: usize,
+        layer: &Linear,
+        x: &Array2<f32>,
+    ) -> Result<()> {
+        let Some(norms) = &self.branch_norms else {
+            return layer.add_output(sum, x);
+        };
+        let [made] = outputs(scratch, x, [layer])?;
+        *sum += &*norms[part].apply(scratch, &made);
+        Ok(())
+    }
+
+    fn norm(&self, index: usize) -> Result<&Norm> {
+        self.norms.get(index).ok_or_else(|| incomplete(self))
     }
 
     /// Puts another weight in place of a linear layer's.
@@ -204,59 +190,27 @@ impl Block {
     }
 }
 
-/// RMS normalization of each token.
-pub(super) fn normalized<'s>(
-    scratch: &'s Scratch,
-    x: &Array2<f32>,
-    weight: &Tensor,
-    eps: f32,
-) -> Result<Scrap<'s>> {
-    let mut normalized = scratch.matrix(x.nrows(), x.ncols());
-    with_rows(weight, |weight| {
-        rms_norm(
-            x,
-            weight.as_slice().unwrap_or_default(),
-            eps,
-            &mut normalized,
-        );
-        Ok(())
-    })?;
-    Ok(normalized)
+fn incomplete(block: &Block) -> Error {
+    Error::tensor(
+        "(block)",
+        format!(
+            "has {} layers and {} norms, too few for {:?}",
+            block.linears.len(),
+            block.norms.len(),
+            block.residual
+        ),
+    )
+}
+
+fn copy<'s>(scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
+    let mut copied = scratch.matrix(x.nrows(), x.ncols());
+    copied.assign(x);
+    copied
 }
 
 /// Hands the activations (tokens x features) of some sequences to a tap without copying them.
-fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
+pub(super) fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
     if tap.wants(input) {
         tap.observe(input, Batch::new(x.view()).sequences(sequences as u64));
     }
-}
-
-/// Puts new keys and values (batch·time x width) behind those of the tokens before.
-fn extend<'c>(
-    cache: &'c mut BlockCache,
-    batch: usize,
-    new: [&Array2<f32>; 2],
-) -> Result<&'c [Array3<f32>; 2]> {
-    let mut past = cache.take().map(|pair| pair.map(Some)).unwrap_or_default();
-    let mut extended = std::array::from_fn(|_| Array3::zeros((0, 0, 0)));
-    for ((extended, new), past) in extended.iter_mut().zip(new).zip(&mut past) {
-        let shape = (batch, new.nrows() / batch, new.ncols());
-        let new = new.view().into_shape_with_order(shape).map_err(unshaped)?;
-        *extended = match past.take() {
-            Some(past) => concatenate(Axis(1), &[past.view(), new]).map_err(unshaped)?,
-            None => new.to_owned(),
-        };
-    }
-    Ok(cache.insert(extended))
-}
-
-/// The tokens of all sequences after each other.
-fn flat(cached: &Array3<f32>) -> Result<ArrayView2<'_, f32>> {
-    let (batch, tokens, width) = cached.dim();
-    let flat = cached.view().into_shape_with_order((batch * tokens, width));
-    flat.map_err(unshaped)
-}
-
-fn unshaped(error: ndarray::ShapeError) -> Error {
-    Error::tensor("(keys and values)", error.to_string())
 }

@@ -1,7 +1,12 @@
 //! `config.json` of the supported families, in both dialects.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
+use super::family::{
+    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, PositionKind, RotaryPart, Windows,
+};
 use super::rope::{RopeScaling, RotaryConfig};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -11,19 +16,7 @@ const MAX_DIMENSION: u64 = 1 << 24;
 /// Most blocks taken from a file.
 const MAX_BLOCKS: u64 = 1 << 14;
 
-/// Model families that share the LLaMA decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Family {
-    /// LLaMA 1 to 3 and models in its layout (SmolLM).
-    Llama,
-    /// Mistral: sliding window.
-    Mistral,
-    /// Qwen2: biases on query, key and value.
-    Qwen2,
-}
-
-/// The gate's activation function.
+/// The feed-forward layer's activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -33,6 +26,66 @@ pub enum Activation {
     Gelu,
     /// x·Φ(x), by tanh.
     GeluTanh,
+    /// max(x, 0).
+    Relu,
+}
+
+/// What a block's parts read, and what their outputs are added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Residual {
+    /// Attention reads the normalized input; feed-forward reads the normalized sum of the two.
+    Sequential,
+    /// As `Sequential`, with each sum on the normalized input instead of the input.
+    Normalized,
+    /// Each sum is normalized, not what a part reads.
+    PostNorm,
+    /// Attention and feed-forward read the block's input, each through its own norm.
+    Parallel,
+    /// Attention and feed-forward read the block's input through one norm.
+    ParallelShared,
+}
+
+/// How positions enter.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Positions {
+    /// Queries and keys are turned.
+    Rotary {
+        /// The angles.
+        angles: RotaryConfig,
+        /// The angles of blocks with a sliding window, where they are others.
+        local: Option<RotaryConfig>,
+        /// Dimensions of a head that are turned, the first ones.
+        dimensions: usize,
+        /// Whether pairs are neighbours, instead of half of `dimensions` apart.
+        interleaved: bool,
+    },
+    /// A table is added to the embedding; position 0 stands in row `offset`.
+    Learned {
+        /// The row of position 0.
+        offset: usize,
+    },
+    /// Linear biases on the scores, at another slope in each head.
+    Alibi,
+}
+
+/// The experts of a model's feed-forward parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Experts {
+    /// Experts in a block.
+    pub count: usize,
+    /// Experts that a token goes to.
+    pub active: usize,
+    /// Width of an expert.
+    pub intermediate_size: usize,
+    /// Width of the expert that all tokens go to, where there is one.
+    pub shared_intermediate_size: Option<usize>,
+    /// Whether the weights of a token's experts sum to 1; otherwise they are its probabilities.
+    pub normalized: bool,
+    /// The blocks that have experts; the others have a plain feed-forward part.
+    pub blocks: Vec<bool>,
 }
 
 /// What the decoder needs to know, from `config.json`.
@@ -57,10 +110,25 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Longest sequence.
     pub max_positions: usize,
-    /// ε of the RMS norms.
-    pub rms_norm_eps: f64,
-    /// Rotary embedding.
-    pub rotary: RotaryConfig,
+    /// Width of the embedding and the head; other than `hidden_size` only where two projections lead from one to
+    /// the other.
+    pub embedding_size: usize,
+    /// ε of the norms.
+    pub norm_eps: f64,
+    /// Whether the norms have weights.
+    pub norm_weights: bool,
+    /// Whether the last block's output is normalized.
+    pub final_norm: bool,
+    /// How positions enter.
+    pub positions: Positions,
+    /// What a block's parts read.
+    pub residual: Residual,
+    /// What scores are multiplied by, per block.
+    pub score_scales: Vec<f64>,
+    /// Scores s become c·tanh(s/c).
+    pub score_softcap: Option<f64>,
+    /// Logits l become c·tanh(l/c).
+    pub logit_softcap: Option<f64>,
     /// Keys a query sees, itself included, per block; `None` sees all before it.
     pub sliding_windows: Vec<Option<usize>>,
     /// Biases on query, key and value.
@@ -71,8 +139,10 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// Whether the output head is the embedding.
     pub tied: bool,
-    /// The gate's activation.
+    /// The feed-forward layer's activation.
     pub activation: Activation,
+    /// Experts, for the families that have them.
+    pub experts: Option<Experts>,
 }
 
 impl LlamaConfig {
@@ -95,23 +165,10 @@ impl LlamaConfig {
         let Some(object) = config.as_object() else {
             return Err(Error::config("(whole file)", "expected a JSON object"));
         };
-        let keys = Keys { object };
-        let family = match keys.text("model_type")? {
-            Some("llama") => Family::Llama,
-            Some("mistral") => Family::Mistral,
-            Some("qwen2") => Family::Qwen2,
-            Some(other) => {
-                return Err(Error::config(
-                    "model_type",
-                    format!("{other:?} is not supported; llama, mistral and qwen2 are"),
-                ));
-            }
-            None => {
-                return Err(Error::config(
-                    "model_type",
-                    "missing; expected llama, mistral or qwen2",
-                ));
-            }
+        let spec = family_of(object)?;
+        let keys = Keys {
+            object,
+            renamed: spec.keys,
         };
         if keys.present("quantization_config") {
             return Err(Error::config(
@@ -119,118 +176,356 @@ impl LlamaConfig {
                 "the checkpoint is quantized already; start from the float checkpoint",
             ));
         }
+        keys.refuse_unknown_flags(spec)?;
         let hidden_size = keys.required("hidden_size")?;
         let heads = keys.required("num_attention_heads")?;
         let blocks = keys
             .in_range("num_hidden_layers", MAX_BLOCKS)?
-            .ok_or_else(|| missing("num_hidden_layers"))?;
-        // transformers' defaults of each family where the key is absent.
-        let kv_heads = keys.count("num_key_value_heads")?.unwrap_or(match family {
-            Family::Llama => heads,
-            Family::Mistral => 8,
-            Family::Qwen2 => 32,
-        });
+            .ok_or_else(|| keys.missing("num_hidden_layers"))?;
+        let kv_heads = keys.count("num_key_value_heads")?;
+        let kv_heads = kv_heads.or(spec.kv_heads).unwrap_or(heads);
         if heads % kv_heads != 0 {
             return Err(Error::config(
                 "num_key_value_heads",
                 format!("{kv_heads} does not divide num_attention_heads = {heads}"),
             ));
         }
-        let head_dim = match keys.count("head_dim")? {
+        let head_dim = match keys.count("head_dim")?.or(spec.head_dim) {
             Some(head_dim) => head_dim,
             None if hidden_size % heads == 0 => hidden_size / heads,
             None => {
                 return Err(Error::config(
-                    "hidden_size",
+                    keys.name("hidden_size"),
                     format!(
-                        "{hidden_size} is not a multiple of num_attention_heads = {heads}, and there is no head_dim"
+                        "{hidden_size} is not a multiple of {} = {heads}, and there is no head_dim",
+                        keys.name("num_attention_heads")
                     ),
                 ));
             }
         };
-        if head_dim % 2 != 0 {
-            return Err(Error::config(
-                "head_dim",
-                format!("{head_dim} is odd; rotary embedding needs pairs"),
-            ));
-        }
-        let max_positions = keys
-            .count("max_position_embeddings")?
-            .unwrap_or(match family {
-                Family::Llama => 2048,
-                Family::Mistral => 131_072,
-                Family::Qwen2 => 32_768,
-            });
-        let activation = match keys.text("hidden_act")?.unwrap_or("silu") {
-            "silu" | "swish" => Activation::Silu,
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            other => {
-                return Err(Error::config(
-                    "hidden_act",
-                    format!("{other:?} is not supported; silu, gelu and gelu_pytorch_tanh are"),
-                ));
-            }
+        let residual = keys.choose(spec.residual)?;
+        let intermediate_size = match keys.count("intermediate_size")? {
+            Some(size) => size,
+            None if spec.inner_is_four_times => 4 * hidden_size,
+            None => return Err(keys.missing("intermediate_size")),
         };
-        if keys
-            .number("partial_rotary_factor")?
-            .is_some_and(|factor| factor != 1.0)
-        {
+        let norm_eps = keys.number("rms_norm_eps")?.unwrap_or(spec.norm_eps);
+        if !(norm_eps > 0.0 && norm_eps < 1.0) {
             return Err(Error::config(
-                "partial_rotary_factor",
-                "only 1 is supported for this family",
-            ));
-        }
-        let attention_bias = keys.flag("attention_bias")?.unwrap_or(false);
-        for key in ["attention_bias", "mlp_bias"] {
-            if family != Family::Llama && keys.flag(key)? == Some(true) {
-                return Err(Error::config(
-                    key,
-                    "true is known for model_type llama only",
-                ));
-            }
-        }
-        let rms_norm_eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
-        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(Error::config(
-                "rms_norm_eps",
-                format!("expected a small positive number, found {rms_norm_eps}"),
+                keys.name("rms_norm_eps"),
+                format!("expected a small positive number, found {norm_eps}"),
             ));
         }
         Ok(Self {
-            family,
+            family: spec.family,
             hidden_size,
-            intermediate_size: keys.required("intermediate_size")?,
+            intermediate_size,
             blocks,
             heads,
             kv_heads,
             head_dim,
             vocab_size: keys.required("vocab_size")?,
-            max_positions,
-            rms_norm_eps,
-            rotary: keys.rotary()?,
-            sliding_windows: keys.sliding_windows(family, blocks)?,
-            qkv_bias: family == Family::Qwen2 || (family == Family::Llama && attention_bias),
-            output_bias: family == Family::Llama && attention_bias,
-            mlp_bias: family == Family::Llama && keys.flag("mlp_bias")?.unwrap_or(false),
-            tied: keys.flag("tie_word_embeddings")?.unwrap_or(false),
-            activation,
+            max_positions: keys
+                .count("max_position_embeddings")?
+                .unwrap_or(spec.max_positions),
+            embedding_size: match spec.names.projections {
+                Some(_) => keys.count("word_embed_proj_dim")?.unwrap_or(hidden_size),
+                None => hidden_size,
+            },
+            norm_eps,
+            norm_weights: keys.choose(spec.norm_weights)?,
+            final_norm: residual != Residual::PostNorm
+                && keys.flag("_remove_final_layer_norm")? != Some(true),
+            positions: keys.positions(spec, head_dim)?,
+            residual,
+            score_scales: keys.score_scales(spec, head_dim, blocks)?,
+            score_softcap: keys.softcap("attn_logit_softcapping", spec.softcaps[0])?,
+            logit_softcap: keys.softcap("final_logit_softcapping", spec.softcaps[1])?,
+            sliding_windows: keys.sliding_windows(spec.windows, blocks)?,
+            qkv_bias: keys.choose(spec.qkv_bias)?,
+            output_bias: keys.choose(spec.output_bias)?,
+            mlp_bias: keys.choose(spec.mlp_bias)?,
+            tied: keys
+                .flag("tie_word_embeddings")?
+                .unwrap_or(spec.tied_by_default),
+            activation: keys.activation(spec)?,
+            experts: match &spec.experts {
+                Some(experts) => Some(keys.experts(experts, blocks)?),
+                None => None,
+            },
         })
     }
 }
 
-fn missing(key: &str) -> Error {
-    Error::config(key, "missing")
+fn family_of(object: &Map<String, Value>) -> Result<&'static FamilySpec> {
+    let all = || Family::model_types().collect::<Vec<_>>().join(", ");
+    match object.get("model_type") {
+        None | Some(Value::Null) => Err(Error::config(
+            "model_type",
+            format!("missing; expected one of {}", all()),
+        )),
+        Some(value) => {
+            let found = FAMILIES
+                .iter()
+                .find(|spec| value.as_str() == Some(spec.model_type));
+            found.copied().ok_or_else(|| {
+                Error::config(
+                    "model_type",
+                    format!("{value} is not supported; these are: {}", all()),
+                )
+            })
+        }
+    }
 }
 
-/// Typed access to the keys; `null` counts as absent.
+/// Switches of one family or another. Where a family does not know one, on is refused.
+const FLAGS: [&str; 9] = [
+    "attention_bias",
+    "mlp_bias",
+    "use_qkv_bias",
+    "enable_bias",
+    "qk_layernorm",
+    "apply_residual_connection_post_layernorm",
+    "add_cross_attention",
+    "is_encoder_decoder",
+    "use_bidirectional_attention",
+];
+
+/// Typed access to the keys by LLaMA's names; `null` counts as absent.
 struct Keys<'a> {
     object: &'a Map<String, Value>,
+    /// This family's names of LLaMA's keys.
+    renamed: &'static [(&'static str, &'static str)],
 }
 
 impl<'a> Keys<'a> {
+    /// The family's name of a key.
+    fn name<'k>(&self, key: &'k str) -> &'k str {
+        let renamed = self.renamed.iter().find(|(common, _)| *common == key);
+        match renamed {
+            // transformers takes the common name too.
+            Some((_, own)) if own.is_empty() || !self.object.contains_key(key) => own,
+            _ => key,
+        }
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+        let value = self.object.get(self.name(key));
+        value.filter(|value| !value.is_null())
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        Error::config(self.name(key), "missing")
+    }
+
+    fn choose<T>(&self, choice: Choice<T>) -> Result<T> {
+        Ok(match choice {
+            Choice::Always(value) => value,
+            Choice::Key {
+                name,
+                default,
+                on,
+                off,
+            } => match self.flag(name)?.unwrap_or(default) {
+                true => on,
+                false => off,
+            },
+        })
+    }
+
+    fn refuse_unknown_flags(&self, spec: &FamilySpec) -> Result<()> {
+        let known = [
+            spec.qkv_bias.key(),
+            spec.output_bias.key(),
+            spec.mlp_bias.key(),
+            spec.norm_weights.key(),
+            spec.residual.key(),
+        ];
+        for flag in FLAGS {
+            if !known.contains(&Some(flag)) && self.flag(flag)? == Some(true) {
+                return Err(Error::config(
+                    flag,
+                    format!("true is not supported for model_type {}", spec.model_type),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn activation(&self, spec: &FamilySpec) -> Result<Activation> {
+        let name = self.text("hidden_act")?.unwrap_or(spec.activation);
+        Ok(match name {
+            // transformers takes "gelu" for a slip of old Gemma files.
+            "gelu" if spec.family == Family::Gemma => Activation::GeluTanh,
+            "silu" | "swish" => Activation::Silu,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            other => {
+                return Err(Error::config(
+                    self.name("hidden_act"),
+                    format!(
+                        "{other:?} is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are"
+                    ),
+                ));
+            }
+        })
+    }
+
+    fn experts(&self, spec: &ExpertSpec, blocks: usize) -> Result<Experts> {
+        let count = self.required(spec.count)?;
+        let active = self.required("num_experts_per_tok")?;
+        if active > count {
+            return Err(Error::config(
+                "num_experts_per_tok",
+                format!("{active} is more than {} = {count}", spec.count),
+            ));
+        }
+        let step = self.count("decoder_sparse_step")?.unwrap_or(1);
+        let mut plain = BTreeSet::new();
+        if let Some(list) = self.get("mlp_only_layers") {
+            let known = || Error::config("mlp_only_layers", "expected a list of block numbers");
+            for block in list.as_array().ok_or_else(known)? {
+                plain.insert(block.as_u64().ok_or_else(known)? as usize);
+            }
+        }
+        Ok(Experts {
+            count,
+            active,
+            intermediate_size: self.required(spec.width)?,
+            shared_intermediate_size: match spec.shared {
+                Some(_) => Some(self.required("shared_expert_intermediate_size")?),
+                None => None,
+            },
+            normalized: self.choose(spec.normalized)?,
+            blocks: (0..blocks)
+                .map(|block| (block + 1) % step == 0 && !plain.contains(&block))
+                .collect(),
+        })
+    }
+
+    /// A bound; `null` in the file means none, an absent key the family's.
+    fn softcap(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        let cap = match self.object.contains_key(key) {
+            true => self.number(key)?,
+            false => default,
+        };
+        match cap {
+            Some(cap) if cap <= 0.0 => Err(Error::config(
+                key,
+                format!("expected a positive number, found {cap}"),
+            )),
+            cap => Ok(cap),
+        }
+    }
+
+    /// What scores are multiplied by: 1/√d, unless GPT-2's switches or Gemma's scalar say otherwise.
+    fn score_scales(&self, spec: &FamilySpec, head_dim: usize, blocks: usize) -> Result<Vec<f64>> {
+        let square = match spec.query_scalar {
+            Some(default) => self.number("query_pre_attn_scalar")?.unwrap_or(default),
+            None => head_dim as f64,
+        };
+        if square <= 0.0 {
+            return Err(Error::config(
+                "query_pre_attn_scalar",
+                format!("expected a positive number, found {square}"),
+            ));
+        }
+        let scale = match self.flag("scale_attn_weights")? {
+            Some(false) => 1.0,
+            _ => square.sqrt().recip(),
+        };
+        let by_depth = self.flag("scale_attn_by_inverse_layer_idx")? == Some(true);
+        let scale_of = |block| match by_depth {
+            true => scale / (block + 1) as f64,
+            false => scale,
+        };
+        Ok((0..blocks).map(scale_of).collect())
+    }
+
+    fn positions(&self, spec: &FamilySpec, head_dim: usize) -> Result<Positions> {
+        let (part, interleaved) = match spec.positions {
+            PositionKind::Learned { offset } => return Ok(Positions::Learned { offset }),
+            PositionKind::Alibi => return Ok(Positions::Alibi),
+            PositionKind::Rotary { part, interleaved } => (part, interleaved),
+        };
+        if spec.local_theta.is_none() && self.kinds_of_rotary() {
+            return Err(Error::config(
+                "rope_parameters.full_attention",
+                "parameters that differ between layers are not supported for this family",
+            ));
+        }
+        let (angles, fraction) = self.rotary_of("full_attention", spec.theta)?;
+        let local = match spec.local_theta {
+            None => None,
+            Some((key, default)) => match self.kinds_of_rotary() {
+                true => Some(self.rotary_of("sliding_attention", default)?.0),
+                false => {
+                    let theta = self.number(key)?.unwrap_or(default);
+                    Some(RotaryConfig::new(theta, RopeScaling::None)?)
+                }
+            },
+        };
+        let (key, dimensions) = match part {
+            RotaryPart::Whole => match fraction.unwrap_or(1.0) {
+                1.0 => ("head_dim", head_dim),
+                _ => {
+                    return Err(Error::config(
+                        "partial_rotary_factor",
+                        "only 1 is supported for this family",
+                    ));
+                }
+            },
+            RotaryPart::Fraction { key, default } => {
+                let fraction = match fraction {
+                    Some(fraction) => fraction,
+                    None => self.number(key)?.unwrap_or(default),
+                };
+                if !(fraction > 0.0 && fraction <= 1.0) {
+                    return Err(Error::config(
+                        key,
+                        format!("expected a fraction of a head above 0 up to 1, found {fraction}"),
+                    ));
+                }
+                (key, (head_dim as f64 * fraction) as usize)
+            }
+            RotaryPart::Dimensions { key, default } => (key, self.count(key)?.unwrap_or(default)),
+        };
+        if dimensions % 2 != 0 || dimensions == 0 || dimensions > head_dim {
+            return Err(Error::config(
+                key,
+                format!(
+                    "turns {dimensions} of {head_dim} dimensions; rotary embedding needs whole pairs"
+                ),
+            ));
+        }
+        Ok(Positions::Rotary {
+            angles,
+            local,
+            dimensions,
+            interleaved,
+        })
+    }
+
+    /// Whether `rope_parameters` are given by kind of attention.
+    fn kinds_of_rotary(&self) -> bool {
+        let parameters = self.get("rope_parameters");
+        parameters.is_some_and(|parameters| parameters.get("full_attention").is_some())
+    }
+
+    /// The rotary embedding of one kind of attention, or the only one.
+    fn rotary_of(&self, kind: &str, theta: f64) -> Result<(RotaryConfig, Option<f64>)> {
+        if !self.kinds_of_rotary() {
+            return self.rotary(theta);
+        }
+        let parameters = self.get("rope_parameters").and_then(|all| all.get(kind));
+        let mut object = Map::new();
+        object.extend(parameters.map(|own| ("rope_parameters".to_owned(), own.clone())));
+        let of_kind = Keys {
+            object: &object,
+            renamed: &[],
+        };
+        of_kind.rotary(theta)
     }
 
     fn present(&self, key: &str) -> bool {
@@ -244,7 +539,7 @@ impl<'a> Keys<'a> {
         match value.as_u64() {
             Some(count) if (1..=limit).contains(&count) => Ok(Some(count as usize)),
             _ => Err(Error::config(
-                key,
+                self.name(key),
                 format!("expected an integer from 1 to {limit}, found {value}"),
             )),
         }
@@ -255,7 +550,7 @@ impl<'a> Keys<'a> {
     }
 
     fn required(&self, key: &str) -> Result<usize> {
-        self.count(key)?.ok_or_else(|| missing(key))
+        self.count(key)?.ok_or_else(|| self.missing(key))
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {
@@ -265,7 +560,7 @@ impl<'a> Keys<'a> {
         match value.as_f64() {
             Some(number) if number.is_finite() => Ok(Some(number)),
             _ => Err(Error::config(
-                key,
+                self.name(key),
                 format!("expected a number, found {value}"),
             )),
         }
@@ -275,10 +570,12 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| Error::config(key, format!("expected true or false, found {value}")))
+        value.as_bool().map(Some).ok_or_else(|| {
+            Error::config(
+                self.name(key),
+                format!("expected true or false, found {value}"),
+            )
+        })
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
@@ -288,11 +585,13 @@ impl<'a> Keys<'a> {
         value
             .as_str()
             .map(Some)
-            .ok_or_else(|| Error::config(key, format!("expected text, found {value}")))
+            .ok_or_else(|| Error::config(self.name(key), format!("expected text, found {value}")))
     }
 
-    /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it.
-    fn rotary(&self) -> Result<RotaryConfig> {
+    /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it; and `partial_rotary_factor`
+    /// in either place.
+    fn rotary(&self, default_theta: f64) -> Result<(RotaryConfig, Option<f64>)> {
+        let outer_fraction = self.number("partial_rotary_factor")?;
         let (key, scaling) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
             (Some(parameters), Some(scaling)) if parameters != scaling => {
                 return Err(Error::config(
@@ -304,18 +603,19 @@ impl<'a> Keys<'a> {
             (None, scaling) => ("rope_scaling", scaling),
         };
         let Some(scaling) = scaling else {
-            return RotaryConfig::new(
-                self.number("rope_theta")?.unwrap_or(10_000.0),
-                RopeScaling::None,
-            );
+            let theta = self.number("rope_theta")?.unwrap_or(default_theta);
+            return Ok((RotaryConfig::new(theta, RopeScaling::None)?, outer_fraction));
         };
         let object = scaling
             .as_object()
             .ok_or_else(|| Error::config(key, format!("expected an object, found {scaling}")))?;
-        let inner = Keys { object };
+        let inner = Keys {
+            object,
+            renamed: &[],
+        };
         let theta = match inner.number("rope_theta")? {
             Some(theta) => theta,
-            None => self.number("rope_theta")?.unwrap_or(10_000.0),
+            None => self.number("rope_theta")?.unwrap_or(default_theta),
         };
         let kind = match (inner.text("rope_type")?, inner.text("type")?) {
             (Some(new), Some(old)) if new != old => {
@@ -344,15 +644,6 @@ impl<'a> Keys<'a> {
                 .number(name)?
                 .ok_or_else(|| Error::config(format!("{key}.{name}"), "missing"))
         };
-        if inner
-            .number("partial_rotary_factor")?
-            .is_some_and(|factor| factor != 1.0)
-        {
-            return Err(Error::config(
-                format!("{key}.partial_rotary_factor"),
-                "only 1 is supported for this family",
-            ));
-        }
         let scaling = match kind {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear {
@@ -371,22 +662,29 @@ impl<'a> Keys<'a> {
                 ));
             }
         };
-        RotaryConfig::new(theta, scaling)
+        let fraction = inner.number("partial_rotary_factor")?.or(outer_fraction);
+        Ok((RotaryConfig::new(theta, scaling)?, fraction))
     }
 
-    /// As transformers decides: Mistral everywhere, Qwen2 where `layer_types` says so, or from
-    /// `max_window_layers` on if `use_sliding_window`; LLaMA nowhere.
-    fn sliding_windows(&self, family: Family, blocks: usize) -> Result<Vec<Option<usize>>> {
-        let window = match (family, self.object.contains_key("sliding_window")) {
-            (Family::Llama, _) => None,
-            (_, true) => self.count("sliding_window")?,
-            (_, false) => Some(4096),
+    /// As transformers decides. `null` in the file means none, an absent key the family's default.
+    fn sliding_windows(&self, windows: Windows, blocks: usize) -> Result<Vec<Option<usize>>> {
+        let (default, flagged) = match windows {
+            Windows::Never => return Ok(vec![None; blocks]),
+            Windows::Always(default) => (default, false),
+            Windows::AlwaysFlagged(default) => (default, true),
+            Windows::Flagged | Windows::Listed => (Some(4096), true),
+            Windows::Every { .. } => (Some(4096), false),
         };
-        if family != Family::Qwen2 {
+        let off = flagged && self.flag("use_sliding_window")? != Some(true);
+        // Where windows are off, transformers writes a size of 0.
+        let window = match self.object.contains_key("sliding_window") {
+            _ if off => None,
+            true => self.count("sliding_window")?,
+            false => default,
+        };
+        if matches!(windows, Windows::Always(_) | Windows::AlwaysFlagged(_)) {
             return Ok(vec![window; blocks]);
         }
-        let sliding = self.flag("use_sliding_window")?.unwrap_or(false);
-        let window = window.filter(|_| sliding);
         if let Some(types) = self.get("layer_types") {
             let types = types
                 .as_array()
@@ -412,6 +710,18 @@ impl<'a> Keys<'a> {
                     )),
                 })
                 .collect();
+        }
+        if windows == Windows::Listed && window.is_some() {
+            return Err(Error::config(
+                "layer_types",
+                "missing beside use_sliding_window; transformers has read that in more than one way",
+            ));
+        }
+        if let Windows::Every { key, default } = windows {
+            let run = self.count(key)?.unwrap_or(default);
+            return Ok((0..blocks)
+                .map(|block| window.filter(|_| (block + 1) % run != 0))
+                .collect());
         }
         let first = match self.get("max_window_layers") {
             None => 28,

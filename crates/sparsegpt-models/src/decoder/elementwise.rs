@@ -61,6 +61,30 @@ pub(super) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f
     }
 }
 
+/// x ← activation(x), element by element.
+pub(super) fn activate(activation: Activation, x: &mut Array2<f32>) {
+    let arch = Arch::new();
+    if let Some(x) = x.as_slice_mut() {
+        x.par_chunks_mut(CHUNK)
+            .for_each(|x| arch.dispatch(Activate { activation, x }));
+    }
+}
+
+struct Activate<'a> {
+    activation: Activation,
+    x: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let values = self.x.iter_mut().map(|x| (x, ()));
+        each(self.activation, values, |()| 1.0);
+    }
+}
+
 struct Gate<'a> {
     activation: Activation,
     gate: &'a mut [f32],
@@ -72,11 +96,23 @@ impl NullaryFnOnce for Gate<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let pairs = self.gate.iter_mut().zip(self.up);
-        match self.activation {
-            Activation::Silu => pairs.for_each(|(x, up)| *x = *x / (1.0 + exp(-*x)) * up),
-            Activation::Gelu => pairs.for_each(|(x, up)| *x = gelu_erf(*x) * up),
-            Activation::GeluTanh => pairs.for_each(|(x, up)| *x = gelu_tanh(*x) * up),
+        each(self.activation, self.gate.iter_mut().zip(self.up), |up| *up);
+    }
+}
+
+/// x ← activation(x)·factor.
+#[inline(always)]
+fn each<'x, T>(
+    activation: Activation,
+    items: impl Iterator<Item = (&'x mut f32, T)>,
+    factor: impl Fn(T) -> f32,
+) {
+    match activation {
+        Activation::Silu => items.for_each(|(x, by)| *x = *x / (1.0 + exp(-*x)) * factor(by)),
+        Activation::Gelu => items.for_each(|(x, by)| *x = gelu_erf(*x) * factor(by)),
+        Activation::GeluTanh => items.for_each(|(x, by)| *x = gelu_tanh(*x) * factor(by)),
+        Activation::Relu => {
+            items.for_each(|(x, by)| *x = if *x > 0.0 { *x } else { 0.0 } * factor(by));
         }
     }
 }
@@ -94,24 +130,65 @@ fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-2.0 * z))
 }
 
-/// Each row of `x` over its root mean square, times `weight`, into `normalized`.
+/// Each run of as many values of `x` as there are weights over its root mean square, times `weight`, into
+/// `normalized`.
 pub(super) fn rms_norm(x: &Array2<f32>, weight: &[f32], eps: f32, normalized: &mut Array2<f32>) {
+    in_rows(x, normalized, |x, normalized| RmsNorm {
+        x,
+        normalized,
+        weight,
+        eps,
+    });
+}
+
+/// Each run of as many values of `x` as there are weights, less its mean, over its standard deviation, times
+/// `weight`, plus `bias`, into `normalized`.
+pub(super) fn layer_norm(
+    x: &Array2<f32>,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    normalized: &mut Array2<f32>,
+) {
+    in_rows(x, normalized, |x, normalized| LayerNorm {
+        x,
+        normalized,
+        weight,
+        bias,
+        eps,
+    });
+}
+
+/// Runs a kernel on some rows of `x` and of the result at a time.
+fn in_rows<'a, K: NullaryFnOnce>(
+    x: &'a Array2<f32>,
+    result: &'a mut Array2<f32>,
+    kernel: impl Fn(&'a [f32], &'a mut [f32]) -> K + Sync,
+) {
     let arch = Arch::new();
     let width = x.ncols();
-    if let (Some(x), Some(normalized)) = (x.as_slice(), normalized.as_slice_mut()) {
-        let rows = (CHUNK / width.max(1)).max(1) * width;
-        normalized
-            .par_chunks_mut(rows)
-            .zip(x.par_chunks(rows))
-            .for_each(|(normalized, x)| {
-                arch.dispatch(RmsNorm {
-                    x,
-                    normalized,
-                    weight,
-                    eps,
-                });
+    if let (Some(x), Some(result)) = (x.as_slice(), result.as_slice_mut()) {
+        let values = (CHUNK / width.max(1)).max(1) * width.max(1);
+        result
+            .par_chunks_mut(values)
+            .zip(x.par_chunks(values))
+            .for_each(|(result, x)| {
+                arch.dispatch(kernel(x, result));
             });
     }
+}
+
+/// The sum of `of` each value.
+#[inline(always)]
+fn sum(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += of(*x);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
 struct RmsNorm<'a> {
@@ -129,17 +206,8 @@ impl NullaryFnOnce for RmsNorm<'_> {
         let width = self.weight.len();
         let rows = self.normalized.chunks_exact_mut(width);
         for (normalized, x) in rows.zip(self.x.chunks_exact(width)) {
-            let (chunks, rest) = x.as_chunks::<LANES>();
-            let mut sums = [0.0; LANES];
-            for chunk in chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    *sum += x * x;
-                }
-            }
-            let square = sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>();
-            let scale = (square / self.weight.len() as f32 + self.eps)
-                .sqrt()
-                .recip();
+            let square = sum(x, |x| x * x);
+            let scale = (square / width as f32 + self.eps).sqrt().recip();
             for ((to, x), weight) in normalized.iter_mut().zip(x).zip(self.weight) {
                 *to = x * scale * weight;
             }
@@ -147,23 +215,53 @@ impl NullaryFnOnce for RmsNorm<'_> {
     }
 }
 
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    normalized: &'a mut [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
+impl NullaryFnOnce for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let width = self.weight.len();
+        let rows = self.normalized.chunks_exact_mut(width);
+        for (normalized, x) in rows.zip(self.x.chunks_exact(width)) {
+            let mean = sum(x, |x| x) / width as f32;
+            let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
+            let scale = (variance + self.eps).sqrt().recip();
+            let affine = self.weight.iter().zip(self.bias);
+            for ((to, x), (weight, bias)) in normalized.iter_mut().zip(x).zip(affine) {
+                *to = (x - mean) * scale * weight + bias;
+            }
+        }
+    }
+}
+
 /// Turns each head of queries or keys (tokens x heads·head_dim, whole sequences after each other) by the angles of
-/// its position: the first half of a head's dimensions are the cosine parts, the second the sine parts (rotary
-/// embedding as in the LLaMA code of transformers).
+/// its position. Of the turned dimensions of a head, the first half are the cosine parts, the second the sine parts
+/// (rotary embedding as in the LLaMA code of transformers); interleaved, they alternate (as in its GPT-J code). The
+/// dimensions behind them stay as they are.
 pub(super) fn rotate(x: &mut Array2<f32>, head_dim: usize, tables: &RotaryTables) {
     let arch = Arch::new();
-    let (width, half) = (x.ncols(), head_dim / 2);
+    let (width, pairs) = (x.ncols(), tables.pairs);
     if let Some(values) = x.as_slice_mut() {
         values
             .par_chunks_mut(width)
             .with_min_len((CHUNK / width.max(1)).max(1))
             .enumerate()
             .for_each(|(token, heads)| {
-                let first = token % tables.time * half;
+                let first = token % tables.time * pairs;
                 arch.dispatch(Rotate {
                     heads,
-                    cos: &tables.cos[first..first + half],
-                    sin: &tables.sin[first..first + half],
+                    head_dim,
+                    interleaved: tables.interleaved,
+                    cos: &tables.cos[first..first + pairs],
+                    sin: &tables.sin[first..first + pairs],
                 });
             });
     }
@@ -171,6 +269,8 @@ pub(super) fn rotate(x: &mut Array2<f32>, head_dim: usize, tables: &RotaryTables
 
 struct Rotate<'a> {
     heads: &'a mut [f32],
+    head_dim: usize,
+    interleaved: bool,
     cos: &'a [f32],
     sin: &'a [f32],
 }
@@ -181,11 +281,19 @@ impl NullaryFnOnce for Rotate<'_> {
     #[inline(always)]
     fn call(self) {
         let half = self.cos.len();
-        for head in self.heads.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
+        for head in self.heads.chunks_exact_mut(self.head_dim) {
+            let turned = &mut head[..2 * half];
             let angles = self.cos.iter().zip(self.sin);
-            for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
-                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            if self.interleaved {
+                let (pairs, _) = turned.as_chunks_mut::<2>();
+                for ([x, y], (cos, sin)) in pairs.iter_mut().zip(angles) {
+                    (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                }
+            } else {
+                let (first, second) = turned.split_at_mut(half);
+                for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                    (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                }
             }
         }
     }
@@ -268,7 +376,8 @@ mod tests {
         let x = Array2::from_shape_fn((7, 33), |(i, j)| (i * 33 + j) as f32 / 12.0 - 9.0);
         let up = Array2::from_shape_fn((7, 33), |(i, j)| (i + 2 * j) as f32 / 30.0 - 1.0);
         let sqrt_2_over_pi = (2.0 / std::f64::consts::PI).sqrt();
-        let cases: [(Activation, &dyn Fn(f64) -> f64); 3] = [
+        let cases: [(Activation, &dyn Fn(f64) -> f64); 4] = [
+            (Activation::Relu, &|x| x.max(0.0)),
             (Activation::Silu, &|x| x / (1.0 + (-x).exp())),
             // Φ(x) as the area under the density.
             (Activation::Gelu, &|x| {
@@ -294,6 +403,10 @@ mod tests {
                     "{activation:?} {x}"
                 );
             }
+            let (mut alone, mut gated) = (x.clone(), x.clone());
+            activate(activation, &mut alone);
+            gate(activation, &mut gated, &Array2::ones(x.dim()));
+            assert_eq!(alone, gated);
         }
     }
 
@@ -313,25 +426,61 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_centred_and_scaled() {
+        // Two runs of 37 a row, as heads are.
+        let x = Array2::from_shape_fn((5, 74), |(i, j)| (i as f32 + 1.0) * (j as f32 - 11.0));
+        let weight: Vec<f32> = (0..37).map(|j| 0.5 + j as f32 / 37.0).collect();
+        let bias: Vec<f32> = (0..37).map(|j| j as f32 / 9.0 - 2.0).collect();
+        let mut found = Array2::zeros(x.dim());
+        layer_norm(&x, &weight, &bias, 1e-5, &mut found);
+        let (found, x) = (found.as_slice().unwrap(), x.as_slice().unwrap());
+        for (found, x) in found.chunks(37).zip(x.chunks(37)) {
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / 37.0;
+            let variance = x
+                .iter()
+                .map(|&x| (f64::from(x) - mean).powi(2))
+                .sum::<f64>()
+                / 37.0;
+            for (at, (&found, &x)) in found.iter().zip(x).enumerate() {
+                let plain = (f64::from(x) - mean) / (variance + 1e-5).sqrt();
+                let expected = plain * f64::from(weight[at]) + f64::from(bias[at]);
+                assert!((f64::from(found) - expected).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
     fn heads_turn_by_their_position() {
-        // Two sequences of 3 tokens, two heads of 4 dimensions.
-        let mut x = Array2::from_shape_fn((6, 8), |(t, d)| (t * 8 + d) as f32);
-        let before = x.clone();
+        // Two sequences of 3 tokens, two heads of 6 dimensions of which 4 turn.
+        let before = Array2::from_shape_fn((6, 12), |(t, d)| (t * 12 + d) as f32);
         let angles: Vec<f32> = (0..6).map(|i| i as f32 * 0.3).collect();
-        let tables = RotaryTables {
-            time: 3,
-            cos: angles.iter().copied().map(f32::cos).collect(),
-            sin: angles.iter().copied().map(f32::sin).collect(),
-        };
-        rotate(&mut x, 4, &tables);
-        for token in 0..6 {
-            for head in 0..2 {
-                for pair in 0..2 {
-                    let angle = angles[token % 3 * 2 + pair];
-                    let (at, other) = (head * 4 + pair, head * 4 + pair + 2);
-                    let (a, b) = (before[[token, at]], before[[token, other]]);
-                    assert!((x[[token, at]] - (a * angle.cos() - b * angle.sin())).abs() < 1e-5);
-                    assert!((x[[token, other]] - (a * angle.sin() + b * angle.cos())).abs() < 1e-5);
+        for interleaved in [false, true] {
+            let tables = RotaryTables {
+                time: 3,
+                pairs: 2,
+                interleaved,
+                cos: angles.iter().copied().map(f32::cos).collect(),
+                sin: angles.iter().copied().map(f32::sin).collect(),
+            };
+            let mut x = before.clone();
+            rotate(&mut x, 6, &tables);
+            for token in 0..6 {
+                for head in 0..2 {
+                    for pair in 0..2 {
+                        let angle = angles[token % 3 * 2 + pair];
+                        let (at, other) = match interleaved {
+                            false => (head * 6 + pair, head * 6 + pair + 2),
+                            true => (head * 6 + 2 * pair, head * 6 + 2 * pair + 1),
+                        };
+                        let (a, b) = (before[[token, at]], before[[token, other]]);
+                        let cos = a * angle.cos() - b * angle.sin();
+                        let sin = a * angle.sin() + b * angle.cos();
+                        assert!((x[[token, at]] - cos).abs() < 1e-5);
+                        assert!((x[[token, other]] - sin).abs() < 1e-5);
+                    }
+                    for still in [head * 6 + 4, head * 6 + 5] {
+                        assert_eq!(x[[token, still]], before[[token, still]]);
+                    }
                 }
             }
         }

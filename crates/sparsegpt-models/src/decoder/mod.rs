@@ -1,4 +1,5 @@
-//! The LLaMA family on candle tensors: configuration, forward pass, and the adapter that prunes it.
+//! Decoders of the GPT and LLaMA kind on candle tensors: one decoder in parts (norms, positions, attention,
+//! feed-forward, residual order, weight layout), families as tables of names and choices, and the adapter that prunes.
 //!
 //! A model is a [`LlamaConfig`] and a [`TensorSource`](crate::TensorSource). [`Llama`] loads all of it, for
 //! evaluation and generation; [`LlamaAdapter`] streams it a block at a time, for pruning.
@@ -8,15 +9,24 @@ mod attention;
 mod block;
 mod config;
 mod elementwise;
+mod ends;
+mod experts;
+mod family;
+mod feed_forward;
+mod linear;
 mod model;
+mod norm;
 mod product;
 mod rope;
 mod scratch;
+mod self_attention;
 mod tensors;
 mod weights;
 
 pub use adapter::LlamaAdapter;
-pub use config::{Activation, Family, LlamaConfig};
+pub use config::{Activation, Experts, LlamaConfig, Positions, Residual};
+pub use family::Family;
 pub use model::{KvCache, Llama};
 pub use rope::{RopeScaling, RotaryConfig};
 pub(crate) use tensors::values;
+pub(crate) use weights::transpose;

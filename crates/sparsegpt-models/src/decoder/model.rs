@@ -2,28 +2,25 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, IndexOp, Tensor};
-use faer::Accum;
-use ndarray::Array2;
+use candle_core::{IndexOp, Tensor};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
 use super::LlamaConfig;
-use super::block::{Block, BlockCache, Position, normalized};
-use super::product::products;
+use super::block::{Block, Position};
+use super::ends::{Embedding, Head};
 use super::scratch::Scratch;
-use super::tensors::{tensor, with_rows};
-use super::weights::{EMBEDDING, FINAL_NORM, HEAD, check_all, read};
+use super::self_attention::BlockCache;
+use super::weights::Weights;
 use crate::{Error, Result, TensorSource};
 
-/// A LLaMA-family model with all its weights in memory, in f32.
+/// A decoder of any of the families, with all its weights in memory, in f32.
 #[derive(Clone, Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Tensor,
+    embedding: Embedding,
     blocks: Vec<Block>,
-    norm: Tensor,
-    head: Tensor,
+    head: Head,
 }
 
 /// Keys and values of the tokens a model has seen, for generating token by token.
@@ -49,22 +46,15 @@ impl Llama {
     /// tensor or one of a wrong shape.
     pub fn load(config: &Value, source: &Arc<dyn TensorSource>) -> Result<Self> {
         let config = LlamaConfig::from_json(config)?;
-        let source = &**source;
-        check_all(&config, source)?;
-        let embedding = read(source, EMBEDDING, &[config.vocab_size, config.hidden_size])?;
-        let head = if config.tied {
-            embedding.clone()
-        } else {
-            read(source, HEAD, &[config.vocab_size, config.hidden_size])?
-        };
+        let weights = Weights::open(config, source.clone())?;
+        let embedding = Embedding::load(&weights)?;
         Ok(Self {
-            blocks: (0..config.blocks)
-                .map(|block| Block::load(&config, source, block))
+            blocks: (0..weights.config.blocks)
+                .map(|block| Block::load(&weights, block))
                 .collect::<Result<_>>()?,
-            norm: read(source, FINAL_NORM, &[config.hidden_size])?,
+            head: Head::load(&weights, &embedding)?,
             embedding,
-            head,
-            config,
+            config: weights.config,
         })
     }
 
@@ -105,7 +95,7 @@ impl Llama {
         Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
     }
 
-    /// The normalized output of the last block, batch x time x width.
+    /// What the head reads: the normalized output of the last block, batch x time x width.
     pub(crate) fn hidden(
         &self,
         sequences: &[&[u32]],
@@ -121,13 +111,13 @@ impl Llama {
             ));
         }
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
-        let mut hidden = embed(&self.config, &self.embedding, sequences, past)?;
+        let mut hidden = self.embedding.embed(&self.config, sequences, past)?;
         let (_, time, _) = hidden.dims3()?;
-        let rotary = self.config.rotary.tables(self.config.head_dim, past, time);
+        let rotary = self.config.rotary_tables(past, time);
         let scratch = Scratch::default();
         let position = Position {
             past,
-            rotary: &rotary,
+            rotary: rotary.as_ref(),
             scratch: &scratch,
         };
         for (index, block) in self.blocks.iter().enumerate() {
@@ -137,62 +127,11 @@ impl Llama {
         if let Some(cache) = cache {
             cache.tokens += time;
         }
-        let eps = self.config.rms_norm_eps as f32;
-        let last = with_rows(&hidden, |hidden| {
-            let normalized = normalized(&scratch, &hidden.to_owned(), &self.norm, eps)?;
-            Ok(normalized.clone())
-        })?;
-        tensor(last, hidden.dims3()?)
+        self.head.prepare(&scratch, &hidden)
     }
 
-    /// Logits (tokens x vocabulary) from normalized hidden states (tokens x width).
+    /// Logits (tokens x vocabulary) from what [`hidden`](Self::hidden) gives (tokens x width).
     pub(crate) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let mut logits = Array2::zeros((hidden.dims2()?.0, self.config.vocab_size));
-        with_rows(hidden, |x| {
-            products(x, vec![(&mut logits, Accum::Replace, &self.head)])
-        })?;
-        let shape = logits.dim();
-        tensor(logits, shape)
+        self.head.logits(hidden)
     }
-}
-
-/// Token embeddings, batch x time x width, after checking the tokens.
-pub(super) fn embed(
-    config: &LlamaConfig,
-    embedding: &Tensor,
-    sequences: &[&[u32]],
-    past: usize,
-) -> Result<Tensor> {
-    let time = sequences.first().map_or(0, |sequence| sequence.len());
-    if time == 0 || sequences.iter().any(|sequence| sequence.len() != time) {
-        return Err(Error::setting(
-            "sequences",
-            "at least one, of equal length, none empty",
-            format!(
-                "lengths {:?}",
-                sequences.iter().map(|s| s.len()).collect::<Vec<_>>()
-            ),
-        ));
-    }
-    if past + time > config.max_positions {
-        return Err(Error::setting(
-            "sequence length",
-            format!("at most max_position_embeddings = {}", config.max_positions),
-            past + time,
-        ));
-    }
-    let tokens = sequences.concat();
-    if let Some(token) = tokens
-        .iter()
-        .find(|&&token| token as usize >= config.vocab_size)
-    {
-        return Err(Error::data(
-            "token ids",
-            format!("ids below vocab_size = {}", config.vocab_size),
-            token,
-        ));
-    }
-    let tokens = Tensor::from_vec(tokens, (sequences.len() * time,), &Device::Cpu)?;
-    let rows = embedding.index_select(&tokens, 0)?;
-    Ok(rows.reshape((sequences.len(), time, config.hidden_size))?)
 }

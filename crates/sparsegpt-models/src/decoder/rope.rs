@@ -1,5 +1,6 @@
 //! Rotary position embedding: frequencies and tables.
 
+use super::config::{LlamaConfig, Positions};
 use crate::{Error, Result};
 
 /// How the frequencies are stretched for longer contexts.
@@ -71,7 +72,7 @@ impl RotaryConfig {
         Ok(Self { theta, scaling })
     }
 
-    /// The angle per position of each pair of dimensions.
+    /// The angle per position of each pair of the `head_dim` dimensions that turn.
     #[must_use]
     pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
         (0..head_dim / 2)
@@ -98,17 +99,62 @@ impl RotaryConfig {
     }
 
     /// Cosines and sines for positions `start..start + count`.
-    pub(super) fn tables(&self, head_dim: usize, start: usize, count: usize) -> RotaryTables {
-        let frequencies = self.frequencies(head_dim);
+    pub(super) fn tables(
+        &self,
+        dimensions: usize,
+        interleaved: bool,
+        start: usize,
+        count: usize,
+    ) -> RotaryTables {
+        let frequencies = self.frequencies(dimensions);
         // transformers computes frequencies and angles in f32; follow its rounding.
         let angles: Vec<f32> = (start..start + count)
             .flat_map(|position| frequencies.iter().map(move |&f| position as f32 * f as f32))
             .collect();
         RotaryTables {
             time: count,
+            pairs: frequencies.len(),
+            interleaved,
             cos: angles.iter().copied().map(f32::cos).collect(),
             sin: angles.iter().copied().map(f32::sin).collect(),
         }
+    }
+}
+
+impl LlamaConfig {
+    /// The tables for positions `start..start + count`, for rotary families.
+    pub(super) fn rotary_tables(&self, start: usize, count: usize) -> Option<AllTables> {
+        match self.positions {
+            Positions::Rotary {
+                angles,
+                local,
+                dimensions,
+                interleaved,
+            } => {
+                let tables = |of: RotaryConfig| of.tables(dimensions, interleaved, start, count);
+                Some(AllTables {
+                    all: tables(angles),
+                    local: local.map(tables),
+                })
+            }
+            Positions::Learned { .. } | Positions::Alibi => None,
+        }
+    }
+}
+
+/// The angles of some consecutive positions in all blocks.
+#[derive(Clone, Debug)]
+pub(super) struct AllTables {
+    all: RotaryTables,
+    /// In blocks with a sliding window, where they are others.
+    local: Option<RotaryTables>,
+}
+
+impl AllTables {
+    /// Those of a block with a sliding window or without.
+    pub(super) fn of(&self, window: bool) -> &RotaryTables {
+        let local = self.local.as_ref().filter(|_| window);
+        local.unwrap_or(&self.all)
     }
 }
 
@@ -117,9 +163,13 @@ impl RotaryConfig {
 pub(super) struct RotaryTables {
     /// Positions.
     pub(super) time: usize,
-    /// Cosines, time x head_dim/2.
+    /// Pairs of dimensions that turn.
+    pub(super) pairs: usize,
+    /// Whether a pair's dimensions are neighbours.
+    pub(super) interleaved: bool,
+    /// Cosines, time x pairs.
     pub(super) cos: Vec<f32>,
-    /// Sines, time x head_dim/2.
+    /// Sines, time x pairs.
     pub(super) sin: Vec<f32>,
 }
 

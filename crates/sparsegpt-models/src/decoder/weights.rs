@@ -1,21 +1,37 @@
-//! Tensors by name, with their shapes checked before they are read.
+//! The tensors of a model: which there are, in which shapes, and reading them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use ndarray::Array2;
 
 use super::LlamaConfig;
+use super::config::{Experts, Positions, Residual};
+use super::family::{FeedForward, Names, NormKind, Qkv};
+use super::norm::Norm;
 use crate::{Error, Result, TensorSource};
 
 /// One linear layer of a block: its name within the block, shape, input and bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinearSpec {
-    pub(super) part: &'static str,
+    pub(super) part: String,
     pub(super) rows: usize,
     pub(super) cols: usize,
     /// Layers with the same number read the same activations.
     pub(super) input: usize,
     pub(super) bias: bool,
+    /// Whether the checkpoint holds cols x rows.
+    pub(super) transposed: bool,
+}
+
+impl LinearSpec {
+    pub(super) fn stored_shape(&self) -> [usize; 2] {
+        match self.transposed {
+            true => [self.cols, self.rows],
+            false => [self.rows, self.cols],
+        }
+    }
 }
 
 /// Inputs of a block's layers.
@@ -24,81 +40,338 @@ pub(super) const ATTENTION_OUTPUT: usize = 1;
 pub(super) const MLP_INPUT: usize = 2;
 pub(super) const MLP_OUTPUT: usize = 3;
 
-/// The linear layers of every block, in the order q, k, v, o, gate, up, down.
-pub(super) fn linear_specs(config: &LlamaConfig) -> [LinearSpec; 7] {
+/// Inputs of an expert's gate and up, and of its down.
+pub(super) fn expert_inputs(expert: usize) -> [usize; 2] {
+    let first = MLP_OUTPUT + 1 + 2 * expert;
+    [first, first + 1]
+}
+
+/// The linear layers of a block: query, key and value, the attention's output, feed-forward. With experts, that is the
+/// shared one's layers, where there is one, and then each expert's. The router, which is as small as a norm beside them,
+/// stays as it is.
+pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec> {
+    let family = config.family.spec();
+    let names = &family.names;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (
         config.heads * config.head_dim,
         config.kv_heads * config.head_dim,
     );
-    let linear = |part, (rows, cols), input, bias| LinearSpec {
-        part,
+    let linear = |part: &str, (rows, cols), input, bias| LinearSpec {
+        part: part.to_owned(),
         rows,
         cols,
         input,
         bias,
+        transposed: family.transposed,
     };
-    [
-        linear(
-            "self_attn.q_proj",
-            (q, hidden),
+    let mut specs = Vec::new();
+    let mut qkv = |part, rows| {
+        specs.push(linear(
+            part,
+            (rows, hidden),
             ATTENTION_INPUT,
             config.qkv_bias,
-        ),
-        linear(
-            "self_attn.k_proj",
-            (kv, hidden),
-            ATTENTION_INPUT,
-            config.qkv_bias,
-        ),
-        linear(
-            "self_attn.v_proj",
-            (kv, hidden),
-            ATTENTION_INPUT,
-            config.qkv_bias,
-        ),
-        linear(
-            "self_attn.o_proj",
-            (hidden, q),
-            ATTENTION_OUTPUT,
-            config.output_bias,
-        ),
-        linear("mlp.gate_proj", (inner, hidden), MLP_INPUT, config.mlp_bias),
-        linear("mlp.up_proj", (inner, hidden), MLP_INPUT, config.mlp_bias),
-        linear(
-            "mlp.down_proj",
-            (hidden, inner),
-            MLP_OUTPUT,
-            config.mlp_bias,
-        ),
-    ]
-}
-
-/// The name of a part of a block, as in `model.layers.3.mlp.down_proj`.
-pub(super) fn block_name(block: usize, part: &str) -> String {
-    format!("model.layers.{block}.{part}")
-}
-
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const FINAL_NORM: &str = "model.norm.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
-pub(super) const NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
-
-/// Reads a tensor after holding its shape against the expected one.
-pub(super) fn read(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Tensor> {
-    check(source, name, shape)?;
-    let values = source.read_f32(name)?;
-    if let Some((at, value)) = values
-        .iter()
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
-    {
-        return Err(Error::tensor(
-            name,
-            format!("holds {value} at position {at}; expected finite weights"),
         ));
+    };
+    match names.qkv {
+        Qkv::Split(parts) => {
+            for (part, rows) in parts.into_iter().zip([q, kv, kv]) {
+                qkv(part, rows);
+            }
+        }
+        Qkv::Fused { name, .. } => qkv(name, q + 2 * kv),
     }
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    specs.push(linear(
+        names.output,
+        (hidden, q),
+        ATTENTION_OUTPUT,
+        config.output_bias,
+    ));
+    if let (Some(experts), Some(spec)) = (config.experts_of(block), &family.experts) {
+        let mut gated = |prefix: String, parts: [&str; 3], inner, [input, output]: [usize; 2]| {
+            let shapes = [(inner, hidden), (inner, hidden), (hidden, inner)];
+            for ((part, shape), input) in parts.into_iter().zip(shapes).zip([input, input, output])
+            {
+                specs.push(linear(&format!("{prefix}.{part}"), shape, input, false));
+            }
+        };
+        if let (Some(inner), Some([shared, _])) = (experts.shared_intermediate_size, spec.shared) {
+            gated(
+                shared.to_owned(),
+                spec.parts,
+                inner,
+                [MLP_INPUT, MLP_OUTPUT],
+            );
+        }
+        for expert in 0..experts.count {
+            let prefix = format!("{}.{expert}", spec.experts);
+            let inner = experts.intermediate_size;
+            gated(prefix, spec.parts, inner, expert_inputs(expert));
+        }
+        return specs;
+    }
+    let (first, down) = match names.feed_forward {
+        FeedForward::Gated { gate, up, down } => (vec![(gate, inner), (up, inner)], down),
+        FeedForward::FusedGated { gate_up, down } => (vec![(gate_up, 2 * inner)], down),
+        FeedForward::Plain { up, down } => (vec![(up, inner)], down),
+    };
+    let input = config.mlp_input();
+    for (part, rows) in first {
+        specs.push(linear(part, (rows, hidden), input, config.mlp_bias));
+    }
+    specs.push(linear(down, (hidden, inner), MLP_OUTPUT, config.mlp_bias));
+    specs
+}
+
+impl LlamaConfig {
+    /// The input of the first feed-forward layers.
+    pub(super) fn mlp_input(&self) -> usize {
+        match self.residual {
+            Residual::ParallelShared => ATTENTION_INPUT,
+            _ => MLP_INPUT,
+        }
+    }
+
+    /// The experts of a block, where it has some.
+    pub(super) fn experts_of(&self, block: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref()?;
+        experts.blocks[block].then_some(experts)
+    }
+
+    /// The table of learned positions and its rows.
+    pub(super) fn position_table(&self) -> Option<(&'static str, usize)> {
+        match self.positions {
+            Positions::Learned { offset } => {
+                let name = self.family.spec().names.positions?;
+                Some((name, self.max_positions + offset))
+            }
+            _ => None,
+        }
+    }
+
+    /// The projections between the embedding's width and the blocks', where the two differ.
+    pub(super) fn projections(&self) -> Option<[&'static str; 2]> {
+        let names = self.family.spec().names.projections;
+        names.filter(|_| self.embedding_size != self.hidden_size)
+    }
+
+    /// Whether this is the weight of a linear layer that is stored as input x output features (GPT-2's Conv1D).
+    #[must_use]
+    pub fn stores_transposed(&self, tensor: &str) -> bool {
+        let spec = self.family.spec();
+        let names = &spec.names;
+        let part = tensor.strip_prefix(names.prefix).unwrap_or(tensor);
+        let in_block = part
+            .strip_prefix(names.blocks)
+            .is_some_and(|rest| rest.starts_with('.'));
+        spec.transposed && in_block && tensor.ends_with(".weight")
+    }
+
+    /// A layer's weight (output x input features) in the order in which the checkpoint holds it.
+    #[must_use]
+    pub fn stored_values(&self, tensor: &str, weight: &Array2<f32>) -> Vec<f32> {
+        match self.stores_transposed(tensor) {
+            true => weight.t().iter().copied().collect(),
+            false => weight.iter().copied().collect(),
+        }
+    }
+
+    /// The norms of each block.
+    pub(super) fn block_norms(&self) -> &'static [&'static str] {
+        let norms = &self.family.spec().names.norms;
+        match self.residual {
+            Residual::ParallelShared => &norms[..1],
+            _ => norms,
+        }
+    }
+}
+
+/// A checkpoint's tensors, held against a configuration.
+#[derive(Clone, Debug)]
+pub(super) struct Weights {
+    pub(super) config: LlamaConfig,
+    source: Arc<dyn TensorSource>,
+    /// What this checkpoint puts in front of all names but the head's.
+    prefix: &'static str,
+}
+
+impl Weights {
+    /// Checks every tensor of the model against the configuration, without reading any: each one there, in its
+    /// shape, and none that the model would not use.
+    pub(super) fn open(config: LlamaConfig, source: Arc<dyn TensorSource>) -> Result<Self> {
+        let names = &config.family.spec().names;
+        let bare = format!("{}.weight", names.embedding);
+        let prefix = match source.info(&bare) {
+            Some(_) => "",
+            None => names.prefix,
+        };
+        let weights = Self {
+            config,
+            source,
+            prefix,
+        };
+        weights.check_all()?;
+        Ok(weights)
+    }
+
+    fn names(&self) -> &'static Names {
+        &self.config.family.spec().names
+    }
+
+    /// The whole name of a part outside the blocks.
+    pub(super) fn name(&self, part: &str) -> String {
+        format!("{}{part}", self.prefix)
+    }
+
+    /// The whole name of a part of a block, as in `model.layers.3.mlp.down_proj`.
+    pub(super) fn block_name(&self, block: usize, part: &str) -> String {
+        self.name(&format!("{}.{block}.{part}", self.names().blocks))
+    }
+
+    /// Reads a tensor after holding its shape against the expected one.
+    pub(super) fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_vec(
+            self.values(name, shape)?,
+            shape,
+            &Device::Cpu,
+        )?)
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        check(&*self.source, name, shape)?;
+        let values = self.source.read_f32(name)?;
+        let broken = values
+            .iter()
+            .enumerate()
+            .find(|(_, value)| !value.is_finite());
+        match broken {
+            Some((at, value)) => Err(Error::tensor(
+                name,
+                format!("holds {value} at position {at}; expected finite weights"),
+            )),
+            None => Ok(values),
+        }
+    }
+
+    /// Reads a normalization.
+    pub(super) fn norm(&self, name: &str, width: usize) -> Result<Norm> {
+        let config = &self.config;
+        let kind = config.family.spec().norm;
+        let mut norm = Norm {
+            kind,
+            weight: vec![1.0; width],
+            bias: vec![0.0; width],
+            eps: config.norm_eps as f32,
+        };
+        if config.norm_weights {
+            norm.weight = self.values(&format!("{name}.weight"), &[width])?;
+            match kind {
+                NormKind::Rms => {}
+                NormKind::RmsOffset => norm.weight.iter_mut().for_each(|weight| *weight += 1.0),
+                NormKind::Layer => norm.bias = self.values(&format!("{name}.bias"), &[width])?,
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Hands each tensor's name and shape to `expect`, until that fails.
+    fn each(&self, expect: &mut dyn FnMut(String, &[usize]) -> Result<()>) -> Result<()> {
+        let (config, names) = (&self.config, self.names());
+        let (hidden, width) = (config.hidden_size, config.embedding_size);
+        let norm = |expect: &mut dyn FnMut(String, &[usize]) -> Result<()>, name: &str, width| {
+            if config.norm_weights {
+                expect(format!("{name}.weight"), &[width])?;
+                if config.family.spec().norm == NormKind::Layer {
+                    expect(format!("{name}.bias"), &[width])?;
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        let weight = |part: &str| self.name(&format!("{part}.weight"));
+        expect(weight(names.embedding), &[config.vocab_size, width])?;
+        if let Some((part, rows)) = config.position_table() {
+            expect(weight(part), &[rows, hidden])?;
+        }
+        if let Some(part) = names.embedding_norm {
+            norm(expect, &self.name(part), hidden)?;
+        }
+        if let Some([into, out]) = config.projections() {
+            expect(weight(into), &[hidden, width])?;
+            expect(weight(out), &[width, hidden])?;
+        }
+        if config.final_norm {
+            norm(expect, &self.name(names.final_norm), hidden)?;
+        }
+        if !config.tied {
+            expect(
+                format!("{}.weight", names.head),
+                &[config.vocab_size, width],
+            )?;
+        }
+        if config.family.spec().head_bias {
+            expect(format!("{}.bias", names.head), &[config.vocab_size])?;
+        }
+        for block in 0..config.blocks {
+            for part in config.block_norms() {
+                norm(expect, &self.block_name(block, part), hidden)?;
+            }
+            for part in names.branch_norms.iter().flatten() {
+                norm(expect, &self.block_name(block, part), hidden)?;
+            }
+            for part in names.qk_norms.iter().flatten() {
+                norm(expect, &self.block_name(block, part), config.head_dim)?;
+            }
+            if let (Some(experts), Some(spec)) =
+                (config.experts_of(block), &config.family.spec().experts)
+            {
+                let weight = |part| format!("{}.weight", self.block_name(block, part));
+                expect(weight(spec.router), &[experts.count, hidden])?;
+                if let Some([_, gate]) = spec.shared {
+                    expect(weight(gate), &[1, hidden])?;
+                }
+            }
+            for linear in linear_specs(config, block) {
+                let name = self.block_name(block, &linear.part);
+                expect(format!("{name}.weight"), &linear.stored_shape())?;
+                if linear.bias {
+                    expect(format!("{name}.bias"), &[linear.rows])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_all(&self) -> Result<()> {
+        let source = &*self.source;
+        let mut known = BTreeSet::new();
+        self.each(&mut |name, shape| {
+            check(source, &name, shape)?;
+            known.insert(name);
+            Ok(())
+        })?;
+        // A tied head may stand in the file a second time; old checkpoints carry buffers.
+        let names = self.names();
+        let head = format!("{}.weight", names.head);
+        let tolerated = |name: &str| {
+            let ignored = names.ignored.iter().any(|ending| name.ends_with(ending));
+            ignored || (self.config.tied && name == head)
+        };
+        let surplus = source
+            .names()
+            .into_iter()
+            .find(|name| !known.contains(name) && !tolerated(name));
+        match surplus {
+            Some(surplus) => Err(Error::tensor(
+                surplus,
+                format!(
+                    "is in the checkpoint, but a {:?} model with this config.json has no such tensor",
+                    self.config.family
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 fn check(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<()> {
@@ -120,48 +393,8 @@ fn check(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Checks every tensor of the model against the configuration, without reading any: each one there, in its
-/// shape, and none that the model would not use.
-pub(super) fn check_all(config: &LlamaConfig, source: &dyn TensorSource) -> Result<()> {
-    let hidden = config.hidden_size;
-    let mut known = BTreeSet::new();
-    let mut expect = |name: String, shape: &[usize]| {
-        check(source, &name, shape)?;
-        known.insert(name);
-        Ok::<(), Error>(())
-    };
-    expect(EMBEDDING.to_owned(), &[config.vocab_size, hidden])?;
-    expect(FINAL_NORM.to_owned(), &[hidden])?;
-    if !config.tied {
-        expect(HEAD.to_owned(), &[config.vocab_size, hidden])?;
-    }
-    for block in 0..config.blocks {
-        for norm in NORMS {
-            expect(block_name(block, &format!("{norm}.weight")), &[hidden])?;
-        }
-        for linear in linear_specs(config) {
-            let name = block_name(block, linear.part);
-            expect(format!("{name}.weight"), &[linear.rows, linear.cols])?;
-            if linear.bias {
-                expect(format!("{name}.bias"), &[linear.rows])?;
-            }
-        }
-    }
-    // A tied head may stand in the file a second time; old checkpoints carry the rotary frequencies.
-    let tolerated =
-        |name: &str| name.ends_with(".rotary_emb.inv_freq") || (config.tied && name == HEAD);
-    match source
-        .names()
-        .into_iter()
-        .find(|name| !known.contains(name) && !tolerated(name))
-    {
-        Some(surplus) => Err(Error::tensor(
-            surplus,
-            format!(
-                "is in the checkpoint, but a {:?} model with this config.json has no such tensor",
-                config.family
-            ),
-        )),
-        None => Ok(()),
-    }
+/// A row-major matrix of so many columns, turned to have so many rows.
+pub(crate) fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
+    let column = |column| values.iter().skip(column).step_by(columns.max(1));
+    (0..columns).flat_map(column).copied().collect()
 }

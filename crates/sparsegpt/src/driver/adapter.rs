@@ -73,6 +73,13 @@ pub trait ModelAdapter {
     /// If the model's description does not yield them.
     fn layers(&self, block: usize) -> Result<Vec<BlockLayer>, Self::Error>;
 
+    /// Whether an input may get no token at all from a calibration set, as an expert's does to which none is routed.
+    /// Its layers are then treated as [`ModelPlan::with_starved`](super::ModelPlan::with_starved) says.
+    fn may_starve(&self, block: usize, input: usize) -> bool {
+        let _ = (block, input);
+        false
+    }
+
     /// The input of block 0 for one sequence: embeddings, positions, masks.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! One block under all plans of a run.
 
-use super::{BlockLayer, PlannedLayer};
-use crate::solver::LayerSettings;
+use super::{BlockLayer, PlannedLayer, Starved};
+use crate::error::{Error, Result};
+use crate::solver::{ColumnOrder, LayerSettings, Method};
 
 /// One block under all plans: the layers are the same, what is done to them is not.
 #[derive(Clone, Debug)]
@@ -18,6 +19,7 @@ pub(super) struct Treatment<'p> {
     pub(super) index: usize,
     pub(super) layer: &'p BlockLayer,
     pub(super) settings: &'p LayerSettings,
+    pub(super) starved: Starved,
 }
 
 impl<'p> PlannedBlock<'p> {
@@ -45,6 +47,7 @@ impl<'p> PlannedBlock<'p> {
                     index,
                     layer: &planned.layer,
                     settings: planned.settings.as_ref()?,
+                    starved: planned.starved,
                 })
             })
     }
@@ -83,5 +86,23 @@ impl<'p> PlannedBlock<'p> {
 impl Treatment<'_> {
     pub(super) fn needs_hessian(self) -> bool {
         self.settings.needs_hessian()
+    }
+
+    /// What is done without a calibration token.
+    pub(super) fn uncalibrated(self) -> Result<LayerSettings> {
+        match self.starved {
+            Starved::Magnitude => Ok(LayerSettings {
+                method: Method::Magnitude,
+                mask_source: None,
+                refit: None,
+                order: ColumnOrder::Natural,
+                ..self.settings.clone()
+            }),
+            Starved::Error => Err(Error::incompatible(
+                &self.layer.name,
+                "no calibration token has reached its input",
+                "calibrate on more or other text, or let such layers be pruned by magnitude (Starved::Magnitude)",
+            )),
+        }
     }
 }

@@ -75,6 +75,19 @@ pub struct Rule {
     pub settings: Option<LayerSettings>,
 }
 
+/// What becomes of layers whose input no calibration token has reached (see
+/// [`ModelAdapter::may_starve`]), under a method that needs calibration. They stand in
+/// [`ModelReport::starved`](crate::ModelReport::starved).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Starved {
+    /// They are pruned by magnitude to the same pattern, and rounded to the nearest level where they are quantized.
+    #[default]
+    Magnitude,
+    /// The run ends with an error that names the layer.
+    Error,
+}
+
 /// Which layers of a model are treated, and how.
 ///
 /// Starts from one setting for all layers. Rules are applied in order, the last one that matches a layer
@@ -100,6 +113,7 @@ pub struct ModelPlan {
     per_layer: Option<Vec<LayerSettings>>,
     held_out: usize,
     allocation: Option<Arc<AllocationReport>>,
+    starved: Starved,
 }
 
 /// One layer of a model and what the plan says about it.
@@ -110,6 +124,8 @@ pub struct PlannedLayer {
     pub layer: BlockLayer,
     /// What to do; `None` leaves it as it is.
     pub settings: Option<LayerSettings>,
+    /// What to do if no calibration token reaches it.
+    pub starved: Starved,
 }
 
 impl ModelPlan {
@@ -124,6 +140,7 @@ impl ModelPlan {
             per_layer: None,
             held_out: 0,
             allocation: None,
+            starved: Starved::default(),
         }
     }
 
@@ -148,6 +165,12 @@ impl ModelPlan {
     /// Leaves all layers dense that no selector given here matches; may be called several times.
     pub fn only(mut self, selector: Selector) -> Self {
         self.only.push(selector);
+        self
+    }
+
+    /// What becomes of layers that no calibration token reaches; by default they are pruned by magnitude.
+    pub fn with_starved(mut self, starved: Starved) -> Self {
+        self.starved = starved;
         self
     }
 
@@ -248,7 +271,11 @@ impl ModelPlan {
                 if let Some(settings) = &settings {
                     settings.validate(&layer.name, layer.rows, layer.cols)?;
                 }
-                of_block.push(PlannedLayer { layer, settings });
+                of_block.push(PlannedLayer {
+                    layer,
+                    settings,
+                    starved: self.starved,
+                });
                 index += 1;
             }
             planned.push(of_block);

@@ -1,5 +1,6 @@
 //! The pass over the blocks.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
@@ -16,7 +17,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
-use crate::solver::{LayerPruner, LayerTask, PrunedLayer};
+use crate::solver::{LayerPruner, LayerSettings, LayerTask, PrunedLayer};
 
 /// Where finished layers go, and with it what the blocks behind them are calibrated on.
 pub(super) enum Outlet<'a> {
@@ -127,6 +128,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             layers: Vec::new(),
             skipped: Vec::new(),
             allocation: None,
+            starved: Vec::new(),
             seconds: ModelSeconds::default(),
         };
         self.reports = plans
@@ -315,12 +317,19 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 }
                 continue;
             }
+            let starved = hessian.as_ref().is_some_and(|h| h.tokens() == 0)
+                && self.adapter.may_starve(block, input);
+            let settings = self.settings(&group, starved)?;
+            if starved {
+                hessian = None;
+            }
             let tasks: Vec<LayerTask<'_>> = group
                 .iter()
-                .map(|treatment| LayerTask {
+                .zip(&settings)
+                .map(|(treatment, settings)| LayerTask {
                     name: &treatment.layer.name,
                     weights: weights[&treatment.index].view(),
-                    settings: treatment.settings,
+                    settings,
                 })
                 .collect();
             let Self {
@@ -347,6 +356,24 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             })?;
         }
         Ok(())
+    }
+
+    /// What is done to a group's layers; where no token has reached their input, what is done without.
+    fn settings<'p>(
+        &mut self,
+        group: &[Treatment<'p>],
+        starved: bool,
+    ) -> Result<Vec<Cow<'p, LayerSettings>>> {
+        let of = |treatment: &Treatment<'p>| {
+            if !starved || !treatment.needs_hessian() {
+                return Ok(Cow::Borrowed(treatment.settings));
+            }
+            let settings = treatment.uncalibrated()?;
+            let report = &mut self.reports[treatment.variant];
+            report.starved.push(treatment.layer.name.clone());
+            Ok(Cow::Owned(settings))
+        };
+        group.iter().map(of).collect()
     }
 
     /// The dense weights of a group's layers, by index.

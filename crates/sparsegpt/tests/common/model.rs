@@ -20,6 +20,8 @@ pub(crate) struct Model {
     pub(crate) calls: Vec<String>,
     pub(crate) fail_at: Option<usize>,
     pub(crate) poison: bool,
+    /// In this block, layer `c` is an expert to which no token goes.
+    pub(crate) starve: Option<usize>,
 }
 
 impl Model {
@@ -35,6 +37,7 @@ impl Model {
             calls: Vec::new(),
             fail_at: None,
             poison: false,
+            starve: None,
         }
     }
 }
@@ -62,6 +65,9 @@ impl ModelAdapter for Model {
             input,
         };
         Ok(vec![layer("a", 0), layer("b", 0), layer("c", 1)])
+    }
+    fn may_starve(&self, block: usize, input: usize) -> bool {
+        self.starve == Some(block) && input == 1
     }
     fn embed(&mut self, sequence: &Array2<f32>) -> Result<Array2<f32>, Broken> {
         self.calls.push("embed".into());
@@ -95,6 +101,9 @@ impl ModelAdapter for Model {
         let mut inner = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
         if self.poison && block == 1 {
             inner[[3, 2]] = f32::NAN;
+        }
+        if self.starve == Some(block) {
+            return Ok(hidden.clone());
         }
         tap.observe(1, Batch::new(inner.view()));
         Ok(hidden + &inner.dot(&c.t()))

@@ -49,6 +49,13 @@ pub(super) fn of_variants(variants: &[Outcome<'_>], source: &Checkpoint) -> Stri
 
 fn layers(run: &ModelReport) -> String {
     let mut text = by_kind(run).to_string();
+    if !run.starved.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} layers saw no calibration token and were pruned by magnitude (starved in {REPORT_FILE}); more or other text may reach them",
+            run.starved.len()
+        );
+    }
     for layer in run.layers.iter().filter(|layer| layer.factor_attempts > 1) {
         let precision = layer
             .precision

@@ -86,7 +86,7 @@ fn prune(
         plans,
         &mut |layer| {
             let name = format!("{}.weight", layer.pruned.report.layer);
-            let values: Vec<f32> = layer.pruned.weights.iter().copied().collect();
+            let values = job.config.stored_values(&name, &layer.pruned.weights);
             writers[layer.variant].store(&name, &values)?;
             Ok(())
         },

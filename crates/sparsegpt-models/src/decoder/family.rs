@@ -1,0 +1,769 @@
+//! The families: each one a short table of names, keys and choices over the one decoder.
+
+use super::config::Residual;
+
+/// Model families of the decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Family {
+    /// LLaMA 1 to 3 and models in its layout (SmolLM).
+    Llama,
+    /// Mistral: sliding window.
+    Mistral,
+    /// Qwen2: biases on query, key and value.
+    Qwen2,
+    /// GPT-NeoX and Pythia: fused query, key and value, partial rotary embedding, parallel residual.
+    GptNeoX,
+    /// Gemma 1: norms around 1, scaled embedding, gated GELU.
+    Gemma,
+    /// Gemma 2: norms on what the parts add too, bounded scores and logits, windows in every other block.
+    Gemma2,
+    /// Gemma 3 (text): as Gemma 2, norms on the heads of queries and keys, another rotary base where there are windows.
+    Gemma3,
+    /// Qwen3: norms on the heads of queries and keys.
+    Qwen3,
+    /// OPT: learned positions; the 350M form normalizes sums and projects from and to a narrower embedding.
+    Opt,
+    /// BLOOM: ALiBi, norm behind the embedding.
+    Bloom,
+    /// GPT-2: learned positions, weights stored as cols x rows.
+    Gpt2,
+    /// GPT-J: interleaved partial rotary embedding, attention and feed-forward side by side, bias on the head.
+    GptJ,
+    /// StableLM: LayerNorm, partial rotary embedding, gated feed-forward, parallel or not.
+    StableLm,
+    /// Phi-3: fused query, key and value, fused gate and up.
+    Phi3,
+    /// Mixtral: experts.
+    Mixtral,
+    /// Qwen2-MoE: experts, and one shared by all tokens.
+    Qwen2Moe,
+    /// Qwen3-MoE: experts, norms on the heads of queries and keys.
+    Qwen3Moe,
+}
+
+/// How activations are normalized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NormKind {
+    /// Over the root mean square, times the weight.
+    Rms,
+    /// Over the root mean square, times one more than the weight.
+    RmsOffset,
+    /// Less the mean, over the standard deviation, times the weight, plus the bias.
+    Layer,
+}
+
+/// What a family always does, or what a key of `config.json` decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Choice<T> {
+    Always(T),
+    Key {
+        name: &'static str,
+        default: bool,
+        on: T,
+        off: T,
+    },
+}
+
+impl<T> Choice<T> {
+    /// The key that decides, where one does.
+    pub(super) fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Always(_) => None,
+            Self::Key { name, .. } => Some(name),
+        }
+    }
+}
+
+impl Choice<bool> {
+    /// A flag that is off where it is absent.
+    const fn flag(name: &'static str) -> Self {
+        Self::Key {
+            name,
+            default: false,
+            on: true,
+            off: false,
+        }
+    }
+
+    /// A flag that is on where it is absent.
+    const fn flag_on(name: &'static str) -> Self {
+        Self::Key {
+            name,
+            default: true,
+            on: true,
+            off: false,
+        }
+    }
+}
+
+/// How positions enter.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PositionKind {
+    /// Queries and keys are turned, in pairs of dimensions half a head apart, or next to each other
+    /// (`interleaved`).
+    Rotary { part: RotaryPart, interleaved: bool },
+    /// A table of learned positions is added to the embedding, from this row on.
+    Learned { offset: usize },
+    /// Scores fall with the distance, at another slope in each head.
+    Alibi,
+}
+
+/// How many of a head's dimensions are turned.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RotaryPart {
+    Whole,
+    /// A fraction of them, by default this one; under this key in old files.
+    Fraction {
+        key: &'static str,
+        default: f64,
+    },
+    /// So many, by default this many; under this key.
+    Dimensions {
+        key: &'static str,
+        default: usize,
+    },
+}
+
+/// Which blocks have a sliding window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Windows {
+    Never,
+    /// All, of this size where the key is absent.
+    Always(Option<usize>),
+    /// All, of this size where the key is absent, if `use_sliding_window`.
+    AlwaysFlagged(Option<usize>),
+    /// Those that `layer_types` names, or from `max_window_layers` on, if `use_sliding_window`.
+    Flagged,
+    /// Those that `layer_types` names, if `use_sliding_window`.
+    Listed,
+    /// Those that `layer_types` names; without it, all but the last of each run of so many blocks, or of what the
+    /// key says.
+    Every {
+        key: &'static str,
+        default: usize,
+    },
+}
+
+/// Query, key and value layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Qkv {
+    Split([&'static str; 3]),
+    /// One layer. Its rows are query, key and value of each head in turn (`by_head`), or of all heads.
+    Fused {
+        name: &'static str,
+        by_head: bool,
+    },
+}
+
+/// The layers of a feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FeedForward {
+    /// down(activation(gate(x))·up(x)).
+    Gated {
+        gate: &'static str,
+        up: &'static str,
+        down: &'static str,
+    },
+    /// As `Gated`, gate and up in one layer, the gate's rows first.
+    FusedGated {
+        gate_up: &'static str,
+        down: &'static str,
+    },
+    /// down(activation(up(x))).
+    Plain {
+        up: &'static str,
+        down: &'static str,
+    },
+}
+
+/// The experts of a feed-forward part: names within the block, and keys of `config.json`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertSpec {
+    pub(super) router: &'static str,
+    /// In front of an expert's number.
+    pub(super) experts: &'static str,
+    /// Gate, up and down of an expert.
+    pub(super) parts: [&'static str; 3],
+    /// An expert for all tokens (its gate, up and down are the `feed_forward` names behind this), and what weighs
+    /// it.
+    pub(super) shared: Option<[&'static str; 2]>,
+    /// The key of their number.
+    pub(super) count: &'static str,
+    /// The key of an expert's width.
+    pub(super) width: &'static str,
+    /// Whether the weights of a token's experts are made to sum to 1.
+    pub(super) normalized: Choice<bool>,
+}
+
+/// Names in the checkpoint, without `.weight`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    /// In front of all but the head's; a checkpoint of the bare model leaves it out.
+    pub(super) prefix: &'static str,
+    pub(super) embedding: &'static str,
+    /// The table of learned positions.
+    pub(super) positions: Option<&'static str>,
+    pub(super) embedding_norm: Option<&'static str>,
+    /// Between the embedding's width and the blocks', on the way in and on the way out.
+    pub(super) projections: Option<[&'static str; 2]>,
+    /// In front of a block's number.
+    pub(super) blocks: &'static str,
+    /// Of attention and feed-forward.
+    pub(super) norms: [&'static str; 2],
+    /// Of what attention and feed-forward add.
+    pub(super) branch_norms: Option<[&'static str; 2]>,
+    pub(super) qkv: Qkv,
+    /// Of the heads of queries and of keys.
+    pub(super) qk_norms: Option<[&'static str; 2]>,
+    pub(super) output: &'static str,
+    pub(super) feed_forward: FeedForward,
+    pub(super) final_norm: &'static str,
+    pub(super) head: &'static str,
+    /// Endings of tensors that old checkpoints carry and nothing reads.
+    pub(super) ignored: &'static [&'static str],
+}
+
+/// One family.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FamilySpec {
+    pub(super) family: Family,
+    pub(super) model_type: &'static str,
+    /// This family's names of LLaMA's keys, where they differ; an empty name: it has no such key.
+    pub(super) keys: &'static [(&'static str, &'static str)],
+    pub(super) max_positions: usize,
+    /// Whether the feed-forward width is four times the hidden one where the key is absent.
+    pub(super) inner_is_four_times: bool,
+    /// Width of a head where the key is absent; `None`: the heads share the hidden width.
+    pub(super) head_dim: Option<usize>,
+    /// Key and value heads where the key is absent; `None`: as many as query heads.
+    pub(super) kv_heads: Option<usize>,
+    pub(super) activation: &'static str,
+    pub(super) theta: f64,
+    /// Rotary base of blocks with a window, where it is another: its key, and the base where that is absent.
+    pub(super) local_theta: Option<(&'static str, f64)>,
+    /// Where `query_pre_attn_scalar` stands for the width of a head: its value where it is absent.
+    pub(super) query_scalar: Option<f64>,
+    /// Bounds of scores and logits where their keys are absent.
+    pub(super) softcaps: [Option<f64>; 2],
+    pub(super) norm: NormKind,
+    pub(super) norm_eps: f64,
+    /// Whether norms have weights.
+    pub(super) norm_weights: Choice<bool>,
+    /// Whether embeddings are multiplied by the root of their width.
+    pub(super) scaled_embedding: bool,
+    pub(super) positions: PositionKind,
+    pub(super) residual: Choice<Residual>,
+    pub(super) qkv_bias: Choice<bool>,
+    pub(super) output_bias: Choice<bool>,
+    pub(super) mlp_bias: Choice<bool>,
+    pub(super) head_bias: bool,
+    pub(super) tied_by_default: bool,
+    /// Whether the checkpoint holds the linear layers of blocks as cols x rows (Conv1D of transformers).
+    pub(super) transposed: bool,
+    pub(super) windows: Windows,
+    pub(super) experts: Option<ExpertSpec>,
+    pub(super) names: Names,
+}
+
+const LLAMA_NAMES: Names = Names {
+    prefix: "model.",
+    embedding: "embed_tokens",
+    positions: None,
+    embedding_norm: None,
+    projections: None,
+    blocks: "layers",
+    norms: ["input_layernorm", "post_attention_layernorm"],
+    branch_norms: None,
+    qkv: Qkv::Split(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    qk_norms: None,
+    output: "self_attn.o_proj",
+    feed_forward: FeedForward::Gated {
+        gate: "mlp.gate_proj",
+        up: "mlp.up_proj",
+        down: "mlp.down_proj",
+    },
+    final_norm: "norm",
+    head: "lm_head",
+    ignored: &[".rotary_emb.inv_freq"],
+};
+
+const LLAMA: FamilySpec = FamilySpec {
+    family: Family::Llama,
+    model_type: "llama",
+    keys: &[],
+    max_positions: 2048,
+    inner_is_four_times: false,
+    head_dim: None,
+    kv_heads: None,
+    activation: "silu",
+    theta: 10_000.0,
+    local_theta: None,
+    query_scalar: None,
+    softcaps: [None, None],
+    norm: NormKind::Rms,
+    norm_eps: 1e-6,
+    norm_weights: Choice::Always(true),
+    scaled_embedding: false,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Whole,
+        interleaved: false,
+    },
+    residual: Choice::Always(Residual::Sequential),
+    qkv_bias: Choice::flag("attention_bias"),
+    output_bias: Choice::flag("attention_bias"),
+    mlp_bias: Choice::flag("mlp_bias"),
+    head_bias: false,
+    tied_by_default: false,
+    transposed: false,
+    windows: Windows::Never,
+    experts: None,
+    names: LLAMA_NAMES,
+};
+
+/// LLaMA without optional biases.
+const UNBIASED: FamilySpec = FamilySpec {
+    qkv_bias: Choice::Always(false),
+    output_bias: Choice::Always(false),
+    mlp_bias: Choice::Always(false),
+    ..LLAMA
+};
+
+const MISTRAL: FamilySpec = FamilySpec {
+    family: Family::Mistral,
+    model_type: "mistral",
+    max_positions: 131_072,
+    kv_heads: Some(8),
+    windows: Windows::Always(Some(4096)),
+    ..UNBIASED
+};
+
+const QWEN2: FamilySpec = FamilySpec {
+    family: Family::Qwen2,
+    model_type: "qwen2",
+    max_positions: 32_768,
+    kv_heads: Some(32),
+    qkv_bias: Choice::Always(true),
+    windows: Windows::Flagged,
+    ..UNBIASED
+};
+
+const GPT_NEOX: FamilySpec = FamilySpec {
+    family: Family::GptNeoX,
+    model_type: "gpt_neox",
+    keys: &[
+        ("rms_norm_eps", "layer_norm_eps"),
+        ("rope_theta", "rotary_emb_base"),
+    ],
+    max_positions: 2048,
+    activation: "gelu",
+    norm: NormKind::Layer,
+    norm_eps: 1e-5,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Fraction {
+            key: "rotary_pct",
+            default: 0.25,
+        },
+        interleaved: false,
+    },
+    residual: Choice::Key {
+        name: "use_parallel_residual",
+        default: true,
+        on: Residual::Parallel,
+        off: Residual::Sequential,
+    },
+    qkv_bias: Choice::flag_on("attention_bias"),
+    output_bias: Choice::flag_on("attention_bias"),
+    mlp_bias: Choice::Always(true),
+    names: Names {
+        prefix: "gpt_neox.",
+        embedding: "embed_in",
+        blocks: "layers",
+        norms: ["input_layernorm", "post_attention_layernorm"],
+        qkv: Qkv::Fused {
+            name: "attention.query_key_value",
+            by_head: true,
+        },
+        output: "attention.dense",
+        feed_forward: FeedForward::Plain {
+            up: "mlp.dense_h_to_4h",
+            down: "mlp.dense_4h_to_h",
+        },
+        final_norm: "final_layer_norm",
+        head: "embed_out",
+        ignored: &[
+            ".attention.bias",
+            ".attention.masked_bias",
+            ".rotary_emb.inv_freq",
+        ],
+        ..LLAMA_NAMES
+    },
+    ..LLAMA
+};
+
+const GEMMA: FamilySpec = FamilySpec {
+    family: Family::Gemma,
+    model_type: "gemma",
+    max_positions: 8192,
+    head_dim: Some(256),
+    kv_heads: Some(16),
+    activation: "gelu_pytorch_tanh",
+    norm: NormKind::RmsOffset,
+    scaled_embedding: true,
+    mlp_bias: Choice::Always(false),
+    tied_by_default: true,
+    ..LLAMA
+};
+
+const QWEN3: FamilySpec = FamilySpec {
+    family: Family::Qwen3,
+    model_type: "qwen3",
+    head_dim: Some(128),
+    qkv_bias: Choice::flag("attention_bias"),
+    output_bias: Choice::flag("attention_bias"),
+    names: Names {
+        qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        ..LLAMA_NAMES
+    },
+    ..QWEN2
+};
+
+/// LayerNorm, biases and GELU by tanh, as GPT-2 has them.
+const GPT: FamilySpec = FamilySpec {
+    activation: "gelu_new",
+    inner_is_four_times: true,
+    norm: NormKind::Layer,
+    norm_eps: 1e-5,
+    qkv_bias: Choice::Always(true),
+    output_bias: Choice::Always(true),
+    mlp_bias: Choice::Always(true),
+    tied_by_default: true,
+    ..LLAMA
+};
+
+const OPT: FamilySpec = FamilySpec {
+    family: Family::Opt,
+    model_type: "opt",
+    keys: &[
+        ("hidden_act", "activation_function"),
+        ("intermediate_size", "ffn_dim"),
+        ("rms_norm_eps", ""),
+    ],
+    activation: "relu",
+    inner_is_four_times: false,
+    norm_weights: Choice::flag_on("layer_norm_elementwise_affine"),
+    positions: PositionKind::Learned { offset: 2 },
+    residual: Choice::Key {
+        name: "do_layer_norm_before",
+        default: true,
+        on: Residual::Sequential,
+        off: Residual::PostNorm,
+    },
+    qkv_bias: Choice::flag_on("enable_bias"),
+    output_bias: Choice::flag_on("enable_bias"),
+    mlp_bias: Choice::flag_on("enable_bias"),
+    names: Names {
+        prefix: "model.",
+        embedding: "decoder.embed_tokens",
+        positions: Some("decoder.embed_positions"),
+        projections: Some(["decoder.project_in", "decoder.project_out"]),
+        blocks: "decoder.layers",
+        norms: ["self_attn_layer_norm", "final_layer_norm"],
+        output: "self_attn.out_proj",
+        feed_forward: FeedForward::Plain {
+            up: "fc1",
+            down: "fc2",
+        },
+        final_norm: "decoder.final_layer_norm",
+        ..LLAMA_NAMES
+    },
+    ..GPT
+};
+
+const BLOOM: FamilySpec = FamilySpec {
+    family: Family::Bloom,
+    model_type: "bloom",
+    keys: &[
+        ("hidden_size", "n_embed"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("intermediate_size", ""),
+        ("hidden_act", ""),
+        // ALiBi has no longest sequence.
+        ("max_position_embeddings", ""),
+        ("rms_norm_eps", "layer_norm_epsilon"),
+    ],
+    max_positions: 1 << 24,
+    positions: PositionKind::Alibi,
+    residual: Choice::Key {
+        name: "apply_residual_connection_post_layernorm",
+        default: false,
+        on: Residual::Normalized,
+        off: Residual::Sequential,
+    },
+    names: Names {
+        prefix: "transformer.",
+        embedding: "word_embeddings",
+        embedding_norm: Some("word_embeddings_layernorm"),
+        blocks: "h",
+        qkv: Qkv::Fused {
+            name: "self_attention.query_key_value",
+            by_head: true,
+        },
+        output: "self_attention.dense",
+        feed_forward: FeedForward::Plain {
+            up: "mlp.dense_h_to_4h",
+            down: "mlp.dense_4h_to_h",
+        },
+        final_norm: "ln_f",
+        ..LLAMA_NAMES
+    },
+    ..GPT
+};
+
+/// GPT-2's names of the keys, GPT-J's too.
+const GPT_KEYS: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("intermediate_size", "n_inner"),
+    ("max_position_embeddings", "n_positions"),
+    ("hidden_act", "activation_function"),
+    ("rms_norm_eps", "layer_norm_epsilon"),
+];
+
+const GPT2: FamilySpec = FamilySpec {
+    family: Family::Gpt2,
+    model_type: "gpt2",
+    keys: GPT_KEYS,
+    max_positions: 1024,
+    positions: PositionKind::Learned { offset: 0 },
+    transposed: true,
+    names: Names {
+        prefix: "transformer.",
+        embedding: "wte",
+        positions: Some("wpe"),
+        blocks: "h",
+        norms: ["ln_1", "ln_2"],
+        qkv: Qkv::Fused {
+            name: "attn.c_attn",
+            by_head: false,
+        },
+        output: "attn.c_proj",
+        feed_forward: FeedForward::Plain {
+            up: "mlp.c_fc",
+            down: "mlp.c_proj",
+        },
+        final_norm: "ln_f",
+        ignored: &[".attn.bias", ".attn.masked_bias"],
+        ..LLAMA_NAMES
+    },
+    ..GPT
+};
+
+const GPT_J: FamilySpec = FamilySpec {
+    family: Family::GptJ,
+    model_type: "gptj",
+    keys: GPT_KEYS,
+    max_positions: 2048,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Dimensions {
+            key: "rotary_dim",
+            default: 64,
+        },
+        interleaved: true,
+    },
+    residual: Choice::Always(Residual::ParallelShared),
+    qkv_bias: Choice::Always(false),
+    output_bias: Choice::Always(false),
+    head_bias: true,
+    tied_by_default: false,
+    names: Names {
+        prefix: "transformer.",
+        embedding: "wte",
+        blocks: "h",
+        norms: ["ln_1", ""],
+        qkv: Qkv::Split(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
+        output: "attn.out_proj",
+        feed_forward: FeedForward::Plain {
+            up: "mlp.fc_in",
+            down: "mlp.fc_out",
+        },
+        final_norm: "ln_f",
+        ignored: &[".attn.bias", ".attn.masked_bias"],
+        ..LLAMA_NAMES
+    },
+    ..GPT
+};
+
+const STABLE_LM: FamilySpec = FamilySpec {
+    family: Family::StableLm,
+    model_type: "stablelm",
+    keys: &[("rms_norm_eps", "layer_norm_eps")],
+    max_positions: 4096,
+    kv_heads: Some(32),
+    norm: NormKind::Layer,
+    norm_eps: 1e-5,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Fraction {
+            key: "partial_rotary_factor",
+            default: 0.25,
+        },
+        interleaved: false,
+    },
+    residual: Choice::Key {
+        name: "use_parallel_residual",
+        default: false,
+        on: Residual::ParallelShared,
+        off: Residual::Sequential,
+    },
+    qkv_bias: Choice::flag("use_qkv_bias"),
+    ..UNBIASED
+};
+
+const PHI3: FamilySpec = FamilySpec {
+    family: Family::Phi3,
+    model_type: "phi3",
+    max_positions: 4096,
+    norm_eps: 1e-5,
+    positions: PositionKind::Rotary {
+        part: RotaryPart::Fraction {
+            key: "partial_rotary_factor",
+            default: 1.0,
+        },
+        interleaved: false,
+    },
+    windows: Windows::Always(None),
+    names: Names {
+        qkv: Qkv::Fused {
+            name: "self_attn.qkv_proj",
+            by_head: false,
+        },
+        feed_forward: FeedForward::FusedGated {
+            gate_up: "mlp.gate_up_proj",
+            down: "mlp.down_proj",
+        },
+        ..LLAMA_NAMES
+    },
+    ..UNBIASED
+};
+
+const MIXTRAL: FamilySpec = FamilySpec {
+    family: Family::Mixtral,
+    model_type: "mixtral",
+    max_positions: 131_072,
+    kv_heads: Some(8),
+    norm_eps: 1e-5,
+    theta: 1_000_000.0,
+    windows: Windows::Always(None),
+    experts: Some(ExpertSpec {
+        router: "block_sparse_moe.gate",
+        experts: "block_sparse_moe.experts",
+        parts: ["w1", "w3", "w2"],
+        shared: None,
+        count: "num_local_experts",
+        width: "intermediate_size",
+        normalized: Choice::Always(true),
+    }),
+    ..UNBIASED
+};
+
+const QWEN_EXPERTS: ExpertSpec = ExpertSpec {
+    router: "mlp.gate",
+    experts: "mlp.experts",
+    parts: ["gate_proj", "up_proj", "down_proj"],
+    shared: None,
+    count: "num_experts",
+    width: "moe_intermediate_size",
+    normalized: Choice::flag("norm_topk_prob"),
+};
+
+const QWEN2_MOE: FamilySpec = FamilySpec {
+    family: Family::Qwen2Moe,
+    model_type: "qwen2_moe",
+    kv_heads: Some(16),
+    qkv_bias: Choice::flag_on("qkv_bias"),
+    windows: Windows::Listed,
+    experts: Some(ExpertSpec {
+        shared: Some(["mlp.shared_expert", "mlp.shared_expert_gate"]),
+        ..QWEN_EXPERTS
+    }),
+    ..QWEN2
+};
+
+const QWEN3_MOE: FamilySpec = FamilySpec {
+    family: Family::Qwen3Moe,
+    model_type: "qwen3_moe",
+    keys: &[("num_experts", "num_local_experts")],
+    head_dim: None,
+    kv_heads: Some(4),
+    windows: Windows::AlwaysFlagged(Some(4096)),
+    experts: Some(QWEN_EXPERTS),
+    ..QWEN3
+};
+
+const GEMMA2_NAMES: Names = Names {
+    norms: ["input_layernorm", "pre_feedforward_layernorm"],
+    branch_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    ..LLAMA_NAMES
+};
+
+const GEMMA2: FamilySpec = FamilySpec {
+    family: Family::Gemma2,
+    model_type: "gemma2",
+    keys: &[("hidden_act", "hidden_activation")],
+    kv_heads: Some(4),
+    query_scalar: Some(256.0),
+    softcaps: [Some(50.0), Some(30.0)],
+    windows: Windows::Every {
+        key: "",
+        default: 2,
+    },
+    names: GEMMA2_NAMES,
+    ..GEMMA
+};
+
+const GEMMA3: FamilySpec = FamilySpec {
+    family: Family::Gemma3,
+    model_type: "gemma3_text",
+    max_positions: 131_072,
+    theta: 1_000_000.0,
+    local_theta: Some(("rope_local_base_freq", 10_000.0)),
+    softcaps: [None, None],
+    windows: Windows::Every {
+        key: "sliding_window_pattern",
+        default: 6,
+    },
+    names: Names {
+        qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        ..GEMMA2_NAMES
+    },
+    ..GEMMA2
+};
+
+/// All of them.
+pub(super) const FAMILIES: &[&FamilySpec] = &[
+    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GEMMA2, &GEMMA3, &GPT_NEOX, &OPT, &BLOOM, &GPT2,
+    &GPT_J, &STABLE_LM, &PHI3, &MIXTRAL, &QWEN2_MOE, &QWEN3_MOE,
+];
+
+impl Family {
+    /// The family's table.
+    pub(super) fn spec(self) -> &'static FamilySpec {
+        FAMILIES
+            .iter()
+            .find(|spec| spec.family == self)
+            .unwrap_or(&&LLAMA)
+    }
+
+    /// `model_type` of `config.json`.
+    #[must_use]
+    pub fn model_type(self) -> &'static str {
+        self.spec().model_type
+    }
+
+    /// All `model_type`s that the decoder takes.
+    pub fn model_types() -> impl Iterator<Item = &'static str> {
+        FAMILIES.iter().map(|spec| spec.model_type)
+    }
+}

@@ -1,0 +1,34 @@
+//! Normalization of each token, or of each head of a token.
+
+use ndarray::Array2;
+
+use super::elementwise::{layer_norm, rms_norm};
+use super::family::NormKind;
+use super::scratch::{Scrap, Scratch};
+
+/// One normalization, with its weights.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    pub(super) kind: NormKind,
+    /// What the root mean square is multiplied by, offset included.
+    pub(super) weight: Vec<f32>,
+    /// Zeros where there is none.
+    pub(super) bias: Vec<f32>,
+    pub(super) eps: f32,
+}
+
+impl Norm {
+    /// Each run of as many values as there are weights, normalized.
+    pub(super) fn apply<'s>(&self, scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
+        let mut normalized = scratch.matrix(x.nrows(), x.ncols());
+        match self.kind {
+            NormKind::Rms | NormKind::RmsOffset => {
+                rms_norm(x, &self.weight, self.eps, &mut normalized)
+            }
+            NormKind::Layer => {
+                layer_norm(x, &self.weight, &self.bias, self.eps, &mut normalized);
+            }
+        }
+        normalized
+    }
+}

@@ -1,0 +1,83 @@
+"""Writes tiny checkpoints with random weights, and the logits that HuggingFace transformers gives for them.
+
+    python scripts/family-checkpoints.py FOLDER
+    SPARSEGPT_FAMILIES=FOLDER cargo test -p sparsegpt-models --test families further -- --nocapture
+
+Needs torch, transformers (5.23 was used) and safetensors. One folder a case: config.json, model.safetensors,
+expected.safetensors (tokens, logits), as the golden families have them.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SIZES = dict(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+             bos_token_id=1, eos_token_id=2, pad_token_id=0)
+LLAMA = dict(SIZES, intermediate_size=160, num_key_value_heads=2, max_position_embeddings=128)
+MOE = dict(LLAMA, moe_intermediate_size=48, num_experts=6, num_experts_per_tok=2)
+NEOX = dict(SIZES, intermediate_size=160, max_position_embeddings=128)
+OPT = dict(SIZES, ffn_dim=160, max_position_embeddings=128, word_embed_proj_dim=64)
+GPT2 = dict(SIZES, n_positions=128)
+
+CASES = {
+    "qwen3": ("qwen3", dict(LLAMA, head_dim=16)),
+    "qwen3_window_bias": ("qwen3", dict(LLAMA, head_dim=24, attention_bias=True, use_sliding_window=True,
+                                        sliding_window=8, max_window_layers=1)),
+    "llama_biases": ("llama", dict(LLAMA, attention_bias=True, mlp_bias=True)),
+    "gemma_grouped": ("gemma", dict(LLAMA, head_dim=32, hidden_act="gelu")),
+    "gpt_neox_sequential": ("gpt_neox", dict(NEOX, use_parallel_residual=False, rotary_pct=0.5, rotary_emb_base=5000)),
+    "gpt_neox_no_bias_tied": ("gpt_neox", dict(NEOX, attention_bias=False, tie_word_embeddings=True)),
+    "opt_no_bias": ("opt", dict(OPT, enable_bias=False, layer_norm_elementwise_affine=False)),
+    "opt_gelu_untied": ("opt", dict(OPT, activation_function="gelu", tie_word_embeddings=False)),
+    "bloom_6_heads": ("bloom", dict(SIZES, hidden_size=96, num_attention_heads=6)),
+    "bloom_post_layernorm": ("bloom", dict(SIZES, num_attention_heads=8,
+                                           apply_residual_connection_post_layernorm=True)),
+    "gpt2_untied_scaled": ("gpt2", dict(GPT2, tie_word_embeddings=False, n_inner=100,
+                                        scale_attn_by_inverse_layer_idx=True)),
+    "gpt2_unscaled": ("gpt2", dict(GPT2, scale_attn_weights=False)),
+    "gptj_inner": ("gptj", dict(GPT2, rotary_dim=4, n_inner=100)),
+    "mixtral_window": ("mixtral", dict(LLAMA, num_local_experts=5, num_experts_per_tok=3, sliding_window=16)),
+    "qwen2_moe": ("qwen2_moe", dict(MOE, shared_expert_intermediate_size=80, mlp_only_layers=[1])),
+    "qwen2_moe_normalized": ("qwen2_moe", dict(MOE, shared_expert_intermediate_size=80, norm_topk_prob=True,
+                                               decoder_sparse_step=2)),
+    "qwen3_moe": ("qwen3_moe", dict(MOE, head_dim=16, norm_topk_prob=True)),
+    "qwen3_moe_step": ("qwen3_moe", dict(MOE, head_dim=16, decoder_sparse_step=2)),
+    "stablelm": ("stablelm", dict(LLAMA)),
+    "stablelm_parallel": ("stablelm", dict(LLAMA, use_qkv_bias=True, use_parallel_residual=True,
+                                           partial_rotary_factor=0.5)),
+    "phi3": ("phi3", dict(LLAMA)),
+    "phi3_partial_window": ("phi3", dict(LLAMA, partial_rotary_factor=0.5, sliding_window=16)),
+    "gemma2": ("gemma2", dict(LLAMA, head_dim=16, sliding_window=16, query_pre_attn_scalar=20)),
+    "gemma3": ("gemma3_text", dict(LLAMA, num_hidden_layers=7, head_dim=16, sliding_window=16,
+                                   query_pre_attn_scalar=20)),
+}
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    wanted = sys.argv[2:]
+    for name, (model_type, settings) in CASES.items():
+        if wanted and name not in wanted:
+            continue
+        torch.manual_seed(len(name))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), attn_implementation="eager")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Larger than the initialization, so that a part left out shows in the logits.
+                centre = 1.0 if parameter.dim() == 1 and parameter.mean() > 0.5 else 0.0
+                width = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
+                parameter.copy_(centre + width * torch.randn_like(parameter))
+        model.eval()
+        tokens = torch.randint(3, 256, (3, 48))
+        with torch.no_grad():
+            logits = model(tokens).logits
+        folder = root / name
+        model.save_pretrained(folder)
+        save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, folder / "expected.safetensors")
+        print(name, f"largest logit {logits.abs().max():.1f}")
+
+
+main()
