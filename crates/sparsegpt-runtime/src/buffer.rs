@@ -5,40 +5,68 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
+/// Arrays from this size on are asked for in huge pages.
+const HUGE: usize = 4 << 20;
+
 /// An array that begins with a cache line. The allocator would begin large ones 16 bytes into a line, and every other
 /// vector of 32 bytes would lie across two.
 pub(crate) struct Aligned<T> {
-    values: Vec<T>,
-    start: usize,
+    memory: Memory<T>,
     len: usize,
+}
+
+enum Memory<T> {
+    /// With the index of the first value that begins a line.
+    Heap(Vec<T>, usize),
+    /// In huge pages where the system gives them: products read them front to back, and both the prefetcher and the
+    /// translation of addresses start anew with each page.
+    Pages(MmapMut),
 }
 
 impl<T: Pod> Aligned<T> {
     pub(crate) fn zeroed(len: usize) -> Self {
-        let values = vec![T::zeroed(); len + LINE / size_of::<T>().max(1)];
-        // At most a line of values for the types of this crate, whose sizes divide it.
-        let start = values.as_ptr().align_offset(LINE);
-        let start = start.min(values.len() - len);
-        Self { values, start, len }
+        let memory = Self::pages(len).unwrap_or_else(|| {
+            let values = vec![T::zeroed(); len + LINE / size_of::<T>().max(1)];
+            // At most a line of values for the types of this crate, whose sizes divide it.
+            let start = values.as_ptr().align_offset(LINE);
+            let start = start.min(values.len() - len);
+            Memory::Heap(values, start)
+        });
+        Self { memory, len }
+    }
+
+    fn pages(len: usize) -> Option<Memory<T>> {
+        let bytes = len.checked_mul(size_of::<T>());
+        let map = MmapMut::map_anon(bytes.filter(|&bytes| bytes >= HUGE)?).ok()?;
+        // Advice that is not taken changes nothing but the time.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Some(Memory::Pages(map))
     }
 }
 
-impl<T> Deref for Aligned<T> {
+impl<T: Pod> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.values[self.start..self.start + self.len]
+        match &self.memory {
+            Memory::Heap(values, start) => &values[*start..*start + self.len],
+            Memory::Pages(map) => bytemuck::cast_slice(map),
+        }
     }
 }
 
-impl<T> DerefMut for Aligned<T> {
+impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.values[self.start..self.start + self.len]
+        match &mut self.memory {
+            Memory::Heap(values, start) => &mut values[*start..*start + self.len],
+            Memory::Pages(map) => bytemuck::cast_slice_mut(map),
+        }
     }
 }
 
@@ -114,7 +142,7 @@ mod tests {
 
     #[test]
     fn arrays_begin_with_a_line() {
-        for len in [0, 1, 15, 1000, 1_000_000] {
+        for len in [0, 1, 15, 1000, 1_000_000, 3_000_001] {
             let single = Aligned::from(vec![1.0_f32; len].as_slice());
             assert_eq!(single.as_ptr().align_offset(LINE), 0);
             assert!(single.len() == len && single.iter().all(|value| *value == 1.0));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use crate::buffer::Aligned;
 use crate::dense::DenseMatrix;
 use crate::error::{Error, Result};
 use crate::level::Level;
@@ -186,7 +187,9 @@ pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
     let dense = copies(SparseLinear::dense(dense, None)?, dense_bytes, cache);
     let mut random = Random(1);
     let x = Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32);
-    let memory = vec![[1_u64; 8]; CACHES * cache / 64];
+    // In the same pages as the weights; written, or all of it would be one page of zeros.
+    let mut memory = Aligned::zeroed(CACHES * cache / size_of::<u64>());
+    memory.fill(1_u64);
 
     let mut seconds = [const { Vec::new() }; 4];
     let start = Instant::now();
@@ -244,11 +247,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Reads all of it with all threads.
-fn read(memory: &[[u64; 8]]) -> u64 {
-    const PIECE: usize = 1 << 14;
-    let sum = |piece: &[[u64; 8]]| {
+fn read(memory: &[u64]) -> u64 {
+    const PIECE: usize = 1 << 17;
+    let sum = |piece: &[u64]| {
         let mut sums = [0_u64; 8];
-        for line in piece {
+        for line in piece.as_chunks::<8>().0 {
             sums.iter_mut()
                 .zip(line)
                 .for_each(|(sum, word)| *sum ^= word);
