@@ -150,7 +150,7 @@ mod tests {
             ("pattern = 50", "a list of them"),
             ("skip = 'x'", "skip"),
             ("bits = ", "bits"),
-            ("method = 'best'", "method"),
+            ("method = 'better'", "method"),
             ("allocate = 'best'", "allocate"),
             ("min-sparsity = 'half'", "as in 50%"),
         ] {

@@ -46,7 +46,7 @@ fn with(method: Method, pattern: &str) -> Verdict<LayerSettings> {
 }
 
 fn exact_counts<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
-    for (rows, cols) in [(1, 8), (5, 24), (3, 17)] {
+    for (rows, cols) in [(1, 8), (3, 17)] {
         let layer = Layer::new(rows, cols, 901);
         for (pattern, zeros) in [
             ("50%", None),
@@ -170,6 +170,11 @@ fn keeps_a_given_mask<B: Backend>(subject: &Subject<B>, method: Method) -> Verdi
 fn same_bits_twice<B: Backend>(subject: &Subject<B>, method: Method) -> Verdict {
     let settings = with(method, "50%")?;
     let first = layer().solve(&subject.solver, &settings)?;
+    ensure!(
+        first.report.factor_attempts <= 1,
+        "{} factorizations tried for an easy Hessian",
+        first.report.factor_attempts
+    );
     let again = layer().solve(&subject.solver, &settings)?;
     crate::check::same_bits("the same layer again", &again.weights, &first.weights)
 }

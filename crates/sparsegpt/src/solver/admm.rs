@@ -49,7 +49,6 @@ pub(super) fn admm<B: Backend>(
     let mut current = job.copy(&dense)?;
     let mut mask = None;
     let mut penalty = settings.penalty;
-    let mut attempts = 0;
     let mut moved = Moved::default();
 
     for operation in [Operation::Combine, Operation::Project, Operation::Gemm] {
@@ -99,7 +98,6 @@ pub(super) fn admm<B: Backend>(
         if shared.as_ref().is_none_or(|known| known.shift != shift) {
             *shared = None;
             let made = job.timed(Stage::Factor, |job| invert(job, hessian, &entries, shift))?;
-            attempts += 1;
             *shared = Some(made);
         }
         let Some(inverse) = shared.as_ref() else {
@@ -136,11 +134,17 @@ pub(super) fn admm<B: Backend>(
             *weight = 0.0;
         }
     });
+    let precision = shared.as_ref().map(|inverse| inverse.precision);
     Ok(Solved {
         weights,
         mask: mask.mapv(|pruned| !pruned),
-        precision: shared.as_ref().map(|inverse| inverse.precision),
-        attempts,
+        precision,
+        attempts: match precision {
+            None => 0,
+            Some(Precision::F32) => 1,
+            // f32 was tried first.
+            Some(_) => 2,
+        },
         ..Solved::nothing()
     })
 }

@@ -14,7 +14,7 @@ use sparsegpt_models::text::{Recipe, prepare_with_key};
 use super::prune::{self, PruneFlags};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::flags::{LayerFlags, with_recipe};
+use crate::flags::LayerFlags;
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
 use crate::{interrupt, model};
@@ -100,13 +100,9 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let given = PruneFlags {
-        threads,
-        ..args.flags.clone()
-    };
-    let flags = with_recipe(&given, args.recipe_file.as_deref())?;
-    let threads = flags.threads.unwrap_or(0);
-    model::use_threads(threads)?;
+    let (flags, threads) = args
+        .flags
+        .with_recipe(threads, args.recipe_file.as_deref())?;
     if flags.layer.method.is_some() {
         return Err(Failure::usage(
             "--method names one: give --methods A,B,… to compare",

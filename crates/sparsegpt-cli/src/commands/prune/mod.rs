@@ -114,6 +114,22 @@ pub(crate) struct PruneFlags {
 }
 
 impl PruneFlags {
+    /// These flags with what the recipe file says, and the threads, which are set up for the forward passes.
+    pub(super) fn with_recipe(
+        &self,
+        threads: Option<usize>,
+        file: Option<&Path>,
+    ) -> Result<(Self, usize), Failure> {
+        let given = Self {
+            threads,
+            ..self.clone()
+        };
+        let flags = with_recipe(&given, file)?;
+        let threads = flags.threads.unwrap_or(0);
+        model::use_threads(threads)?;
+        Ok((flags, threads))
+    }
+
     /// The plan for one pattern, with these flags for the layers.
     pub(super) fn model_plan(
         &self,
@@ -189,13 +205,9 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let given = PruneFlags {
-        threads,
-        ..args.flags.clone()
-    };
-    let flags = with_recipe(&given, args.recipe_file.as_deref())?;
-    let threads = flags.threads.unwrap_or(0);
-    model::use_threads(threads)?;
+    let (flags, threads) = args
+        .flags
+        .with_recipe(threads, args.recipe_file.as_deref())?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
     let patterns = flags.layer.patterns()?;
     let plans = patterns
