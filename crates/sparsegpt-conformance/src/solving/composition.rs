@@ -38,7 +38,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
 }
 
 fn layer() -> Layer {
-    Layer::new(12, 48, 900)
+    Layer::new(8, 32, 900)
 }
 
 fn with(method: Method, pattern: &str) -> Verdict<LayerSettings> {
