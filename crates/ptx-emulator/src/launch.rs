@@ -251,6 +251,7 @@ impl<'a> Launch<'a> {
             constants,
             parameters,
             options: &self.options,
+            arch: pulp::Arch::new(),
             report: Report::default(),
             barriers: Barriers::default(),
             grid: self.grid.0,

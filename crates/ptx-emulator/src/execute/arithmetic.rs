@@ -2,7 +2,7 @@
 
 use std::num::FpCategory;
 
-use super::warp::{LANES, lanes};
+use super::warp::{LANES, Lanes, lanes};
 use super::word::{Real, Word};
 use super::{Machine, Warp};
 use crate::fault::{Cause, Trap, Trapped};
@@ -153,6 +153,21 @@ fn compared<T: PartialOrd>(compare: Compare, a: T, b: T) -> bool {
         Compare::Numbers => !nan,
         Compare::AnyNan => nan,
     }
+}
+
+/// x·y + z in every lane. Without the processor's own instruction, which a program for any processor may not
+/// use unasked, each lane is a call.
+fn fused_lanes<T: Real>(arch: pulp::Arch, x: &Lanes, y: &Lanes, z: &Lanes) -> Lanes {
+    let mut out = [0; LANES];
+    arch.dispatch(
+        #[inline(always)]
+        || {
+            for lane in 0..LANES {
+                out[lane] = T::of(x[lane]).fused(T::of(y[lane]), T::of(z[lane])).bits();
+            }
+        },
+    );
+    out
 }
 
 /// Products and quotients are in the width of the type or twice that; `as` cuts off what PTX cuts off.
@@ -416,13 +431,9 @@ impl Warp {
         m: &Machine<'_>,
     ) -> Trapped<()> {
         with_float!(float, T => {
-            let mut out = [0; LANES];
             let [x, y, z] = abc;
             let (x, y) = (self.read(x, active, m)?, self.read(y, active, m)?);
-            let z = self.read(z, active, m)?;
-            for lane in 0..LANES {
-                out[lane] = T::of(x[lane]).fused(T::of(y[lane]), T::of(z[lane])).bits();
-            }
+            let mut out = fused_lanes::<T>(m.arch, x, y, self.read(z, active, m)?);
             self.write_float::<T>(d, active, &mut out, &abc, m)
         })
     }

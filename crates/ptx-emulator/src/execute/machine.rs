@@ -17,6 +17,8 @@ pub(crate) struct Machine<'a> {
     /// The parameter buffer.
     pub(crate) parameters: Vec<u8>,
     pub(crate) options: &'a Options,
+    /// Instructions of the processor that emulates.
+    pub(crate) arch: pulp::Arch,
     pub(crate) report: Report,
     pub(crate) barriers: Barriers,
     pub(crate) grid: [u32; 3],
@@ -87,7 +89,8 @@ impl Machine<'_> {
     #[inline(always)]
     pub(crate) fn spot(&mut self, access: &Access, moment: &Moment) -> Trapped<Spot<'_>> {
         let Access { address, bytes, .. } = *access;
-        if !address.is_multiple_of(bytes as u64) {
+        // A power of two.
+        if address & (bytes as u64 - 1) != 0 {
             return Err(Trap::new(
                 access.lane,
                 Cause::Misaligned {
