@@ -5,26 +5,13 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2};
 use sparsegpt::Activations;
 use sparsegpt::backend::{
-    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Select, UpdateRows,
+    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Project, Refit, Select, UpdateRows,
 };
 
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::matrix::{DeviceMask, DeviceMatrix};
-use crate::operations::{blocks, elementwise, factor, gemm, gram, grid, select, sweep};
-
-/// The operations that have kernels. What the iterative methods need beside these runs through the host implementation.
-const NATIVE: &[Operation] = &[
-    Operation::Combine,
-    Operation::PermuteHessian,
-    Operation::RowEnergies,
-    Operation::Select,
-    Operation::FitGrid,
-    Operation::UpdateRows,
-    Operation::Gemm,
-    Operation::OpenBlock,
-    Operation::CloseBlock,
-];
+use crate::operations::{blocks, elementwise, factor, gemm, gram, grid, iterate, select, sweep};
 
 /// The backend on a device: a GPU, or an emulator.
 #[derive(Debug)]
@@ -52,7 +39,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     type Error = CudaError;
 
     fn info(&self) -> BackendInfo {
-        BackendInfo::new("cuda", self.device.describe(), NATIVE)
+        BackendInfo::new("cuda", self.device.describe(), &Operation::ALL)
     }
 
     fn fork(&self) -> Result<Self, CudaError> {
@@ -187,5 +174,22 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), CudaError> {
         gemm::gemm(&self.device, args)
+    }
+
+    fn inverse(
+        &self,
+        h: &DeviceMatrix<D>,
+        diagonal: &[f32],
+        precision: Precision,
+    ) -> Result<DeviceMatrix<D>, CudaError> {
+        iterate::inverse(&self.device, h, diagonal, precision)
+    }
+
+    fn project(&self, args: Project<'_, Self>) -> Result<(), CudaError> {
+        iterate::project(&self.device, args)
+    }
+
+    fn refit(&self, args: Refit<'_, Self>) -> Result<(), CudaError> {
+        iterate::refit(&self.device, args)
     }
 }

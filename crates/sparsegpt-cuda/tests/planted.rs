@@ -119,12 +119,38 @@ fn a_wrong_constant_is_a_wrong_result() {
 }
 
 #[test]
+fn a_refit_that_stops_too_early_misses_the_optimum() {
+    let mistake = Mistake {
+        module: "iterate",
+        // From 1e-14 to 1e-2.
+        right: "0d3D06849B86A12B9B",
+        wrong: "0d3F847AE147AE147B",
+    };
+    is_caught(
+        &mistake,
+        "operations/refit/reaches_the_optimum",
+        "allowed is",
+    );
+}
+
+#[test]
+fn a_row_whose_progress_all_lanes_write_is_a_race() {
+    let mistake = Mistake {
+        module: "iterate",
+        right: "\t@%p bra TURN;\n",
+        wrong: "",
+    };
+    is_caught(&mistake, "operations/refit/same_bits_twice", "race: ");
+}
+
+#[test]
 fn the_same_cases_pass_without_a_mistake() {
     for (module, filter) in [
         ("sweep", "operations/update_rows/"),
         ("grid", "operations/fit_grid/"),
         ("gemm_tensor", "operations/gemm/"),
         ("gram", "operations/gram_update/bf16"),
+        ("iterate", "operations/refit/"),
         ("factor", "operations/inverse_factor/f32/is_the_inverse"),
         (
             "factor_double",

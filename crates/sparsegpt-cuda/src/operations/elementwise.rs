@@ -7,12 +7,16 @@ use super::{size, size_u32};
 use crate::device::{Argument, Device};
 use crate::error::CudaError;
 use crate::kernels::Kernel;
-use crate::kernels::elementwise::{ADD_ENERGIES, COMBINE, PERMUTE, READ_DIAGONAL, WRITE_DIAGONAL};
+use crate::kernels::elementwise::{
+    ADD_ENERGIES, COMBINE, MIRROR, PERMUTE, READ_DIAGONAL, WRITE_DIAGONAL,
+};
 use crate::matrix::{DeviceMatrix, upload_values};
 
 /// Rows and columns of a block of threads.
-const ROWS: u32 = 8;
+pub(super) const ROWS: u32 = 8;
 const COLUMNS: u32 = 128;
+/// Rows and columns of a block of threads that mirrors.
+pub(super) const MIRROR_TILE: u32 = 32;
 /// Columns of W Lᵀ that are on the device at a time.
 const PANEL: usize = 512;
 
@@ -68,6 +72,21 @@ fn move_diagonal<D: Device>(
             size(WHAT, matrix.leading())?,
             Argument::Address(values),
             Argument::U32(count),
+        ],
+    )
+}
+
+/// Copies the strict lower triangle of a square matrix to the strict upper one.
+pub(super) fn mirror<D: Device>(device: &D, matrix: &DeviceMatrix<D>) -> Result<(), CudaError> {
+    const WHAT: &str = "mirror";
+    let tiles = size_u32(WHAT, matrix.cols)?.div_ceil(MIRROR_TILE);
+    device.launch(
+        &MIRROR,
+        [tiles, tiles, 1],
+        &[
+            Argument::Address(matrix.at(device, 0, 0)),
+            size(WHAT, matrix.leading())?,
+            size(WHAT, matrix.cols)?,
         ],
     )
 }

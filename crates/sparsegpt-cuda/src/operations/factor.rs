@@ -12,13 +12,13 @@ use std::ops::Range;
 
 use sparsegpt::backend::Precision;
 
-use super::elementwise::{grid, set_diagonal};
+use super::elementwise::{MIRROR_TILE, grid, mirror, set_diagonal};
 use super::product::{Counts, Multiplication, Operand, Part, TILE, Units};
 use super::{size, size_u32};
 use crate::device::{Argument, Device};
 use crate::error::CudaError;
 use crate::kernels::Kernel;
-use crate::kernels::elementwise::{MIRROR, MIRROR_DOUBLE, NARROW_UPPER};
+use crate::kernels::elementwise::{MIRROR_DOUBLE, NARROW_UPPER};
 use crate::kernels::factor::FACTOR_LEAF;
 use crate::kernels::factor_double::FACTOR_LEAF_DOUBLE;
 use crate::matrix::{DeviceMatrix, upload_values};
@@ -31,8 +31,6 @@ const LEAF: usize = TILE;
 const GROUP: usize = 512;
 /// Columns of a part of the inverse that are multiplied at a time.
 const STRIP: usize = 256;
-/// Rows and columns of a block of threads that mirrors.
-const MIRROR_TILE: u32 = 32;
 
 /// See [`Backend::inverse_factor`](sparsegpt::backend::Backend::inverse_factor).
 pub(crate) fn inverse_factor<D: Device>(
@@ -55,16 +53,7 @@ pub(crate) fn inverse_factor<D: Device>(
     match &wide {
         Some(wide) => wide.fill(device, h, diagonal)?,
         None => {
-            let tiles = size_u32(WHAT, cols)?.div_ceil(MIRROR_TILE);
-            device.launch(
-                &MIRROR,
-                [tiles, tiles, 1],
-                &[
-                    Argument::Address(h.at(device, 0, 0)),
-                    size(WHAT, h.leading())?,
-                    size(WHAT, cols)?,
-                ],
-            )?;
+            mirror(device, h)?;
             set_diagonal(device, h, diagonal)?;
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod factor;
 pub(crate) mod gemm;
 pub(crate) mod gram;
 pub(crate) mod grid;
+pub(crate) mod iterate;
 mod product;
 pub(crate) mod select;
 pub(crate) mod sweep;
