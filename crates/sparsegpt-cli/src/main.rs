@@ -8,6 +8,7 @@ mod cost;
 mod failure;
 mod flags;
 mod interrupt;
+mod layer_file;
 mod model;
 mod table;
 mod tensor_file;

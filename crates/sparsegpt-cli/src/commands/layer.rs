@@ -1,30 +1,21 @@
 //! `sparsegpt layer`: one weight matrix, no model needed.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use ndarray::{Array2, ArrayView3, Axis, Ix3};
+use ndarray::Array2;
 use serde::Serialize;
-use sparsegpt::mask::{GivenMask, MaskPolicy};
 use sparsegpt::quant::QuantizedLayer;
 use sparsegpt::report::StageSeconds;
-use sparsegpt::{
-    Activations, Error, LayerPruner, LayerReport, LayerSettings, LayerTask, Pattern, PrunedLayer,
-    Statistics,
-};
+use sparsegpt::{Error, LayerReport, LayerTask, PrunedLayer};
 
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::flags::LayerFlags;
 use crate::interrupt;
-use crate::tensor_file::{self, Floats, OwnedTensor, TensorFile, check_output};
-
-const WEIGHT: &str = "weight";
-const HESSIAN: &str = "hessian";
-const INPUTS: &str = "inputs";
-const MASK: &str = "mask";
+use crate::layer_file::LayerFile;
+use crate::tensor_file::{self, OwnedTensor, check_output};
 
 const AFTER_HELP: &str = "\
 IN.safetensors holds
@@ -89,30 +80,21 @@ struct Reports {
 
 pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result<(), Failure> {
     check_output(&args.output, args.force)?;
-    let file = TensorFile::read(&args.input)?;
-    let Some(weights) = file.matrix(WEIGHT)? else {
-        return Err(file.wrong(WEIGHT, format!("missing; the file has: {}", file.names()?)));
-    };
+    let file = LayerFile::read(&args.input)?;
+    let (name, weights) = (&file.name, &file.weights);
     let patterns = args.flags.patterns()?;
-    let mask = read_mask(&file)?;
     let variants = patterns
         .iter()
-        .map(|&pattern| settings(&args.flags, pattern, mask.as_ref()))
+        .map(|&pattern| file.settings(&args.flags, pattern))
         .collect::<Result<Vec<_>, _>>()?;
-    let name = args
-        .input
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
     for settings in &variants {
-        settings.validate(&name, weights.nrows(), weights.ncols())?;
+        settings.validate(name, weights.nrows(), weights.ncols())?;
     }
     let pruner = args.flags.solver(threads, console)?;
 
     let start = Instant::now();
     let mut statistics = if args.flags.parts().needs_hessian() {
-        Some(statistics(&file, &name, weights.ncols(), &*pruner)?)
+        Some(file.statistics(&*pruner, 0)?)
     } else {
         None
     };
@@ -121,7 +103,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let tasks: Vec<LayerTask<'_>> = variants
         .iter()
         .map(|settings| LayerTask {
-            name: &name,
+            name,
             weights: weights.view(),
             settings,
         })
@@ -166,128 +148,6 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         [report] => console.print_json(report),
         _ => console.print_json(&Reports { variants: reports }),
     }
-}
-
-/// What to prune: a pattern, a mask, or a mask extended to the sparsity of the pattern.
-fn settings(
-    flags: &LayerFlags,
-    pattern: Option<Pattern>,
-    mask: Option<&Array2<bool>>,
-) -> Result<LayerSettings, Failure> {
-    let policy: Arc<dyn MaskPolicy> = match (mask, pattern) {
-        (None, None) if flags.bits.is_none() => {
-            return Err(Failure::usage(
-                "nothing to do: give --pattern (50%, row:50%, 2:4) or a tensor `mask` to prune, --bits (2 to 8) to quantize, or both",
-            ));
-        }
-        (None, pattern) => Arc::new(pattern.unwrap_or(Pattern::Dense)),
-        (Some(mask), None | Some(Pattern::Dense)) => Arc::new(GivenMask::keeping(mask.view())),
-        (Some(mask), Some(Pattern::Unstructured(sparsity))) => {
-            Arc::new(GivenMask::keeping(mask.view()).extended_to(sparsity))
-        }
-        (Some(_), Some(other)) => {
-            return Err(Failure::usage(format!(
-                "--pattern {other}: a given mask can be extended to an unstructured pattern only, as in 50%; leave the pattern out to keep the mask as it is"
-            )));
-        }
-    };
-    flags.settings(policy)
-}
-
-fn read_mask(file: &TensorFile) -> Result<Option<Array2<bool>>, Failure> {
-    let Some(tensor) = file.tensor(MASK)? else {
-        return Ok(None);
-    };
-    let &[rows, cols] = tensor.shape() else {
-        return Err(file.wrong(
-            MASK,
-            format!("expected rows x cols, found {:?}", tensor.shape()),
-        ));
-    };
-    let values = file.integers(MASK, &tensor)?;
-    if let Some(other) = values.iter().find(|value| !(0..=1).contains(*value)) {
-        return Err(file.wrong(
-            MASK,
-            format!("expected 0 (prune) or 1 (keep), found {other}"),
-        ));
-    }
-    let keep = values.into_iter().map(|value| value == 1).collect();
-    Array2::from_shape_vec((rows, cols), keep)
-        .map(Some)
-        .map_err(|e| file.wrong(MASK, e))
-}
-
-fn statistics(
-    file: &TensorFile,
-    layer: &str,
-    cols: usize,
-    pruner: &dyn LayerPruner,
-) -> Result<Box<dyn Statistics>, Failure> {
-    if let Some(hessian) = file.matrix(HESSIAN)? {
-        if file.tensor(INPUTS)?.is_some() {
-            return Err(file.wrong(INPUTS, "beside `hessian`; give one of the two"));
-        }
-        if hessian.dim() != (cols, cols) {
-            let (rows, found) = hessian.dim();
-            return Err(file.wrong(
-                HESSIAN,
-                format!("expected {cols} x {cols}, as `weight` has {cols} columns, found {rows} x {found}"),
-            ));
-        }
-        return Ok(pruner.statistics_from(layer, hessian.view())?);
-    }
-    let Some(tensor) = file.tensor(INPUTS)? else {
-        return Err(file.wrong(
-            HESSIAN,
-            format!(
-                "missing, and no `inputs` either (magnitude alone needs none); the file has: {}",
-                file.names()?
-            ),
-        ));
-    };
-    let (sequences, tokens) = match *tensor.shape() {
-        [tokens, width] if width == cols => (1, tokens),
-        [sequences, tokens, width] if width == cols => (sequences, tokens),
-        ref other => {
-            return Err(file.wrong(
-                INPUTS,
-                format!("expected tokens x {cols} or sequences x tokens x {cols}, as `weight` has {cols} columns, found {other:?}"),
-            ));
-        }
-    };
-    let shape = (sequences, tokens, cols);
-    let mut statistics = pruner.statistics(layer, cols)?;
-    let wrong_shape = |error: ndarray::ShapeError| file.wrong(INPUTS, error);
-    match file.floats(INPUTS, &tensor)? {
-        Floats::F32(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-        Floats::Bf16(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-        Floats::F16(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-    }?;
-    Ok(statistics)
-}
-
-/// Adds sequences x tokens x cols, sequence by sequence.
-fn observe<'a, T>(
-    statistics: &mut dyn Statistics,
-    inputs: ndarray::ArrayView<'a, T, Ix3>,
-) -> Result<(), Failure>
-where
-    Activations<'a>: From<ndarray::ArrayView2<'a, T>>,
-{
-    for sequence in 0..inputs.len_of(Axis(0)) {
-        let tokens = inputs.index_axis_move(Axis(0), sequence);
-        statistics.update(Activations::from(tokens).into())?;
-    }
-    Ok(())
 }
 
 /// The result as tensors whose names begin with `prefix`.

@@ -529,7 +529,7 @@ fn check_tokens(
 }
 
 /// The flags that were given, here or in the recipe file.
-fn used(flags: &PruneFlags) -> Result<Value, Failure> {
+pub(super) fn used(flags: &PruneFlags) -> Result<Value, Failure> {
     let all = serde_json::to_value(flags).map_err(|error| Failure::new(Exit::Work, error))?;
     let given: Map<String, Value> = all
         .as_object()
