@@ -83,6 +83,67 @@ fn hessians_see_dense_blocks_behind_compressed_ones() {
 }
 
 #[test]
+fn stage_by_stage_layers_see_the_treated_ones_before_them() {
+    let mut model = Model::new(2, 4);
+    let data = sequences(3);
+    let mut by_hand = model.clone();
+    let plan = ModelPlan::new(half()).with_true_sequential(true);
+    prune_model(&mut model, &Solver::new(Host), &data, &plan, &mut go_on).unwrap();
+    let solver = Solver::new(Host);
+    let mut hidden = data;
+    for block in 0..2 {
+        let [a, b, c] = by_hand.blocks[block].clone();
+        let mut outer = solver.hessian(WIDTH).unwrap();
+        for hidden in &hidden {
+            outer.update(hidden.view()).unwrap();
+        }
+        let a = solver.prune(a.view(), &mut outer, &half()).unwrap().weights;
+        let b = solver.prune(b.view(), &mut outer, &half()).unwrap().weights;
+        let mut inner = solver.hessian(WIDTH).unwrap();
+        for hidden in &hidden {
+            let x = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
+            inner.update(x.view()).unwrap();
+        }
+        let c = solver.prune(c.view(), &mut inner, &half()).unwrap().weights;
+        by_hand.blocks[block] = [a, b, c];
+        for hidden in &mut hidden {
+            *hidden = by_hand.run_block(block, hidden, &mut NoTap).unwrap();
+        }
+    }
+    assert_eq!(model.blocks, by_hand.blocks);
+
+    // A pass for each stage, and none for one in which nothing is treated.
+    let calls_with = |plan: ModelPlan| {
+        let mut model = Model::new(2, 4);
+        prune_model(
+            &mut model,
+            &Solver::new(Host),
+            &sequences(1),
+            &plan,
+            &mut go_on,
+        )
+        .unwrap();
+        model.calls
+    };
+    assert_eq!(
+        calls_with(plan.clone())[..8],
+        [
+            "embed",
+            "begin 0",
+            "tap 0",
+            "replace 0.0",
+            "replace 0.1",
+            "tap 0",
+            "replace 0.2",
+            "run 0",
+        ]
+    );
+    let without_c = plan.skipping(Selector::Name("*.c".into()));
+    let calls = calls_with(without_c);
+    assert_eq!(calls.iter().filter(|call| *call == "tap 0").count(), 1);
+}
+
+#[test]
 fn rules_decide_layer_by_layer() {
     let mut model = Model::new(3, 3);
     let dense = model.blocks.clone();

@@ -219,14 +219,14 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             })?;
             // Hidden states are needed as far as the last block whose Hessians are.
             let goes_on = last_calibrated.is_some_and(|last| block < last);
-            let mut went_on = false;
-            let mut statistics = Vec::new();
-            if planned.needs_hessian() {
-                // Where the block stays dense, its calibration gives the next block's inputs too.
-                went_on = goes_on && self.outlet.propagation() == Propagation::Dense;
-                statistics = self.calibrate(block, planned, &mut hidden, went_on)?;
+            // Where the block stays dense, its calibration gives the next block's inputs too.
+            let went_on = goes_on
+                && planned.needs_hessian()
+                && self.outlet.propagation() == Propagation::Dense;
+            for inputs in self.stages(planned) {
+                let statistics = self.calibrate(block, planned, &inputs, &mut hidden, went_on)?;
+                self.solve(block, planned, &inputs, statistics)?;
             }
-            self.solve(block, planned, statistics)?;
             if goes_on && !went_on {
                 self.propagate(block, &mut hidden)?;
             }
@@ -240,12 +240,21 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// Runs the dense block over the calibration set and collects the Hessian of each input that a layer
-    /// needs. With `go_on` the hidden states become the block's outputs.
+    /// The inputs whose layers are calibrated and treated together, in turn: all of a block, or those of each stage.
+    fn stages(&self, planned: &PlannedBlock<'_>) -> Vec<Vec<usize>> {
+        match self.outlet.propagation() {
+            Propagation::Pruned => planned.stages(),
+            Propagation::Dense => vec![planned.inputs()],
+        }
+    }
+
+    /// Runs the block as it is over the calibration set and collects the Hessian of each of some inputs that a layer
+    /// needs, without a pass where none does. With `go_on` the hidden states become the block's outputs.
     fn calibrate(
         &mut self,
         block: usize,
         planned: &PlannedBlock<'_>,
+        inputs: &[usize],
         hidden: &mut [A::Hidden],
         go_on: bool,
     ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
@@ -253,11 +262,14 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         let mut tap = HessianTap::default();
         for treatment in planned.treatments() {
             let input = treatment.layer.input;
-            if treatment.needs_hessian() && !tap.wants(input) {
+            if treatment.needs_hessian() && inputs.contains(&input) && !tap.wants(input) {
                 let name = planned.shared_name(input);
                 tap.statistics
                     .push((input, self.pruner.statistics(&name, treatment.layer.cols)?));
             }
+        }
+        if tap.statistics.is_empty() {
+            return Ok(Vec::new());
         }
         let of = hidden.len();
         let calibrating = of - self.held_out;
@@ -266,13 +278,13 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             tap.holds_out = done >= calibrating;
             let end = if tap.holds_out { of } else { calibrating };
             let batch = self.batch(&hidden[done..end]);
-            let inputs = &mut hidden[done..done + batch];
+            let hidden = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {
-                self.advance(block, inputs, &mut tap, action)?;
+                self.advance(block, hidden, &mut tap, action)?;
             } else {
                 self.adapter
-                    .observe_batch(block, inputs, &mut tap)
+                    .observe_batch(block, hidden, &mut tap)
                     .map_err(|e| failed(block, action, e))?;
             }
             if let Some(error) = tap.error.take() {
@@ -289,15 +301,17 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(tap.statistics)
     }
 
-    /// Solves the block's layers, those of one input together, under all plans, or shows them to the observer.
+    /// Solves the layers that read some of a block's inputs, those of one input together, under all plans, or shows them
+    /// to the observer.
     fn solve(
         &mut self,
         block: usize,
         planned: &PlannedBlock<'_>,
+        inputs: &[usize],
         mut statistics: Vec<(usize, Box<dyn Statistics>)>,
     ) -> Result<()> {
         let mut since = Instant::now();
-        for input in planned.inputs() {
+        for &input in inputs {
             let group = planned.reading(input);
             let weights = self.weights(block, &group)?;
             // Taken out of the list, so that each Hessian is freed as soon as its layers are done.
