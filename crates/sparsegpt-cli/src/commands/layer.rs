@@ -7,6 +7,7 @@ use clap::Args;
 use ndarray::Array2;
 use serde::Serialize;
 use sparsegpt::quant::QuantizedLayer;
+use sparsegpt::repair::{SparseLowRank, sparse_plus_low_rank};
 use sparsegpt::report::StageSeconds;
 use sparsegpt::{Error, LayerReport, LayerTask, PrunedLayer};
 
@@ -33,6 +34,9 @@ and with --bits, so that pruned = (codes - zero) * scale exactly in f32:
   codes        u8, rows x cols
   scale, zero  f32, rows x groups; rows, where each row is one group
   group_index  i32, cols: the group of each column, where --act-order permutes the groups
+and with --rank, so that pruned + lora_b lora_a is the layer:
+  lora_a       f32, rank x cols
+  lora_b       f32, rows x rank
 With several --pattern the names begin with the pattern (50%.pruned, 2:4.kept), and --json gives a list
 `variants`. Each result is that of a run of its own.";
 
@@ -51,6 +55,14 @@ pub(crate) struct LayerArgs {
     /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
+
+    /// Look too for the product of two narrow matrices, of this rank, that together with the pruned weights loses least
+    #[arg(long, value_name = "RANK")]
+    rank: Option<usize>,
+
+    /// With --rank: find weights and product by turns so many times, and keep the best [default: 1]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
 
     #[command(flatten)]
     flags: LayerFlags,
@@ -72,6 +84,22 @@ struct Report {
     stages: StageSeconds,
 }
 
+/// Pruned weights and a product of narrow matrices.
+#[derive(Debug, Serialize)]
+struct LowRankReport {
+    /// Of the pruned weights alone: what they should be is the layer less the product.
+    #[serde(flatten)]
+    sparse: Report,
+    rank: usize,
+    rounds: usize,
+    /// The one that lost least.
+    best_round: usize,
+    /// What both together lose of the layer.
+    relative_error_of_both: f64,
+    /// Where eigenvalues and singular vectors were found.
+    decompositions: &'static str,
+}
+
 /// Several patterns.
 #[derive(Debug, Serialize)]
 struct Reports {
@@ -83,6 +111,17 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let file = LayerFile::read(&args.input)?;
     let (name, weights) = (&file.name, &file.weights);
     let patterns = args.flags.patterns()?;
+    match (args.rank, args.rounds) {
+        (None, Some(_)) => {
+            return Err(Failure::usage(
+                "--rounds is about --rank: give both, or none",
+            ));
+        }
+        (Some(_), _) if patterns.len() > 1 => {
+            return Err(Failure::usage("--rank: give one --pattern"));
+        }
+        _ => {}
+    }
     let variants = patterns
         .iter()
         .map(|&pattern| file.settings(&args.flags, pattern))
@@ -93,7 +132,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let pruner = args.flags.solver(threads, console)?;
 
     let start = Instant::now();
-    let mut statistics = if args.flags.parts().needs_hessian() {
+    let mut statistics = if args.flags.parts().needs_hessian() || args.rank.is_some() {
         Some(file.statistics(&*pruner, 0)?)
     } else {
         None
@@ -108,6 +147,13 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
             settings,
         })
         .collect();
+    if let (Some(rank), [task], Some(statistics)) = (args.rank, &*tasks, &mut statistics) {
+        let rounds = args.rounds.unwrap_or(1);
+        let start = Instant::now();
+        let found = sparse_plus_low_rank(&*pruner, task, &mut **statistics, (rank, rounds))?;
+        let seconds = (seconds_hessian, start.elapsed().as_secs_f64());
+        return write_low_rank(args, found, rounds, seconds, console);
+    }
     let mut layers = Vec::new();
     let mut start = Instant::now();
     pruner.prune_layers(statistics.as_deref_mut(), &tasks, &mut |task, pruned| {
@@ -148,6 +194,45 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         [report] => console.print_json(report),
         _ => console.print_json(&Reports { variants: reports }),
     }
+}
+
+fn write_low_rank(
+    args: &LayerArgs,
+    found: SparseLowRank,
+    rounds: usize,
+    (seconds_hessian, seconds_solve): (f64, f64),
+    console: &Console,
+) -> Result<(), Failure> {
+    interrupt::check()?;
+    let low_rank = &found.low_rank;
+    let mut tensors = tensors("", &found.sparse, &args.flags);
+    for (name, part) in [("lora_a", &low_rank.down), ("lora_b", &low_rank.up)] {
+        tensors.push((name.to_owned(), OwnedTensor::f32(part.view())));
+    }
+    tensor_file::write(&args.output, &tensors, console)?;
+    let report = LowRankReport {
+        rank: low_rank.rank(),
+        rounds,
+        best_round: found.round,
+        relative_error_of_both: found.relative_error,
+        decompositions: "on the host, in f64",
+        sparse: Report {
+            stages: found.sparse.report.seconds.clone(),
+            layer: found.sparse.report,
+            prefix: None,
+            seconds_hessian,
+            seconds_solve,
+        },
+    };
+    console.print(&format!(
+        "{}\nwith a product of rank {} relative error {:.3e} (round {} of {rounds})\nwritten: {}\n",
+        report.sparse.layer,
+        report.rank,
+        report.relative_error_of_both,
+        report.best_round,
+        args.output.display()
+    ))?;
+    console.print_json(&report)
 }
 
 /// The result as tensors whose names begin with `prefix`.
