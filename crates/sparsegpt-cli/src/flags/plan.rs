@@ -44,6 +44,11 @@ pub(crate) struct PlanFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Calibration")]
     pub(crate) true_sequential: Option<bool>,
 
+    /// Let layers aim at the outputs of the dense model on the inputs they have now, by so much from 0 to 1 (GPTAQ takes 0.25): a
+    /// forward pass more for each block, and the dense model's hidden states in memory too [default: 0]
+    #[arg(long, value_name = "STRENGTH", help_heading = "Calibration")]
+    pub(crate) dense_targets: Option<f64>,
+
     /// Another pattern for some layers, as in '*down_proj=2:4' or 'block:0=skip' (repeatable; the last
     /// rule that matches decides)
     #[arg(long, value_name = "LAYERS=PATTERN", help_heading = "Layers")]
@@ -78,6 +83,14 @@ pub(crate) struct PlanFlags {
 }
 
 impl PlanFlags {
+    /// A flag that was given and means nothing where all blocks stay dense.
+    pub(crate) fn of_single_runs(&self) -> Option<&'static str> {
+        if on(self.true_sequential) {
+            return Some("--true-sequential");
+        }
+        (self.dense_targets.unwrap_or(0.0) > 0.0).then_some("--dense-targets")
+    }
+
     /// The plan these flags and those for a layer describe, with one of the layer's patterns.
     ///
     /// # Errors
@@ -145,6 +158,7 @@ impl PlanFlags {
         }
         Ok(plan
             .with_true_sequential(on(self.true_sequential))
+            .with_dense_targets(self.dense_targets.unwrap_or(0.0))
             .with_dense_first_blocks(self.first.unwrap_or(0))
             .with_dense_last_blocks(self.last.unwrap_or(0)))
     }

@@ -60,6 +60,12 @@ impl<'p> PlannedBlock<'p> {
         self.treatments().any(Treatment::needs_hessian)
     }
 
+    /// Whether any layer aims at the dense model's outputs.
+    pub(super) fn has_dense_targets(&self) -> bool {
+        self.treatments()
+            .any(|treatment| treatment.settings.dense_targets > 0.0)
+    }
+
     /// Inputs of treated layers, ascending.
     pub(super) fn inputs(&self) -> Vec<usize> {
         let mut inputs: Vec<usize> = self.treatments().map(|t| t.layer.input).collect();

@@ -198,12 +198,7 @@ impl ModelPlan {
 
     /// Measures the error of every layer, of methods that need no Hessian too.
     pub fn measuring_all(mut self) -> Self {
-        let of_rules = self
-            .rules
-            .iter_mut()
-            .filter_map(|rule| rule.settings.as_mut());
-        let of_layers = self.per_layer.iter_mut().flatten();
-        for settings in of_rules.chain(of_layers).chain([&mut self.default]) {
+        for settings in self.all_settings() {
             settings.measure_always = true;
         }
         self
@@ -232,10 +227,39 @@ impl ModelPlan {
         self
     }
 
+    /// Makes every layer aim at the dense model's outputs by so much, from 0 to 1; see
+    /// [`LayerSettings::dense_targets`]. The dense model's hidden states are kept beside the others and run through each block
+    /// before it is treated: twice the memory for them, and a forward pass more a block. Without effect where all blocks
+    /// stay dense, and not together with [`with_true_sequential`](Self::with_true_sequential). Inputs that may starve, those of
+    /// experts, are left out: which tokens they see differs between the two models.
+    pub fn with_dense_targets(mut self, strength: f64) -> Self {
+        for settings in self.all_settings() {
+            settings.dense_targets = strength;
+        }
+        self
+    }
+
+    fn all_settings(&mut self) -> impl Iterator<Item = &mut LayerSettings> {
+        let of_rules = self
+            .rules
+            .iter_mut()
+            .filter_map(|rule| rule.settings.as_mut());
+        let of_layers = self.per_layer.iter_mut().flatten();
+        of_rules.chain(of_layers).chain([&mut self.default])
+    }
+
     /// Whether layers are calibrated stage by stage.
     #[must_use]
     pub fn true_sequential(&self) -> bool {
         self.true_sequential
+    }
+
+    /// Calibrates as another plan does, with other settings for the layers.
+    pub(crate) fn calibrated_as(mut self, other: &Self) -> Self {
+        self.held_out = other.held_out;
+        self.true_sequential = other.true_sequential;
+        self.starved = other.starved;
+        self
     }
 
     /// Says where the settings of the layers come from, for the run's report.

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use ndarray::Array2;
 
 use super::block::{PlannedBlock, Treatment};
-use super::tap::HessianTap;
+use super::tap::{HessianTap, KeepingTap};
 use super::{
     FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
 };
@@ -86,6 +86,8 @@ pub(super) struct Run<'a, A: ModelAdapter> {
     cancelled: bool,
     /// Calibration sequences, the last ones, that only judge.
     held_out: usize,
+    /// The dense model's hidden states before the block at hand, where a layer aims at its outputs.
+    dense: Vec<A::Hidden>,
     /// One a plan.
     reports: Vec<ModelReport>,
     /// What all plans share; each one's time of solving stands in its report.
@@ -106,6 +108,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             progress,
             cancelled: false,
             held_out: 0,
+            dense: Vec::new(),
             reports: Vec::new(),
             seconds: ModelSeconds::default(),
         }
@@ -199,6 +202,22 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 );
             }
         }
+        let aims_at_dense = blocks.iter().any(PlannedBlock::has_dense_targets);
+        if aims_at_dense && self.outlet.propagation() == Propagation::Pruned {
+            if blocks.iter().any(|planned| planned.stages().len() > 1) {
+                return Err(Error::setting(
+                    "dense targets",
+                    "0 for runs that calibrate the layers of a block in turn (true-sequential): the dense block is gone by then",
+                    "more",
+                ));
+            }
+            for sequence in sequences {
+                let embedded = self.adapter.embed(sequence);
+                let embedded =
+                    embedded.map_err(|e| failed(0, "embed a calibration sequence", e))?;
+                self.dense.push(embedded);
+            }
+        }
         let last_treated = blocks
             .iter()
             .rposition(|planned| planned.treatments().next().is_some())
@@ -269,8 +288,15 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             }
         }
         if tap.statistics.is_empty() {
+            self.dense_inputs(block, &[], 0..self.dense.len())?;
             return Ok(Vec::new());
         }
+        let wanted: Vec<usize> = tap
+            .statistics
+            .iter()
+            .map(|(input, _)| *input)
+            .filter(|&input| !self.adapter.may_starve(block, input))
+            .collect();
         let of = hidden.len();
         let calibrating = of - self.held_out;
         let mut done = 0;
@@ -278,6 +304,9 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             tap.holds_out = done >= calibrating;
             let end = if tap.holds_out { of } else { calibrating };
             let batch = self.batch(&hidden[done..end]);
+            if !self.dense.is_empty() {
+                tap.dense = self.dense_inputs(block, &wanted, done..done + batch)?;
+            }
             let hidden = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {
@@ -299,6 +328,31 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         self.seconds.calibrate += start.elapsed().as_secs_f64();
         self.seconds.hessian += tap.seconds;
         Ok(tap.statistics)
+    }
+
+    /// Runs the block, dense as it still is, on some of the dense model's hidden states, which become its outputs; what its
+    /// layers read on the way.
+    fn dense_inputs(
+        &mut self,
+        block: usize,
+        wanted: &[usize],
+        sequences: Range<usize>,
+    ) -> Result<Vec<(usize, Array2<f32>)>> {
+        let mut tap = KeepingTap::new(wanted.to_vec());
+        let mut dense = std::mem::take(&mut self.dense);
+        let mut done = sequences.start;
+        while done < sequences.end {
+            // At once where the inputs are wanted, as the others come.
+            let batch = match wanted {
+                [] => self.batch(&dense[done..sequences.end]),
+                _ => sequences.len(),
+            };
+            let hidden = &mut dense[done..done + batch];
+            self.advance(block, hidden, &mut tap, "run the dense block")?;
+            done += batch;
+        }
+        self.dense = dense;
+        Ok(tap.kept)
     }
 
     /// Solves the layers that read some of a block's inputs, those of one input together, under all plans, or shows them

@@ -11,6 +11,7 @@ use super::refit::Judge;
 use super::rows;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
+use super::target::Recentring;
 use super::{Solved, energies, measure, without_update};
 use crate::backend::Backend;
 use crate::error::{Error, Result, Stage};
@@ -22,6 +23,7 @@ use crate::mask::GivenMask;
 pub(super) struct Shared<B: Backend> {
     pub(super) factored: Option<Factored<B>>,
     pub(super) inverse: Option<Inverse<B>>,
+    pub(super) recentring: Option<Recentring<B>>,
 }
 
 impl<B: Backend> Default for Shared<B> {
@@ -29,6 +31,7 @@ impl<B: Backend> Default for Shared<B> {
         Self {
             factored: None,
             inverse: None,
+            recentring: None,
         }
     }
 }

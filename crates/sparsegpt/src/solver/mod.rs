@@ -21,6 +21,7 @@ mod settings;
 mod sharing;
 mod slices;
 mod sparsegpt;
+mod target;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -309,6 +310,11 @@ impl<B: Backend> Solver<B> {
             .as_ref()
             .map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
         let mut hessian = hessian;
+        let moved = match &hessian {
+            Some(hessian) => target::of_layer(&mut job, weights, hessian, &mut shared.recentring)?,
+            None => None,
+        };
+        let weights = moved.as_ref().map_or(weights, |moved| moved.view());
         let solved = compose::solve(&mut job, weights, hessian.as_deref_mut(), shared)?;
         let held_out_error = match hessian {
             Some(hessian) => compose::held_out_error(&mut job, weights, &solved.weights, hessian)?,

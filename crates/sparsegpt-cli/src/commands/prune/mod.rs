@@ -210,10 +210,12 @@ pub(crate) fn run(
         .with_recipe(threads, args.recipe_file.as_deref())?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
     let patterns = flags.layer.patterns()?;
-    if patterns.len() > 1 && flags.plan.true_sequential == Some(true) {
-        return Err(Failure::usage(
-            "--true-sequential needs runs of their own: with several --pattern all blocks stay dense; give one pattern",
-        ));
+    if patterns.len() > 1
+        && let Some(flag) = flags.plan.of_single_runs()
+    {
+        return Err(Failure::usage(format!(
+            "{flag} needs runs of their own: with several --pattern all blocks stay dense; give one pattern"
+        )));
     }
     let plans = patterns
         .iter()
