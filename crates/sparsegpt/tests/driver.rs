@@ -492,6 +492,24 @@ fn targets_are_the_least_squares_answer() {
     );
     assert!(left.iter().any(|entry| entry.abs() > 0.1));
 
+    // Two halves of the tokens, merged, know as much.
+    let half = |tokens: std::ops::Range<usize>| {
+        let part = |all: &Array2<f32>| all.slice(ndarray::s![tokens.clone(), ..]).to_owned();
+        let mut hessian = solver.hessian(WIDTH).unwrap();
+        hessian
+            .update_from_dense(part(&inputs).view(), part(&of_dense).view())
+            .unwrap();
+        hessian
+    };
+    let mut merged = half(0..11);
+    merged.merge(&half(11..20)).unwrap();
+    let again = solver
+        .prune(weights.view(), &mut merged, &settings)
+        .unwrap()
+        .weights;
+    let off = (again - &target).mapv(f32::abs);
+    assert!(off.iter().all(|&off| off < 1e-3), "{off}");
+
     let narrow = of_dense.slice(ndarray::s![.., ..3]);
     let error = hessian
         .update_from_dense(inputs.view(), narrow)
