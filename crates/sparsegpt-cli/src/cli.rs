@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, prune,
+    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, prune, repair,
 };
 
 const AFTER_HELP: &str = "\
@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Prune(Box<prune::PruneArgs>),
     /// Prune a model by several methods and compare errors, seconds and perplexities
     Compare(Box<compare::CompareArgs>),
+    /// Write a low-rank adapter (LoRA) that gives a pruned model back a part of what it has lost
+    Repair(repair::RepairArgs),
     /// Measure a model's perplexity on a text
     Eval(eval::EvalArgs),
     /// Continue a text

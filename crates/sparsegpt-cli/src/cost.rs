@@ -1,6 +1,6 @@
 //! What a run takes: floating-point operations for progress and time, bytes for memory. Estimates all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ndarray::Array2;
@@ -21,8 +21,10 @@ pub(crate) struct CalibrationSize {
 /// Operations of one block's steps.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BlockCost {
-    /// Running one sequence to collect Hessians.
+    /// Running one sequence to collect the Hessians of a stage (the mean of the block's).
     pub(crate) calibrate: f64,
+    /// Stages in which Hessians are collected: 1, or none, or with true-sequential runs more.
+    pub(crate) stages: usize,
     /// Solving one layer (the mean of the block's).
     pub(crate) solve: f64,
     /// Layers to solve.
@@ -33,7 +35,8 @@ pub(crate) struct BlockCost {
 
 impl BlockCost {
     pub(crate) fn total(&self, sequences: usize) -> f64 {
-        sequences as f64 * (self.calibrate + self.propagate) + self.layers as f64 * self.solve
+        let calibrate = self.stages as f64 * self.calibrate;
+        sequences as f64 * (calibrate + self.propagate) + self.layers as f64 * self.solve
     }
 }
 
@@ -91,8 +94,11 @@ pub(crate) fn blocks(
             let inputs = hessians(&treated);
             let mut cost = BlockCost::default();
             if !inputs.is_empty() {
-                cost.calibrate =
-                    forward + inputs.iter().map(|cols| tokens * cols * cols).sum::<f64>();
+                let calibrated = treated.iter().filter(|layer| needs_hessian(layer));
+                let stages: BTreeSet<usize> = calibrated.map(|layer| layer.stage).collect();
+                cost.stages = stages.len();
+                let hessians: f64 = inputs.iter().map(|cols| tokens * cols * cols).sum();
+                cost.calibrate = forward + hessians / cost.stages as f64;
             }
             // With several plans the block stays dense, and calibration gives the next block's inputs.
             let goes_on = variants.len() > 1 && !inputs.is_empty();

@@ -8,6 +8,7 @@ mod cost;
 mod failure;
 mod flags;
 mod interrupt;
+mod layer_file;
 mod model;
 mod table;
 mod tensor_file;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Methods(args) => commands::methods::run(&args, &console),
                 Command::Info(args) => commands::info::run(&args, threads, &console),
                 Command::Inspect(args) => commands::inspect::run(&args, &console),
+                Command::Repair(args) => commands::repair::run(&args, threads, &console),
                 Command::Prune(_) | Command::Compare(_) => Ok(()),
             }
         }

@@ -617,3 +617,33 @@ fn a_truncated_file_is_an_input_error() {
     );
     assert!(!files.output.exists());
 }
+
+#[test]
+fn a_product_of_narrow_matrices_gives_back_what_it_can() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let alone = solve(&files, &["--pattern", "2:4"]);
+    let once = solve(&files, &["--pattern", "2:4", "--rank", "3"]);
+    let out = load(&files.output);
+    assert_eq!(out["lora_a"].shape, [3, COLS]);
+    assert_eq!(out["lora_b"].shape, [ROWS, 3]);
+    assert_eq!(zeros(&out["pruned"].to_f32()), ROWS * COLS / 2);
+    let often = solve(
+        &files,
+        &["--pattern", "2:4", "--rank", "3", "--rounds", "5"],
+    );
+    let of = |report: &serde_json::Value, key: &str| report[key].as_f64().unwrap();
+    let both = "relative_error_of_both";
+    assert!(of(&once, both) < of(&alone, "relative_error"));
+    assert!(of(&often, both) <= of(&once, both));
+    let (input, output) = (text(&files.input), text(&files.output));
+    for (flags, named) in [
+        (&["--rounds", "2"][..], "--rank"),
+        (&["--rank", "0"], "rank of a repair"),
+        (&["--rank", "1", "--rounds", "0"], "rounds"),
+        (&["--rank", "1", "--pattern", "50%"], "one --pattern"),
+    ] {
+        let mut args = vec!["layer", input, output, "--force", "--pattern", "2:4"];
+        args.extend(flags);
+        fail(&args, 2, named);
+    }
+}

@@ -283,3 +283,52 @@ fn the_help_says_on_what_several_patterns_are_calibrated() {
         assert!(help.contains(part), "{part}: {help}");
     }
 }
+
+#[test]
+fn what_needs_a_run_of_its_own_changes_what_it_should() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = |name: &str, flags: &[&str]| {
+        let out = folder.path().join(name);
+        let mut all = vec!["--pattern", "2:4", "--dtype", "f32"];
+        all.extend(flags);
+        succeed(&as_args(&prune(&out, &all)));
+        load(&out.join("model.safetensors"))
+    };
+    let plain = weights("plain", &[]);
+    let in_turn = weights("in_turn", &["--true-sequential"]);
+    let aimed = weights("aimed", &["--dense-targets", "0.25"]);
+    let layer = |block: usize, part: &str| format!("model.layers.{block}.{part}.weight");
+    let query = layer(0, "self_attn.q_proj");
+    let output = layer(0, "self_attn.o_proj");
+    // The first layers of the first block have nothing treated before them, and nothing has drifted in that block.
+    assert_eq!(in_turn[&query], plain[&query]);
+    assert_ne!(in_turn[&output], plain[&output]);
+    assert_eq!(aimed[&output], plain[&output]);
+    assert_ne!(
+        aimed[&layer(1, "self_attn.q_proj")],
+        plain[&layer(1, "self_attn.q_proj")]
+    );
+    for (flags, named) in [
+        (
+            &["--pattern", "50%", "--true-sequential"][..],
+            "--true-sequential",
+        ),
+        (
+            &["--pattern", "50%", "--dense-targets", "0.5"],
+            "--dense-targets",
+        ),
+        (
+            &["--true-sequential", "--dense-targets", "0.5"],
+            "true-sequential",
+        ),
+        (&["--dense-targets", "2"], "dense targets"),
+    ] {
+        let mut all = vec!["--pattern", "2:4"];
+        all.extend(flags);
+        fail(
+            &as_args(&prune(&folder.path().join("none"), &all)),
+            2,
+            named,
+        );
+    }
+}

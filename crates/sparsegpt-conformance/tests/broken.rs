@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use sparsegpt::Activations;
 use sparsegpt::backend::{
-    Backend, BackendInfo, FitGrid, Gemm, GridRef, Host, Operation, Precision, Project, PruneRef,
-    Refit, Select, SelectRule, UpdateRows,
+    Adam, AdamPace, Backend, BackendInfo, FitGrid, Gemm, GridRef, Host, Operation, Precision,
+    Project, PruneRef, Refit, Select, SelectRule, UpdateRows,
 };
 use sparsegpt::error::HostError;
 use sparsegpt::ndarray::{Array2, ArrayView2, s};
@@ -57,10 +57,13 @@ enum Fault {
     RefitIgnoresTheMask,
     RefitIgnoresTheDiagonal,
     RefitStopsTooEarly,
+    AdamIgnoresTheMask,
+    AdamForgetsTheScale,
+    AdamStopsTooEarly,
 }
 
 /// Each with the cases that must catch it.
-const FAULTS: [(Fault, &str); 41] = [
+const FAULTS: [(Fault, &str); 44] = [
     (
         Fault::UploadsTheTransposeOfStridedViews,
         "operations/memory/",
@@ -123,6 +126,9 @@ const FAULTS: [(Fault, &str); 41] = [
     (Fault::RefitIgnoresTheMask, "operations/refit/"),
     (Fault::RefitIgnoresTheDiagonal, "operations/refit/"),
     (Fault::RefitStopsTooEarly, "operations/refit/"),
+    (Fault::AdamIgnoresTheMask, "operations/adam/"),
+    (Fault::AdamForgetsTheScale, "operations/adam/"),
+    (Fault::AdamStopsTooEarly, "operations/adam/"),
 ];
 
 /// The host backend with a fault.
@@ -472,6 +478,32 @@ impl Backend for Broken {
         let early = usize::from(self.is(Fault::RefitStopsTooEarly));
         let steps = steps.saturating_sub(early);
         Host.refit(Refit::new(weights, dense, (h, diagonal), mask, steps))
+    }
+
+    fn adam(&self, args: Adam<'_, Self>) -> Result<(), HostError> {
+        let Adam {
+            weights,
+            dense,
+            h,
+            diagonal,
+            mask,
+            pace,
+            ..
+        } = args;
+        let none = Array2::from_elem(mask.dim(), false);
+        let mask = if self.is(Fault::AdamIgnoresTheMask) {
+            &none
+        } else {
+            mask
+        };
+        let scale = if self.is(Fault::AdamForgetsTheScale) {
+            1.0
+        } else {
+            pace.scale
+        };
+        let early = usize::from(self.is(Fault::AdamStopsTooEarly));
+        let pace = AdamPace::new(pace.steps.saturating_sub(early), pace.rate, scale);
+        Host.adam(Adam::new(weights, dense, (h, diagonal), mask, pace))
     }
 
     fn fit_grid(&self, args: FitGrid<'_, Self>) -> Result<(), HostError> {

@@ -10,6 +10,8 @@ mod finite;
 pub mod hessian;
 pub mod mask;
 pub mod quant;
+#[cfg(feature = "cpu")]
+pub mod repair;
 pub mod report;
 pub mod rowwise;
 pub mod solver;

@@ -459,3 +459,15 @@ fn strange_allocators_are_held_to_the_budget() {
         );
     }
 }
+
+#[test]
+fn the_allocated_plan_calibrates_as_the_one_it_was_made_of() {
+    let plan = ModelPlan::new(half())
+        .with_held_out(1)
+        .with_true_sequential(true);
+    let found = find(&mut Model::new(2, 5), &plan, &budget(50), &Uniform).unwrap();
+    assert_eq!(
+        (found.plan.held_out(), found.plan.true_sequential()),
+        (1, true)
+    );
+}

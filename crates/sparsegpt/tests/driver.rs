@@ -83,6 +83,67 @@ fn hessians_see_dense_blocks_behind_compressed_ones() {
 }
 
 #[test]
+fn stage_by_stage_layers_see_the_treated_ones_before_them() {
+    let mut model = Model::new(2, 4);
+    let data = sequences(3);
+    let mut by_hand = model.clone();
+    let plan = ModelPlan::new(half()).with_true_sequential(true);
+    prune_model(&mut model, &Solver::new(Host), &data, &plan, &mut go_on).unwrap();
+    let solver = Solver::new(Host);
+    let mut hidden = data;
+    for block in 0..2 {
+        let [a, b, c] = by_hand.blocks[block].clone();
+        let mut outer = solver.hessian(WIDTH).unwrap();
+        for hidden in &hidden {
+            outer.update(hidden.view()).unwrap();
+        }
+        let a = solver.prune(a.view(), &mut outer, &half()).unwrap().weights;
+        let b = solver.prune(b.view(), &mut outer, &half()).unwrap().weights;
+        let mut inner = solver.hessian(WIDTH).unwrap();
+        for hidden in &hidden {
+            let x = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
+            inner.update(x.view()).unwrap();
+        }
+        let c = solver.prune(c.view(), &mut inner, &half()).unwrap().weights;
+        by_hand.blocks[block] = [a, b, c];
+        for hidden in &mut hidden {
+            *hidden = by_hand.run_block(block, hidden, &mut NoTap).unwrap();
+        }
+    }
+    assert_eq!(model.blocks, by_hand.blocks);
+
+    // A pass for each stage, and none for one in which nothing is treated.
+    let calls_with = |plan: ModelPlan| {
+        let mut model = Model::new(2, 4);
+        prune_model(
+            &mut model,
+            &Solver::new(Host),
+            &sequences(1),
+            &plan,
+            &mut go_on,
+        )
+        .unwrap();
+        model.calls
+    };
+    assert_eq!(
+        calls_with(plan.clone())[..8],
+        [
+            "embed",
+            "begin 0",
+            "tap 0",
+            "replace 0.0",
+            "replace 0.1",
+            "tap 0",
+            "replace 0.2",
+            "run 0",
+        ]
+    );
+    let without_c = plan.skipping(Selector::Name("*.c".into()));
+    let calls = calls_with(without_c);
+    assert_eq!(calls.iter().filter(|call| *call == "tap 0").count(), 1);
+}
+
+#[test]
 fn rules_decide_layer_by_layer() {
     let mut model = Model::new(3, 3);
     let dense = model.blocks.clone();
@@ -346,4 +407,114 @@ fn layers_that_no_token_reaches_follow_the_plan_and_stand_in_the_report() {
     let message = error.to_string();
     assert!(message.contains("block.1.c"), "{message}");
     assert_eq!(error.finished.layers.len(), 5);
+}
+
+/// The inputs of the layers of a block: of `a` and `b`, and of `c`.
+fn inputs(block: &[Array2<f32>; 3], hidden: &Array2<f32>) -> [Array2<f32>; 2] {
+    let [a, b, _] = block;
+    let inner = (hidden.dot(&a.t()) + hidden.dot(&b.t())).mapv(|x| x.max(0.0));
+    [hidden.clone(), inner]
+}
+
+#[test]
+fn layers_aim_at_the_dense_models_outputs() {
+    let (mut plain, data) = (Model::new(2, 5), sequences(4));
+    let (mut model, mut by_hand, dense) = (plain.clone(), plain.clone(), plain.clone());
+    let run = |model: &mut Model, plan: ModelPlan| {
+        prune_model(model, &Solver::new(Host), &data, &plan, &mut go_on).unwrap()
+    };
+    run(&mut plain, ModelPlan::new(half()));
+    let plan = ModelPlan::new(half()).with_dense_targets(0.25);
+    let report = run(&mut model, plan.clone());
+    assert_eq!(report.layers[0].method, "sparsegpt, dense targets 0.25");
+    let settings = half().with_dense_targets(0.25);
+    let solver = Solver::new(Host);
+    let (mut hidden, mut dense_hidden) = (data.clone(), data.clone());
+    for block in 0..2 {
+        let mut hessians = [
+            solver.hessian(WIDTH).unwrap(),
+            solver.hessian(WIDTH).unwrap(),
+        ];
+        for (hidden, of_dense) in hidden.iter().zip(&dense_hidden) {
+            let now = inputs(&by_hand.blocks[block], hidden);
+            let of_dense = inputs(&dense.blocks[block], of_dense);
+            for ((hessian, now), of_dense) in hessians.iter_mut().zip(&now).zip(&of_dense) {
+                hessian
+                    .update_from_dense(now.view(), of_dense.view())
+                    .unwrap();
+            }
+        }
+        for hidden in &mut dense_hidden {
+            *hidden = dense.clone().run_block(block, hidden, &mut NoTap).unwrap();
+        }
+        for (layer, input) in [(0, 0), (1, 0), (2, 1)] {
+            let weights = by_hand.blocks[block][layer].clone();
+            let solved = solver.prune(weights.view(), &mut hessians[input], &settings);
+            by_hand.blocks[block][layer] = solved.unwrap().weights;
+        }
+        for hidden in &mut hidden {
+            *hidden = by_hand.run_block(block, hidden, &mut NoTap).unwrap();
+        }
+    }
+    assert_eq!(model.blocks, by_hand.blocks);
+    // Before the first block nothing has drifted.
+    assert_eq!(model.blocks[0], plain.blocks[0]);
+    assert_ne!(model.blocks[1], plain.blocks[1]);
+
+    let both = plan.with_true_sequential(true);
+    let mut model = Model::new(2, 5);
+    let error = prune_model(&mut model, &Solver::new(Host), &data, &both, &mut go_on).unwrap_err();
+    assert!(error.to_string().contains("true-sequential"), "{error}");
+}
+
+/// With all of the strength and nothing pruned, a layer becomes the least-squares answer: (X_d Wᵀ − X Ŵᵀ)ᵀX = 0.
+#[test]
+fn targets_are_the_least_squares_answer() {
+    let [inputs, of_dense]: [Array2<f32>; 2] = sequences(2).try_into().unwrap();
+    let weights = Model::new(1, 6).blocks[0][0].clone();
+    let solver = Solver::new(Host);
+    let mut hessian = solver.hessian(WIDTH).unwrap();
+    hessian
+        .update_from_dense(inputs.view(), of_dense.view())
+        .unwrap();
+    let settings = LayerSettings::new(Pattern::Dense)
+        .with_damping(0.0)
+        .with_dense_targets(1.0);
+    let target = solver
+        .prune(weights.view(), &mut hessian, &settings)
+        .unwrap()
+        .weights;
+    let left = of_dense.dot(&weights.t()) - inputs.dot(&target.t());
+    let gradient = left.t().dot(&inputs);
+    assert!(
+        gradient.iter().all(|entry| entry.abs() < 1e-3),
+        "{gradient}"
+    );
+    assert!(left.iter().any(|entry| entry.abs() > 0.1));
+
+    // Two halves of the tokens, merged, know as much.
+    let half = |tokens: std::ops::Range<usize>| {
+        let part = |all: &Array2<f32>| all.slice(ndarray::s![tokens.clone(), ..]).to_owned();
+        let mut hessian = solver.hessian(WIDTH).unwrap();
+        hessian
+            .update_from_dense(part(&inputs).view(), part(&of_dense).view())
+            .unwrap();
+        hessian
+    };
+    let mut merged = half(0..11);
+    merged.merge(&half(11..20)).unwrap();
+    let again = solver
+        .prune(weights.view(), &mut merged, &settings)
+        .unwrap()
+        .weights;
+    let off = (again - &target).mapv(f32::abs);
+    assert!(off.iter().all(|&off| off < 1e-3), "{off}");
+
+    let narrow = of_dense.slice(ndarray::s![.., ..3]);
+    let error = hessian
+        .update_from_dense(inputs.view(), narrow)
+        .unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
+    let beyond = settings.with_dense_targets(1.5);
+    assert!(beyond.validate("", WIDTH, WIDTH).is_err());
 }

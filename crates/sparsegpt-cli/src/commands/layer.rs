@@ -1,30 +1,22 @@
 //! `sparsegpt layer`: one weight matrix, no model needed.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use ndarray::{Array2, ArrayView3, Axis, Ix3};
+use ndarray::Array2;
 use serde::Serialize;
-use sparsegpt::mask::{GivenMask, MaskPolicy};
 use sparsegpt::quant::QuantizedLayer;
+use sparsegpt::repair::{SparseLowRank, sparse_plus_low_rank};
 use sparsegpt::report::StageSeconds;
-use sparsegpt::{
-    Activations, Error, LayerPruner, LayerReport, LayerSettings, LayerTask, Pattern, PrunedLayer,
-    Statistics,
-};
+use sparsegpt::{Error, LayerReport, LayerTask, PrunedLayer};
 
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::flags::LayerFlags;
 use crate::interrupt;
-use crate::tensor_file::{self, Floats, OwnedTensor, TensorFile, check_output};
-
-const WEIGHT: &str = "weight";
-const HESSIAN: &str = "hessian";
-const INPUTS: &str = "inputs";
-const MASK: &str = "mask";
+use crate::layer_file::LayerFile;
+use crate::tensor_file::{self, OwnedTensor, check_output};
 
 const AFTER_HELP: &str = "\
 IN.safetensors holds
@@ -42,6 +34,9 @@ and with --bits, so that pruned = (codes - zero) * scale exactly in f32:
   codes        u8, rows x cols
   scale, zero  f32, rows x groups; rows, where each row is one group
   group_index  i32, cols: the group of each column, where --act-order permutes the groups
+and with --rank, so that pruned + lora_b lora_a is the layer:
+  lora_a       f32, rank x cols
+  lora_b       f32, rows x rank
 With several --pattern the names begin with the pattern (50%.pruned, 2:4.kept), and --json gives a list
 `variants`. Each result is that of a run of its own.";
 
@@ -60,6 +55,14 @@ pub(crate) struct LayerArgs {
     /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
+
+    /// Look too for the product of two narrow matrices, of this rank, that together with the pruned weights loses least
+    #[arg(long, value_name = "RANK")]
+    rank: Option<usize>,
+
+    /// With --rank: find weights and product by turns so many times, and keep the best [default: 1]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
 
     #[command(flatten)]
     flags: LayerFlags,
@@ -81,6 +84,22 @@ struct Report {
     stages: StageSeconds,
 }
 
+/// Pruned weights and a product of narrow matrices.
+#[derive(Debug, Serialize)]
+struct LowRankReport {
+    /// Of the pruned weights alone: what they should be is the layer less the product.
+    #[serde(flatten)]
+    sparse: Report,
+    rank: usize,
+    rounds: usize,
+    /// The one that lost least.
+    best_round: usize,
+    /// What both together lose of the layer.
+    relative_error_of_both: f64,
+    /// Where eigenvalues and singular vectors were found.
+    decompositions: &'static str,
+}
+
 /// Several patterns.
 #[derive(Debug, Serialize)]
 struct Reports {
@@ -89,30 +108,32 @@ struct Reports {
 
 pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result<(), Failure> {
     check_output(&args.output, args.force)?;
-    let file = TensorFile::read(&args.input)?;
-    let Some(weights) = file.matrix(WEIGHT)? else {
-        return Err(file.wrong(WEIGHT, format!("missing; the file has: {}", file.names()?)));
-    };
+    let file = LayerFile::read(&args.input)?;
+    let (name, weights) = (&file.name, &file.weights);
     let patterns = args.flags.patterns()?;
-    let mask = read_mask(&file)?;
+    match (args.rank, args.rounds) {
+        (None, Some(_)) => {
+            return Err(Failure::usage(
+                "--rounds is about --rank: give both, or none",
+            ));
+        }
+        (Some(_), _) if patterns.len() > 1 => {
+            return Err(Failure::usage("--rank: give one --pattern"));
+        }
+        _ => {}
+    }
     let variants = patterns
         .iter()
-        .map(|&pattern| settings(&args.flags, pattern, mask.as_ref()))
+        .map(|&pattern| file.settings(&args.flags, pattern))
         .collect::<Result<Vec<_>, _>>()?;
-    let name = args
-        .input
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
     for settings in &variants {
-        settings.validate(&name, weights.nrows(), weights.ncols())?;
+        settings.validate(name, weights.nrows(), weights.ncols())?;
     }
     let pruner = args.flags.solver(threads, console)?;
 
     let start = Instant::now();
-    let mut statistics = if args.flags.parts().needs_hessian() {
-        Some(statistics(&file, &name, weights.ncols(), &*pruner)?)
+    let mut statistics = if args.flags.parts().needs_hessian() || args.rank.is_some() {
+        Some(file.statistics(&*pruner, 0)?)
     } else {
         None
     };
@@ -121,11 +142,18 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     let tasks: Vec<LayerTask<'_>> = variants
         .iter()
         .map(|settings| LayerTask {
-            name: &name,
+            name,
             weights: weights.view(),
             settings,
         })
         .collect();
+    if let (Some(rank), [task], Some(statistics)) = (args.rank, &*tasks, &mut statistics) {
+        let rounds = args.rounds.unwrap_or(1);
+        let start = Instant::now();
+        let found = sparse_plus_low_rank(&*pruner, task, &mut **statistics, (rank, rounds))?;
+        let seconds = (seconds_hessian, start.elapsed().as_secs_f64());
+        return write_low_rank(args, found, rounds, seconds, console);
+    }
     let mut layers = Vec::new();
     let mut start = Instant::now();
     pruner.prune_layers(statistics.as_deref_mut(), &tasks, &mut |task, pruned| {
@@ -168,126 +196,43 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     }
 }
 
-/// What to prune: a pattern, a mask, or a mask extended to the sparsity of the pattern.
-fn settings(
-    flags: &LayerFlags,
-    pattern: Option<Pattern>,
-    mask: Option<&Array2<bool>>,
-) -> Result<LayerSettings, Failure> {
-    let policy: Arc<dyn MaskPolicy> = match (mask, pattern) {
-        (None, None) if flags.bits.is_none() => {
-            return Err(Failure::usage(
-                "nothing to do: give --pattern (50%, row:50%, 2:4) or a tensor `mask` to prune, --bits (2 to 8) to quantize, or both",
-            ));
-        }
-        (None, pattern) => Arc::new(pattern.unwrap_or(Pattern::Dense)),
-        (Some(mask), None | Some(Pattern::Dense)) => Arc::new(GivenMask::keeping(mask.view())),
-        (Some(mask), Some(Pattern::Unstructured(sparsity))) => {
-            Arc::new(GivenMask::keeping(mask.view()).extended_to(sparsity))
-        }
-        (Some(_), Some(other)) => {
-            return Err(Failure::usage(format!(
-                "--pattern {other}: a given mask can be extended to an unstructured pattern only, as in 50%; leave the pattern out to keep the mask as it is"
-            )));
-        }
-    };
-    flags.settings(policy)
-}
-
-fn read_mask(file: &TensorFile) -> Result<Option<Array2<bool>>, Failure> {
-    let Some(tensor) = file.tensor(MASK)? else {
-        return Ok(None);
-    };
-    let &[rows, cols] = tensor.shape() else {
-        return Err(file.wrong(
-            MASK,
-            format!("expected rows x cols, found {:?}", tensor.shape()),
-        ));
-    };
-    let values = file.integers(MASK, &tensor)?;
-    if let Some(other) = values.iter().find(|value| !(0..=1).contains(*value)) {
-        return Err(file.wrong(
-            MASK,
-            format!("expected 0 (prune) or 1 (keep), found {other}"),
-        ));
+fn write_low_rank(
+    args: &LayerArgs,
+    found: SparseLowRank,
+    rounds: usize,
+    (seconds_hessian, seconds_solve): (f64, f64),
+    console: &Console,
+) -> Result<(), Failure> {
+    interrupt::check()?;
+    let low_rank = &found.low_rank;
+    let mut tensors = tensors("", &found.sparse, &args.flags);
+    for (name, part) in [("lora_a", &low_rank.down), ("lora_b", &low_rank.up)] {
+        tensors.push((name.to_owned(), OwnedTensor::f32(part.view())));
     }
-    let keep = values.into_iter().map(|value| value == 1).collect();
-    Array2::from_shape_vec((rows, cols), keep)
-        .map(Some)
-        .map_err(|e| file.wrong(MASK, e))
-}
-
-fn statistics(
-    file: &TensorFile,
-    layer: &str,
-    cols: usize,
-    pruner: &dyn LayerPruner,
-) -> Result<Box<dyn Statistics>, Failure> {
-    if let Some(hessian) = file.matrix(HESSIAN)? {
-        if file.tensor(INPUTS)?.is_some() {
-            return Err(file.wrong(INPUTS, "beside `hessian`; give one of the two"));
-        }
-        if hessian.dim() != (cols, cols) {
-            let (rows, found) = hessian.dim();
-            return Err(file.wrong(
-                HESSIAN,
-                format!("expected {cols} x {cols}, as `weight` has {cols} columns, found {rows} x {found}"),
-            ));
-        }
-        return Ok(pruner.statistics_from(layer, hessian.view())?);
-    }
-    let Some(tensor) = file.tensor(INPUTS)? else {
-        return Err(file.wrong(
-            HESSIAN,
-            format!(
-                "missing, and no `inputs` either (magnitude alone needs none); the file has: {}",
-                file.names()?
-            ),
-        ));
+    tensor_file::write(&args.output, &tensors, console)?;
+    let report = LowRankReport {
+        rank: low_rank.rank(),
+        rounds,
+        best_round: found.round,
+        relative_error_of_both: found.relative_error,
+        decompositions: "on the host, in f64",
+        sparse: Report {
+            stages: found.sparse.report.seconds.clone(),
+            layer: found.sparse.report,
+            prefix: None,
+            seconds_hessian,
+            seconds_solve,
+        },
     };
-    let (sequences, tokens) = match *tensor.shape() {
-        [tokens, width] if width == cols => (1, tokens),
-        [sequences, tokens, width] if width == cols => (sequences, tokens),
-        ref other => {
-            return Err(file.wrong(
-                INPUTS,
-                format!("expected tokens x {cols} or sequences x tokens x {cols}, as `weight` has {cols} columns, found {other:?}"),
-            ));
-        }
-    };
-    let shape = (sequences, tokens, cols);
-    let mut statistics = pruner.statistics(layer, cols)?;
-    let wrong_shape = |error: ndarray::ShapeError| file.wrong(INPUTS, error);
-    match file.floats(INPUTS, &tensor)? {
-        Floats::F32(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-        Floats::Bf16(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-        Floats::F16(values) => observe(
-            &mut *statistics,
-            ArrayView3::from_shape(shape, &values).map_err(wrong_shape)?,
-        ),
-    }?;
-    Ok(statistics)
-}
-
-/// Adds sequences x tokens x cols, sequence by sequence.
-fn observe<'a, T>(
-    statistics: &mut dyn Statistics,
-    inputs: ndarray::ArrayView<'a, T, Ix3>,
-) -> Result<(), Failure>
-where
-    Activations<'a>: From<ndarray::ArrayView2<'a, T>>,
-{
-    for sequence in 0..inputs.len_of(Axis(0)) {
-        let tokens = inputs.index_axis_move(Axis(0), sequence);
-        statistics.update(Activations::from(tokens).into())?;
-    }
-    Ok(())
+    console.print(&format!(
+        "{}\nwith a product of rank {} relative error {:.3e} (round {} of {rounds})\nwritten: {}\n",
+        report.sparse.layer,
+        report.rank,
+        report.relative_error_of_both,
+        report.best_round,
+        args.output.display()
+    ))?;
+    console.print_json(&report)
 }
 
 /// The result as tensors whose names begin with `prefix`.

@@ -11,3 +11,4 @@ pub(crate) mod layer;
 pub(crate) mod logits;
 pub(crate) mod methods;
 pub(crate) mod prune;
+pub(crate) mod repair;

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, WeightSolver};
+use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, Rounding, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 
 use super::on;
@@ -35,7 +35,7 @@ pub(crate) struct LayerFlags {
     pub(crate) mask_source: Option<MaskSource>,
 
     /// What improves the weights on the mask that came out, in place of the method's own: none, cg:STEPS
-    /// (conjugate gradients), or exact (a factorization a row, for small layers)
+    /// (conjugate gradients), adam:STEPS, or exact (a factorization a row, for small layers)
     #[arg(long, value_name = "REFIT", help_heading = "Method")]
     pub(crate) refit: Option<Refit>,
 
@@ -248,10 +248,17 @@ impl LayerFlags {
         let parts = settings.parts();
         // Rounding to nearest only where nothing else moves the weights.
         let updates = parts.weights != WeightSolver::Keep || parts.refit != Refit::None;
-        let sweeps = parts.weights == WeightSolver::Sweep || (updates && self.bits.is_some());
+        let sweeps = parts.weights == WeightSolver::Sweep
+            || (updates && self.bits.is_some() && parts.rounding == Rounding::Sweep);
+        let damps = sweeps
+            || parts.weights == WeightSolver::Obc
+            || matches!(parts.refit, Refit::ConjugateGradients { .. } | Refit::Exact);
         let multiplies = sweeps
             || matches!(parts.weights, WeightSolver::Admm(_))
-            || matches!(parts.refit, Refit::ConjugateGradients { .. });
+            || matches!(
+                parts.refit,
+                Refit::ConjugateGradients { .. } | Refit::Adam { .. }
+            );
         let chooses_in_sweep =
             parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
         let given = [
@@ -281,10 +288,7 @@ impl LayerFlags {
             ),
             (
                 "--damping",
-                self.damping.is_some()
-                    && !sweeps
-                    && parts.weights != WeightSolver::Obc
-                    && parts.refit == Refit::None,
+                self.damping.is_some() && !damps,
                 "it does not damp the Hessian by a fraction of its diagonal",
             ),
             (

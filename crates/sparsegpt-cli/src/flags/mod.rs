@@ -9,7 +9,7 @@ mod recipe;
 pub(crate) use allocation::Allocating;
 pub(crate) use layer::LayerFlags;
 pub(crate) use patterns::folder_name;
-pub(crate) use plan::PlanFlags;
+pub(crate) use plan::{PlanFlags, selector};
 pub(crate) use recipe::with_recipe;
 
 /// Whether a switch that may be absent is on.

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector, Sparsity};
 
-use super::LayerFlags;
 use super::allocation::{AllocatorChoice, percentage};
+use super::{LayerFlags, on};
 use crate::failure::Failure;
 
 /// What stands for "leave the layer as it is" in rules and lists.
@@ -38,6 +38,16 @@ pub(crate) struct PlanFlags {
     /// Leave the last N blocks as they are
     #[arg(long, value_name = "N", help_heading = "Layers")]
     pub(crate) last: Option<usize>,
+
+    /// Calibrate the layers of a block in turn (query, key and value; the attention's output; gate and up; down), each on what
+    /// the treated ones before it give: a forward pass for each of these in place of one for the block
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Calibration")]
+    pub(crate) true_sequential: Option<bool>,
+
+    /// Let layers aim at the outputs of the dense model on the inputs they have now, by so much from 0 to 1 (GPTAQ takes 0.25): a
+    /// forward pass more for each block, and the dense model's hidden states in memory too [default: 0]
+    #[arg(long, value_name = "STRENGTH", help_heading = "Calibration")]
+    pub(crate) dense_targets: Option<f64>,
 
     /// Another pattern for some layers, as in '*down_proj=2:4' or 'block:0=skip' (repeatable; the last
     /// rule that matches decides)
@@ -73,6 +83,14 @@ pub(crate) struct PlanFlags {
 }
 
 impl PlanFlags {
+    /// A flag that was given and means nothing where all blocks stay dense.
+    pub(crate) fn of_single_runs(&self) -> Option<&'static str> {
+        if on(self.true_sequential) {
+            return Some("--true-sequential");
+        }
+        (self.dense_targets.unwrap_or(0.0) > 0.0).then_some("--dense-targets")
+    }
+
     /// The plan these flags and those for a layer describe, with one of the layer's patterns.
     ///
     /// # Errors
@@ -139,6 +157,8 @@ impl PlanFlags {
             plan = plan.only(selector(layers)?);
         }
         Ok(plan
+            .with_true_sequential(on(self.true_sequential))
+            .with_dense_targets(self.dense_targets.unwrap_or(0.0))
             .with_dense_first_blocks(self.first.unwrap_or(0))
             .with_dense_last_blocks(self.last.unwrap_or(0)))
     }
@@ -202,7 +222,7 @@ fn list_entries(list: &str) -> Result<Vec<String>, Failure> {
     Ok(entries)
 }
 
-fn selector(text: &str) -> Result<Selector, Failure> {
+pub(crate) fn selector(text: &str) -> Result<Selector, Failure> {
     let malformed = || {
         Failure::usage(format!(
             "layers {text:?}: expected a part of a name, a glob with *, block:3, blocks:0-3 or layer:12"

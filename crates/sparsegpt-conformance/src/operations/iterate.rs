@@ -1,6 +1,6 @@
 //! What the iterative methods are made of: the inverse, the projection, the refit.
 
-use sparsegpt::backend::{Backend, Precision, Project, Refit, host};
+use sparsegpt::backend::{Adam, AdamPace, Backend, Precision, Project, Refit, host};
 use sparsegpt::error::{BackendError, BackendErrorKind};
 use sparsegpt::ndarray::Array2;
 
@@ -40,6 +40,9 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("operations/refit/reaches_the_optimum", optimum);
     cases.add("operations/refit/no_steps_change_nothing", no_steps);
     cases.add("operations/refit/same_bits_twice", refit_twice);
+    cases.add("operations/adam/against_f64", adam);
+    cases.add("operations/adam/no_steps_change_nothing", adam_no_steps);
+    cases.add("operations/adam/same_bits_twice", adam_twice);
 }
 
 fn invert<B: Backend>(
@@ -186,7 +189,22 @@ impl Refitting {
             &backend.upload_mask(self.mask.view())?,
             steps,
         ))?;
-        let found = backend.download(&weights)?;
+        self.masked(backend.download(&weights)?)
+    }
+
+    fn adam<B: Backend>(&self, backend: &B, pace: AdamPace) -> Verdict<Array2<f32>> {
+        let mut weights = backend.upload(self.start.view())?;
+        backend.adam(Adam::new(
+            &mut weights,
+            &backend.upload(self.dense.view())?,
+            (&backend.upload(self.h.view())?, &self.diagonal),
+            &backend.upload_mask(self.mask.view())?,
+            pace,
+        ))?;
+        self.masked(backend.download(&weights)?)
+    }
+
+    fn masked(&self, found: Array2<f32>) -> Verdict<Array2<f32>> {
         for ((at, &weight), &pruned) in found.indexed_iter().zip(&self.mask) {
             ensure!(
                 !pruned || weight == 0.0,
@@ -286,6 +304,62 @@ fn refit_twice<B: Backend>(subject: &Subject<B>) -> Verdict {
             &case.run(subject.backend(), 5)?,
             &first,
         )?;
+    }
+    Ok(())
+}
+
+/// Without a scale the gradient is zero, and ε alone keeps the step from being 0/0.
+fn adam<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let mut random = Random::new(97);
+    for layer in LAYERS {
+        let case = Refitting::new(&mut random, layer);
+        for pace in [
+            AdamPace::new(1, 1e-3, 1.0),
+            AdamPace::new(7, 1e-2, 1e-3),
+            AdamPace::new(4, 1e-2, 0.0),
+        ] {
+            let found = case.adam(subject.backend(), pace)?;
+            let mut expected = case.start.clone();
+            host::adam(
+                expected.view_mut(),
+                case.dense.view(),
+                (case.h.view(), &case.diagonal),
+                case.mask.view(),
+                pace,
+            );
+            let largest = expected.iter().fold(1.0_f32, |max, w| max.max(w.abs()));
+            for ((at, &found), &expected) in found.indexed_iter().zip(&expected) {
+                close(
+                    format_args!("weight {at:?} of {layer:?} with {pace:?}"),
+                    f64::from(found),
+                    f64::from(expected),
+                    f64::from(largest),
+                    &REFIT,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn adam_no_steps<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let mut random = Random::new(98);
+    for layer in LAYERS {
+        let case = Refitting::new(&mut random, layer);
+        let found = case.adam(subject.backend(), AdamPace::new(0, 0.1, 1.0))?;
+        same_bits("weights after no step", &found, &case.start)?;
+    }
+    Ok(())
+}
+
+fn adam_twice<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let mut random = Random::new(99);
+    for layer in LAYERS {
+        let case = Refitting::new(&mut random, layer);
+        let pace = AdamPace::new(5, 1e-2, 1.0);
+        let first = case.adam(subject.backend(), pace)?;
+        let again = case.adam(subject.backend(), pace)?;
+        same_bits("the same layer again", &again, &first)?;
     }
     Ok(())
 }

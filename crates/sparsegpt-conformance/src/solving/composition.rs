@@ -13,7 +13,15 @@ use crate::tolerance::ENERGY;
 use crate::truth;
 
 /// The methods that are more than a sweep.
-const BEYOND_A_SWEEP: [Method; 4] = [Method::Admm, Method::Quality, Method::Alps, Method::Obc];
+const BEYOND_A_SWEEP: [Method; 5] = [
+    Method::Admm,
+    Method::Quality,
+    Method::Alps,
+    Method::Obc,
+    Method::Obq,
+];
+/// Those that set weights on a mask by magnitude.
+const ON_MAGNITUDE: [Method; 2] = [Method::AdaPrune, Method::AdaPruneCg];
 
 pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     for method in BEYOND_A_SWEEP {
@@ -30,6 +38,20 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
         add("keeps_a_given_mask", keeps_a_given_mask);
         add("same_bits_twice", same_bits_twice);
     }
+    for method in ON_MAGNITUDE {
+        let mut add = |name: &str, body: fn(&Subject<B>, Method) -> Verdict| {
+            cases.add(format!("solver/{method}/{name}"), move |subject| {
+                body(subject, method)
+            });
+        };
+        add("exact_counts", exact_counts);
+        add("never_above_its_mask_without_an_update", guarded);
+        add("dead_inputs_first", dead_inputs);
+        add("keeps_a_given_mask", keeps_a_given_mask);
+        add("same_bits_twice", same_bits_twice);
+    }
+    cases.add("solver/adaprune/lies_between_its_neighbours", adaprune);
+    cases.add("solver/obc/blocks_below_the_sweep", obc_blocks);
     cases.add("solver/refit/lowers_every_row", refit_lowers);
     cases.add("solver/best/loses_least_on_what_was_held_out", best);
     cases.add("solver/order/best_is_the_best_of_its_orders", best_order);
@@ -183,7 +205,11 @@ fn refit_lowers<B: Backend>(subject: &Subject<B>) -> Verdict {
     let layer = layer();
     for method in [Method::SparseGpt, Method::Wanda, Method::Magnitude] {
         let plain = layer.solve(&subject.solver, &with(method, "50%")?)?;
-        for refit in [Refit::ConjugateGradients { steps: 10 }, Refit::Exact] {
+        for refit in [
+            Refit::ConjugateGradients { steps: 10 },
+            Refit::Adam { steps: 40 },
+            Refit::Exact,
+        ] {
             let settings = with(method, "50%")?.with_refit(refit);
             let refitted = layer.solve(&subject.solver, &settings)?;
             ensure!(
@@ -197,6 +223,51 @@ fn refit_lowers<B: Backend>(subject: &Subject<B>) -> Verdict {
             );
         }
     }
+    Ok(())
+}
+
+/// Between its mask without an update and the best weights on that mask, which its twin comes close to.
+fn adaprune<B: Backend>(subject: &Subject<B>) -> Verdict {
+    for pattern in ["50%", "2:4"] {
+        let of = |method| error(subject, &layer(), &with(method, pattern)?);
+        let exact = with(Method::Magnitude, pattern)?
+            .with_damping(0.0)
+            .with_refit(Refit::Exact);
+        let exact = error(subject, &layer(), &exact)?;
+        let (magnitude, adam) = (of(Method::Magnitude)?, of(Method::AdaPrune)?);
+        ensure!(
+            exact <= adam * (1.0 + 1e-6) && adam < magnitude,
+            "{pattern}: AdaPrune leaves {adam:e}, its mask without an update {magnitude:e}, the best weights {exact:e}"
+        );
+        let twin = of(Method::AdaPruneCg)?;
+        ensure!(
+            exact <= twin * (1.0 + 1e-6) && twin <= 1.1 * exact,
+            "{pattern}: conjugate gradients leave {twin:e} on the mask, the best weights {exact:e}"
+        );
+    }
+    Ok(())
+}
+
+fn obc_blocks<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let pattern = "block:4:50%";
+    let sweep = error(subject, &layer(), &with(Method::SparseGpt, pattern)?)?;
+    let solution = layer().solve(&subject.solver, &with(Method::Obc, pattern)?)?;
+    let pruned = solution.report.pruned;
+    ensure!(pruned == 128, "{pruned} pruned, expected half of 8 x 32");
+    for row in solution.mask.rows() {
+        let whole = row.to_vec();
+        ensure!(
+            whole
+                .chunks(4)
+                .all(|run| run.iter().all(|kept| kept == &run[0])),
+            "a run of {pattern} is pruned in part"
+        );
+    }
+    let ours = layer().error(&solution);
+    ensure!(
+        ours < sweep,
+        "{pattern}: the greedy search leaves {ours:e}, the sweep {sweep:e}"
+    );
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod dtype;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod folder;
+mod lora;
 mod overlay;
 mod set;
 mod shard;
@@ -29,6 +30,7 @@ use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
 
 pub use dtype::parse_dtype;
+pub use lora::{LoraLayer, WrittenLora, check_lora_output, write_lora};
 pub use overlay::Overlay;
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;

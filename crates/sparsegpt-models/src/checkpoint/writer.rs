@@ -379,7 +379,7 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Waits until the files of a folder, and their names, are on the disk.
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     let entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
     for entry in entries {
         let path = entry

@@ -12,7 +12,7 @@ use super::block::{Block, Position};
 use super::ends::Embedding;
 use super::rope::AllTables;
 use super::scratch::Scratch;
-use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
+use super::weights::{LinearSpec, MLP_INPUT, MLP_OUTPUT, Weights, linear_specs};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, TensorSource};
 
@@ -150,6 +150,14 @@ impl ModelAdapter for LlamaAdapter<'_> {
 
     fn may_starve(&self, _block: usize, input: usize) -> bool {
         input > MLP_OUTPUT
+    }
+
+    fn stage(&self, _block: usize, input: usize) -> usize {
+        // All experts read at the same time, each two inputs in turn as the feed-forward part without experts.
+        match input.checked_sub(MLP_INPUT) {
+            None => input,
+            Some(behind) => MLP_INPUT + behind % 2,
+        }
     }
 
     fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {

@@ -274,7 +274,9 @@ pub fn allocate<A: ModelAdapter>(
             .collect(),
         seconds: start.elapsed().as_secs_f64(),
     });
-    let plan = with_zeros(&planned, &layers, &shares.zeros)?.with_allocation(report.clone());
+    let plan = with_zeros(&planned, &layers, &shares.zeros)?
+        .calibrated_as(plan)
+        .with_allocation(report.clone());
     Ok(Allocation { plan, report })
 }
 

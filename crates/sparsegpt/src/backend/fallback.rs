@@ -5,7 +5,9 @@ use std::ops::Range;
 use ndarray::s;
 
 use super::host;
-use super::{Backend, FitGrid, Gemm, Precision, Project, PruneRef, Refit, Select, UpdateRows};
+use super::{
+    Adam, Backend, FitGrid, Gemm, Precision, Project, PruneRef, Refit, Select, UpdateRows,
+};
 
 pub(super) fn combine<B: Backend>(
     backend: &B,
@@ -212,6 +214,19 @@ pub(super) fn refit<B: Backend>(backend: &B, args: Refit<'_, B>) -> Result<(), B
         (backend.download(args.h)?.view(), args.diagonal),
         backend.download_mask(args.mask)?.view(),
         args.steps,
+    );
+    *args.weights = backend.upload_owned(weights)?;
+    Ok(())
+}
+
+pub(super) fn adam<B: Backend>(backend: &B, args: Adam<'_, B>) -> Result<(), B::Error> {
+    let mut weights = backend.download(args.weights)?;
+    host::adam(
+        weights.view_mut(),
+        backend.download(args.dense)?.view(),
+        (backend.download(args.h)?.view(), args.diagonal),
+        backend.download_mask(args.mask)?.view(),
+        args.pace,
     );
     *args.weights = backend.upload_owned(weights)?;
     Ok(())

@@ -40,7 +40,8 @@ use ndarray::{Array2, ArrayView2};
 pub use cpu::Cpu;
 pub use host::Host;
 pub use operations::{
-    FitGrid, Gemm, GridKind, GridRef, Project, PruneRef, Refit, Select, SelectRule, UpdateRows,
+    Adam, AdamPace, FitGrid, Gemm, GridKind, GridRef, Project, PruneRef, Refit, Select, SelectRule,
+    UpdateRows,
 };
 
 use crate::error::BackendError;
@@ -119,11 +120,13 @@ pub enum Operation {
     Project,
     /// [`Backend::refit`]
     Refit,
+    /// [`Backend::adam`]
+    Adam,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Combine,
         Self::PermuteHessian,
         Self::RowEnergies,
@@ -136,6 +139,7 @@ impl Operation {
         Self::Inverse,
         Self::Project,
         Self::Refit,
+        Self::Adam,
     ];
 }
 
@@ -476,5 +480,13 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized + 'static {
     /// `OutOfMemory`, `DeviceLost`.
     fn refit(&self, args: Refit<'_, Self>) -> Result<(), Self::Error> {
         fallback::refit(self, args)
+    }
+
+    /// Adam on the weights that a mask keeps; see [`Adam`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`.
+    fn adam(&self, args: Adam<'_, Self>) -> Result<(), Self::Error> {
+        fallback::adam(self, args)
     }
 }

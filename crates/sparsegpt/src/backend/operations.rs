@@ -392,3 +392,67 @@ impl<'a, B: Backend> Refit<'a, B> {
         }
     }
 }
+
+/// Arguments of [`Backend::adam`]: `steps` steps of Adam (Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1) for each row by
+/// itself, on scale·(d − q)H(d − q)ᵀ over the q that are zero where the mask prunes. The gradient is that of AdaPrune's loss
+/// (Hubara et al. 2021, arXiv 2102.08124) on all calibration data at once.
+///
+/// With m = v = 0 before the first step, β₁ = 0.9, β₂ = 0.999 and ε = 1e-8, step t = 1, 2, … is
+/// g = −2·scale·((d − q)H)⊙mask, with 1 for kept weights in the mask and 0 for others; m ← β₁m + (1 − β₁)g;
+/// v ← β₂v + (1 − β₂)g²; q ← q − rate·(m/(1 − β₁ᵗ))/(√(v/(1 − β₂ᵗ)) + ε).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Adam<'a, B: Backend> {
+    /// q, rows x cols, in and out; zero where the mask prunes.
+    pub weights: &'a mut B::Matrix,
+    /// d, rows x cols.
+    pub dense: &'a B::Matrix,
+    /// H in the strict lower triangle, cols x cols.
+    pub h: &'a B::Matrix,
+    /// The diagonal of H.
+    pub diagonal: &'a [f32],
+    /// rows x cols, `true` means "prune".
+    pub mask: &'a B::Mask,
+    /// How often to step, and how far.
+    pub pace: AdamPace,
+}
+
+/// The numbers of [`Adam`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AdamPace {
+    /// Steps.
+    pub steps: usize,
+    /// The learning rate: about what a weight moves by in one of the first steps.
+    pub rate: f64,
+    /// The factor of the loss. It matters beside ε alone.
+    pub scale: f64,
+}
+
+impl AdamPace {
+    /// All parts at once.
+    #[must_use]
+    pub fn new(steps: usize, rate: f64, scale: f64) -> Self {
+        Self { steps, rate, scale }
+    }
+}
+
+impl<'a, B: Backend> Adam<'a, B> {
+    /// All parts at once.
+    pub fn new(
+        weights: &'a mut B::Matrix,
+        dense: &'a B::Matrix,
+        (h, diagonal): (&'a B::Matrix, &'a [f32]),
+        mask: &'a B::Mask,
+        pace: AdamPace,
+    ) -> Self {
+        Self {
+            weights,
+            dense,
+            h,
+            diagonal,
+            mask,
+            pace,
+        }
+    }
+}

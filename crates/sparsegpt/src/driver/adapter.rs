@@ -80,6 +80,14 @@ pub trait ModelAdapter {
         false
     }
 
+    /// The place of an input in the order in which a block comes to it, for runs that calibrate stage by stage
+    /// ([`ModelPlan::with_true_sequential`](super::ModelPlan::with_true_sequential)). Inputs that do not depend on each other's
+    /// layers, as those of several experts, may be at the same one. By default an input's number is its place.
+    fn stage(&self, block: usize, input: usize) -> usize {
+        let _ = block;
+        input
+    }
+
     /// The input of block 0 for one sequence: embeddings, positions, masks.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! One block under all plans of a run.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{BlockLayer, PlannedLayer, Starved};
 use crate::error::{Error, Result};
 use crate::solver::{ColumnOrder, LayerSettings, Method};
@@ -20,6 +22,7 @@ pub(super) struct Treatment<'p> {
     pub(super) layer: &'p BlockLayer,
     pub(super) settings: &'p LayerSettings,
     pub(super) starved: Starved,
+    stage: usize,
 }
 
 impl<'p> PlannedBlock<'p> {
@@ -48,6 +51,7 @@ impl<'p> PlannedBlock<'p> {
                     layer: &planned.layer,
                     settings: planned.settings.as_ref()?,
                     starved: planned.starved,
+                    stage: planned.stage,
                 })
             })
     }
@@ -56,12 +60,29 @@ impl<'p> PlannedBlock<'p> {
         self.treatments().any(Treatment::needs_hessian)
     }
 
+    /// Whether any layer aims at the dense model's outputs.
+    pub(super) fn has_dense_targets(&self) -> bool {
+        self.treatments()
+            .any(|treatment| treatment.settings.dense_targets > 0.0)
+    }
+
     /// Inputs of treated layers, ascending.
     pub(super) fn inputs(&self) -> Vec<usize> {
         let mut inputs: Vec<usize> = self.treatments().map(|t| t.layer.input).collect();
         inputs.sort_unstable();
         inputs.dedup();
         inputs
+    }
+
+    /// The same, stage by stage.
+    pub(super) fn stages(&self) -> Vec<Vec<usize>> {
+        let mut stages: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for treatment in self.treatments() {
+            let inputs = stages.entry(treatment.stage).or_default();
+            inputs.insert(treatment.layer.input);
+        }
+        let stages = stages.into_values();
+        stages.map(|inputs| inputs.into_iter().collect()).collect()
     }
 
     /// What is done to the layers that read one input.

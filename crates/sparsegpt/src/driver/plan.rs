@@ -112,6 +112,7 @@ pub struct ModelPlan {
     dense_last: usize,
     per_layer: Option<Vec<LayerSettings>>,
     held_out: usize,
+    true_sequential: bool,
     allocation: Option<Arc<AllocationReport>>,
     starved: Starved,
 }
@@ -126,6 +127,8 @@ pub struct PlannedLayer {
     pub settings: Option<LayerSettings>,
     /// What to do if no calibration token reaches it.
     pub starved: Starved,
+    /// The stage of its block in which it is calibrated and treated; 0 where all layers of a block are at once.
+    pub stage: usize,
 }
 
 impl ModelPlan {
@@ -139,6 +142,7 @@ impl ModelPlan {
             dense_last: 0,
             per_layer: None,
             held_out: 0,
+            true_sequential: false,
             allocation: None,
             starved: Starved::default(),
         }
@@ -194,12 +198,7 @@ impl ModelPlan {
 
     /// Measures the error of every layer, of methods that need no Hessian too.
     pub fn measuring_all(mut self) -> Self {
-        let of_rules = self
-            .rules
-            .iter_mut()
-            .filter_map(|rule| rule.settings.as_mut());
-        let of_layers = self.per_layer.iter_mut().flatten();
-        for settings in of_rules.chain(of_layers).chain([&mut self.default]) {
+        for settings in self.all_settings() {
             settings.measure_always = true;
         }
         self
@@ -216,6 +215,51 @@ impl ModelPlan {
     #[must_use]
     pub fn held_out(&self) -> usize {
         self.held_out
+    }
+
+    /// Calibrates the layers of a block stage by stage, each on the outputs of the treated layers before it in the block, so
+    /// that they make up for those layers' errors too (`--true-sequential` of GPTQ's code, Frantar et al. 2022, arXiv
+    /// 2210.17323): query, key and value; the attention's output; gate and up; down. A stage is what
+    /// [`ModelAdapter::stage`] says. Costs a forward pass over the calibration set for each stage in place of one for the
+    /// block. Without effect where all blocks stay dense, as under [`prune_model_variants`](super::prune_model_variants).
+    pub fn with_true_sequential(mut self, true_sequential: bool) -> Self {
+        self.true_sequential = true_sequential;
+        self
+    }
+
+    /// Makes every layer aim at the dense model's outputs by so much, from 0 to 1; see
+    /// [`LayerSettings::dense_targets`]. The dense model's hidden states are kept beside the others and run through each block
+    /// before it is treated: twice the memory for them, and a forward pass more a block. Without effect where all blocks
+    /// stay dense, and not together with [`with_true_sequential`](Self::with_true_sequential). Inputs that may starve, those of
+    /// experts, are left out: which tokens they see differs between the two models.
+    pub fn with_dense_targets(mut self, strength: f64) -> Self {
+        for settings in self.all_settings() {
+            settings.dense_targets = strength;
+        }
+        self
+    }
+
+    fn all_settings(&mut self) -> impl Iterator<Item = &mut LayerSettings> {
+        let of_rules = self
+            .rules
+            .iter_mut()
+            .filter_map(|rule| rule.settings.as_mut());
+        let of_layers = self.per_layer.iter_mut().flatten();
+        of_rules.chain(of_layers).chain([&mut self.default])
+    }
+
+    /// Whether layers are calibrated stage by stage.
+    #[must_use]
+    pub fn true_sequential(&self) -> bool {
+        self.true_sequential
+    }
+
+    /// Calibrates as another plan does, with other settings for the layers.
+    pub(crate) fn calibrated_as(mut self, other: &Self) -> Self {
+        self.held_out = other.held_out;
+        self.true_sequential = other.true_sequential;
+        self.starved = other.starved;
+        self
     }
 
     /// Says where the settings of the layers come from, for the run's report.
@@ -272,6 +316,10 @@ impl ModelPlan {
                     settings.validate(&layer.name, layer.rows, layer.cols)?;
                 }
                 of_block.push(PlannedLayer {
+                    stage: match self.true_sequential {
+                        true => adapter.stage(block, layer.input),
+                        false => 0,
+                    },
                     layer,
                     settings,
                     starved: self.starved,

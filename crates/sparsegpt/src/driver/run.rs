@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use ndarray::Array2;
 
 use super::block::{PlannedBlock, Treatment};
-use super::tap::HessianTap;
+use super::tap::{HessianTap, KeepingTap};
 use super::{
     FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
 };
@@ -86,6 +86,8 @@ pub(super) struct Run<'a, A: ModelAdapter> {
     cancelled: bool,
     /// Calibration sequences, the last ones, that only judge.
     held_out: usize,
+    /// The dense model's hidden states before the block at hand, where a layer aims at its outputs.
+    dense: Vec<A::Hidden>,
     /// One a plan.
     reports: Vec<ModelReport>,
     /// What all plans share; each one's time of solving stands in its report.
@@ -106,6 +108,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             progress,
             cancelled: false,
             held_out: 0,
+            dense: Vec::new(),
             reports: Vec::new(),
             seconds: ModelSeconds::default(),
         }
@@ -199,6 +202,22 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 );
             }
         }
+        let aims_at_dense = blocks.iter().any(PlannedBlock::has_dense_targets);
+        if aims_at_dense && self.outlet.propagation() == Propagation::Pruned {
+            if blocks.iter().any(|planned| planned.stages().len() > 1) {
+                return Err(Error::setting(
+                    "dense targets",
+                    "0 for runs that calibrate the layers of a block in turn (true-sequential): the dense block is gone by then",
+                    "more",
+                ));
+            }
+            for sequence in sequences {
+                let embedded = self.adapter.embed(sequence);
+                let embedded =
+                    embedded.map_err(|e| failed(0, "embed a calibration sequence", e))?;
+                self.dense.push(embedded);
+            }
+        }
         let last_treated = blocks
             .iter()
             .rposition(|planned| planned.treatments().next().is_some())
@@ -219,14 +238,14 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             })?;
             // Hidden states are needed as far as the last block whose Hessians are.
             let goes_on = last_calibrated.is_some_and(|last| block < last);
-            let mut went_on = false;
-            let mut statistics = Vec::new();
-            if planned.needs_hessian() {
-                // Where the block stays dense, its calibration gives the next block's inputs too.
-                went_on = goes_on && self.outlet.propagation() == Propagation::Dense;
-                statistics = self.calibrate(block, planned, &mut hidden, went_on)?;
+            // Where the block stays dense, its calibration gives the next block's inputs too.
+            let went_on = goes_on
+                && planned.needs_hessian()
+                && self.outlet.propagation() == Propagation::Dense;
+            for inputs in self.stages(planned) {
+                let statistics = self.calibrate(block, planned, &inputs, &mut hidden, went_on)?;
+                self.solve(block, planned, &inputs, statistics)?;
             }
-            self.solve(block, planned, statistics)?;
             if goes_on && !went_on {
                 self.propagate(block, &mut hidden)?;
             }
@@ -240,12 +259,21 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// Runs the dense block over the calibration set and collects the Hessian of each input that a layer
-    /// needs. With `go_on` the hidden states become the block's outputs.
+    /// The inputs whose layers are calibrated and treated together, in turn: all of a block, or those of each stage.
+    fn stages(&self, planned: &PlannedBlock<'_>) -> Vec<Vec<usize>> {
+        match self.outlet.propagation() {
+            Propagation::Pruned => planned.stages(),
+            Propagation::Dense => vec![planned.inputs()],
+        }
+    }
+
+    /// Runs the block as it is over the calibration set and collects the Hessian of each of some inputs that a layer
+    /// needs, without a pass where none does. With `go_on` the hidden states become the block's outputs.
     fn calibrate(
         &mut self,
         block: usize,
         planned: &PlannedBlock<'_>,
+        inputs: &[usize],
         hidden: &mut [A::Hidden],
         go_on: bool,
     ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
@@ -253,12 +281,22 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         let mut tap = HessianTap::default();
         for treatment in planned.treatments() {
             let input = treatment.layer.input;
-            if treatment.needs_hessian() && !tap.wants(input) {
+            if treatment.needs_hessian() && inputs.contains(&input) && !tap.wants(input) {
                 let name = planned.shared_name(input);
                 tap.statistics
                     .push((input, self.pruner.statistics(&name, treatment.layer.cols)?));
             }
         }
+        if tap.statistics.is_empty() {
+            self.dense_inputs(block, &[], 0..self.dense.len())?;
+            return Ok(Vec::new());
+        }
+        let wanted: Vec<usize> = tap
+            .statistics
+            .iter()
+            .map(|(input, _)| *input)
+            .filter(|&input| !self.adapter.may_starve(block, input))
+            .collect();
         let of = hidden.len();
         let calibrating = of - self.held_out;
         let mut done = 0;
@@ -266,13 +304,16 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             tap.holds_out = done >= calibrating;
             let end = if tap.holds_out { of } else { calibrating };
             let batch = self.batch(&hidden[done..end]);
-            let inputs = &mut hidden[done..done + batch];
+            if !self.dense.is_empty() {
+                tap.dense = self.dense_inputs(block, &wanted, done..done + batch)?;
+            }
+            let hidden = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {
-                self.advance(block, inputs, &mut tap, action)?;
+                self.advance(block, hidden, &mut tap, action)?;
             } else {
                 self.adapter
-                    .observe_batch(block, inputs, &mut tap)
+                    .observe_batch(block, hidden, &mut tap)
                     .map_err(|e| failed(block, action, e))?;
             }
             if let Some(error) = tap.error.take() {
@@ -289,15 +330,42 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(tap.statistics)
     }
 
-    /// Solves the block's layers, those of one input together, under all plans, or shows them to the observer.
+    /// Runs the block, dense as it still is, on some of the dense model's hidden states, which become its outputs; what its
+    /// layers read on the way.
+    fn dense_inputs(
+        &mut self,
+        block: usize,
+        wanted: &[usize],
+        sequences: Range<usize>,
+    ) -> Result<Vec<(usize, Array2<f32>)>> {
+        let mut tap = KeepingTap::new(wanted.to_vec());
+        let mut dense = std::mem::take(&mut self.dense);
+        let mut done = sequences.start;
+        while done < sequences.end {
+            // At once where the inputs are wanted, as the others come.
+            let batch = match wanted {
+                [] => self.batch(&dense[done..sequences.end]),
+                _ => sequences.len(),
+            };
+            let hidden = &mut dense[done..done + batch];
+            self.advance(block, hidden, &mut tap, "run the dense block")?;
+            done += batch;
+        }
+        self.dense = dense;
+        Ok(tap.kept)
+    }
+
+    /// Solves the layers that read some of a block's inputs, those of one input together, under all plans, or shows them
+    /// to the observer.
     fn solve(
         &mut self,
         block: usize,
         planned: &PlannedBlock<'_>,
+        inputs: &[usize],
         mut statistics: Vec<(usize, Box<dyn Statistics>)>,
     ) -> Result<()> {
         let mut since = Instant::now();
-        for input in planned.inputs() {
+        for &input in inputs {
             let group = planned.reading(input);
             let weights = self.weights(block, &group)?;
             // Taken out of the list, so that each Hessian is freed as soon as its layers are done.

@@ -13,7 +13,7 @@ use ndarray::{Array2, ArrayView2};
 
 pub use activations::{Activations, Batch};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Gemm};
 use crate::error::{Error, Result, Stage};
 
 /// The Hessian of one layer input, streaming, on the device of a backend.
@@ -45,6 +45,8 @@ pub struct Hessian<B: Backend> {
     uncounted: bool,
     /// Statistics of data that are not in this Hessian.
     held_out: Option<Box<Self>>,
+    /// 2 Σ (X_d − X)ᵀX, cols x cols, with X_d the inputs that the dense model has in place of X.
+    drift: Option<B::Matrix>,
 }
 
 impl<B: Backend> Hessian<B> {
@@ -71,6 +73,7 @@ impl<B: Backend> Hessian<B> {
             sequences: 0,
             uncounted: false,
             held_out: None,
+            drift: None,
         })
     }
 
@@ -117,6 +120,7 @@ impl<B: Backend> Hessian<B> {
             sequences: 0,
             uncounted: true,
             held_out: None,
+            drift: None,
         })
     }
 
@@ -247,6 +251,82 @@ impl<B: Backend> Hessian<B> {
         self.held_out.as_deref()
     }
 
+    /// [`update`](Self::update), and what the dense model has in place of these activations (same tokens x cols): how far the
+    /// inputs have drifted from it. [`LayerSettings::dense_targets`](crate::LayerSettings::dense_targets) reads that.
+    /// Costs a second matrix of cols², and 4·tokens·cols² flops where `update` takes half as many.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update), and if the dense activations have another shape or hold NaN or infinity.
+    pub fn update_from_dense<'a>(
+        &mut self,
+        batch: impl Into<Batch<'a>>,
+        dense: ArrayView2<'_, f32>,
+    ) -> Result<()> {
+        let batch: Batch<'a> = batch.into();
+        let (tokens, cols) = (batch.activations.tokens(), batch.activations.cols());
+        if dense.dim() != (tokens, cols) {
+            return Err(Error::Shape {
+                layer: self.layer.clone(),
+                what: "the dense model's activations",
+                expected: format!("{tokens} x {cols}, as the others"),
+                found_rows: dense.nrows(),
+                found_cols: dense.ncols(),
+            });
+        }
+        self.update(batch)?;
+        let counts = |token: usize| batch.token_mask.is_none_or(|mask| mask[token]);
+        let broken = dense
+            .indexed_iter()
+            .find(|&((token, _), value)| counts(token) && !value.is_finite());
+        if let Some(((row, col), &value)) = broken {
+            return Err(Error::NonFinite {
+                layer: self.layer.clone(),
+                what: "the dense model's activations",
+                value,
+                row,
+                col,
+            });
+        }
+        let mut inputs = Array2::zeros((tokens, cols));
+        // Turned, as the left operand of a product.
+        let mut drift = Array2::zeros((cols, tokens));
+        for token in (0..tokens).filter(|&token| counts(token)) {
+            for col in 0..cols {
+                let input = batch.activations.get(token, col);
+                inputs[[token, col]] = input;
+                drift[[col, token]] = dense[[token, col]] - input;
+            }
+        }
+        self.add_drift(inputs, drift)
+            .map_err(|e| self.failed(Stage::Hessian, e))
+    }
+
+    fn add_drift(&mut self, inputs: Array2<f32>, drift: Array2<f32>) -> Result<(), B::Error> {
+        let (cols, tokens) = drift.dim();
+        let mut sum = match self.drift.take() {
+            Some(sum) => sum,
+            None => self.backend.zeros(cols, cols)?,
+        };
+        let (inputs, drift) = (
+            self.backend.upload_owned(inputs)?,
+            self.backend.upload_owned(drift)?,
+        );
+        self.backend.gemm(Gemm::new(
+            (&mut sum, 0..cols),
+            2.0,
+            (&drift, 0..tokens),
+            (&inputs, 0..tokens, 0..cols),
+        ))?;
+        self.drift = Some(sum);
+        Ok(())
+    }
+
+    /// 2/(sequences) Σ (X_d − X)ᵀX without its factor, and that factor, where dense activations were told of.
+    pub(crate) fn drift(&self) -> Option<(&B::Matrix, f32)> {
+        let drift = self.drift.as_ref()?;
+        Some((drift, (1.0 / self.sequences as f64) as f32))
+    }
+
     /// Takes in the statistics of another part of the calibration set; the result is, up to rounding, that
     /// of the whole set.
     ///
@@ -280,6 +360,13 @@ impl<B: Backend> Hessian<B> {
             .combine(&mut self.matrix, own, &other.matrix, others)
             .and_then(|()| self.backend.set_diagonal(&mut self.matrix, &diagonal))
             .map_err(|e| self.failed(Stage::Hessian, e))?;
+        if let Some(others) = &other.drift {
+            let merged = match &mut self.drift {
+                Some(drift) => self.backend.combine(drift, 1.0, others, 1.0),
+                none => self.backend.copy(others).map(|drift| *none = Some(drift)),
+            };
+            merged.map_err(|e| self.failed(Stage::Hessian, e))?;
+        }
         self.covered_diagonal = None;
         self.sequences = sum;
         self.tokens = self.tokens.saturating_add(other.tokens);
@@ -397,6 +484,12 @@ pub trait Statistics: Debug + Send + Any {
     /// As [`Hessian::hold_out`].
     fn hold_out(&mut self, batch: Batch<'_>) -> Result<()>;
 
+    /// Adds activations beside those of the dense model; see [`Hessian::update_from_dense`].
+    ///
+    /// # Errors
+    /// As [`Hessian::update_from_dense`].
+    fn update_from_dense(&mut self, batch: Batch<'_>, dense: ArrayView2<'_, f32>) -> Result<()>;
+
     /// Takes in another part's statistics; see [`Hessian::merge`].
     ///
     /// # Errors
@@ -437,6 +530,10 @@ impl<B: Backend> Statistics for Hessian<B> {
 
     fn hold_out(&mut self, batch: Batch<'_>) -> Result<()> {
         Self::hold_out(self, batch)
+    }
+
+    fn update_from_dense(&mut self, batch: Batch<'_>, dense: ArrayView2<'_, f32>) -> Result<()> {
+        Self::update_from_dense(self, batch, dense)
     }
 
     fn merge(&mut self, other: &dyn Statistics) -> Result<()> {

@@ -2,6 +2,8 @@
 
 use ndarray::{ArrayView1, ArrayView2};
 
+use super::cholesky::Cholesky;
+
 /// A row with its current weights and inverse, of the columns that are left, in no order.
 #[derive(Debug, Default)]
 pub(super) struct Elimination {
@@ -50,6 +52,27 @@ impl Elimination {
             }
         }
         best
+    }
+
+    /// w_P((H⁻¹)_PP)⁻¹w_Pᵀ, what it costs to set the weights at some places to zero together.
+    pub(super) fn price_together(
+        &self,
+        places: &[usize],
+        factor: &mut Cholesky,
+        solved: &mut Vec<f64>,
+    ) -> f64 {
+        let entry = |row: usize, col: usize| self.inverse[places[row] * self.stride + places[col]];
+        // As in `cheapest`, where rounding has left nothing of them they cannot be made up for.
+        if factor.factor(places.len(), entry).is_err() {
+            return f64::INFINITY;
+        }
+        solved.clear();
+        solved.extend(places.iter().map(|&place| self.weights[place]));
+        factor.solve(solved);
+        let pairs = solved.iter().zip(places);
+        pairs
+            .map(|(solved, &place)| solved * self.weights[place])
+            .sum()
     }
 
     pub(super) fn place_of(&self, column: usize) -> Option<usize> {

@@ -10,6 +10,7 @@ mod elimination;
 mod exact;
 mod obc;
 mod obq;
+mod runs;
 mod swaps;
 
 use ndarray::{Array2, ArrayView2};
@@ -17,6 +18,7 @@ use ndarray::{Array2, ArrayView2};
 pub use exact::exact_refit;
 pub use obc::obc_mask;
 pub use obq::obq;
+pub use runs::obc_runs;
 pub use swaps::{Swaps, swap_refine};
 
 use crate::error::{Error, Result};

@@ -56,14 +56,14 @@ pub fn obc_mask(
 
 /// A row's removals in their order.
 #[derive(Debug, Default)]
-struct Trace {
-    columns: Vec<usize>,
+pub(super) struct Trace {
+    pub(super) columns: Vec<usize>,
     /// The highest price up to each removal: once that has been paid, what is cheaper behind it comes at once.
     prices: Vec<f64>,
 }
 
 impl Trace {
-    fn push(&mut self, column: usize, price: f64) {
+    pub(super) fn push(&mut self, column: usize, price: f64) {
         let before = self.prices.last().copied().unwrap_or(f64::NEG_INFINITY);
         self.columns.push(column);
         self.prices.push(before.max(price));
@@ -71,7 +71,7 @@ impl Trace {
 }
 
 /// How far each trace goes when the cheapest next removal of all rows comes first; equal prices by column, then row.
-fn cheapest(traces: &[Trace], count: usize) -> Vec<usize> {
+pub(super) fn cheapest(traces: &[Trace], count: usize) -> Vec<usize> {
     let mut removals: Vec<(f64, usize, usize)> = traces
         .iter()
         .enumerate()

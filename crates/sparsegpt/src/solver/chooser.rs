@@ -31,7 +31,7 @@ pub(super) enum Ask {
 /// Runs of consecutive weights to prune; see [`BlockMask::LowestRuns`].
 #[derive(Debug)]
 pub(super) struct Runs {
-    run: usize,
+    pub(super) run: usize,
     target: u64,
     total: u64,
 }
@@ -273,7 +273,7 @@ impl Chooser {
     }
 
     /// How many runs of a block to prune.
-    fn runs<B: Backend>(
+    pub(super) fn runs<B: Backend>(
         &self,
         job: &Job<'_, B>,
         block: &MaskBlock<'_>,

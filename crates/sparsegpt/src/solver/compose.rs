@@ -1,16 +1,17 @@
 //! A layer's treatment put together from the parts of its method.
 
-use ndarray::{Array2, ArrayView2, CowArray, Ix2};
+use ndarray::{Array2, ArrayView2};
 
 use super::admm::{Inverse, admm};
 use super::job::Job;
-use super::method::{MaskSource, Method, Parts, Refit, WeightSolver};
+use super::method::{MaskSource, Method, Parts, Refit, Rounding, WeightSolver};
 use super::order::ColumnOrder;
 use super::prepare::Factored;
 use super::refit::Judge;
 use super::rows;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
+use super::target::Recentring;
 use super::{Solved, energies, measure, without_update};
 use crate::backend::Backend;
 use crate::error::{Error, Result, Stage};
@@ -22,6 +23,7 @@ use crate::mask::GivenMask;
 pub(super) struct Shared<B: Backend> {
     pub(super) factored: Option<Factored<B>>,
     pub(super) inverse: Option<Inverse<B>>,
+    pub(super) recentring: Option<Recentring<B>>,
 }
 
 impl<B: Backend> Default for Shared<B> {
@@ -29,6 +31,7 @@ impl<B: Backend> Default for Shared<B> {
         Self {
             factored: None,
             inverse: None,
+            recentring: None,
         }
     }
 }
@@ -241,18 +244,26 @@ fn in_stages<B: Backend>(
                 })?;
             }
         }
-        job.timed(Stage::Refit, |job| {
+        let factored = job.timed(Stage::Refit, |job| {
             let judge = Judge::new(job, dense, hessian)?;
             judge.refit(job, &mut solved.weights, solved.mask.view(), parts.refit)
         })?;
+        if let Some(factored) = factored {
+            solved.also_factored(factored);
+        }
     }
     if job.settings.quantizer.is_some() {
         settings.quantizer.clone_from(&job.settings.quantizer);
         settings.mask = std::sync::Arc::new(GivenMask::keeping(solved.mask.view()));
-        let target: CowArray<'_, f32, Ix2> = solved.weights.into();
-        solved = job.stage(target.view(), &settings, |stage| {
-            sweep(stage, target.view(), hessian, shared)
+        let (target, kept) = (solved.weights.view(), solved.mask.view());
+        let rounded = job.stage(target, &settings, |stage| match parts.rounding {
+            Rounding::Sweep => sweep(stage, target, hessian, shared).map(Some),
+            Rounding::Greedy => rows::obq(stage, target, hessian, kept),
         })?;
+        if let Some(mut rounded) = rounded {
+            rounded.damping = rounded.damping.max(solved.damping);
+            solved = rounded;
+        }
     }
     solved.error = job.timed(Stage::Measure, |job| {
         let difference = job.upload_owned(&dense - &solved.weights)?;

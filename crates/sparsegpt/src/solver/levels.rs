@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, s};
 
 use super::job::Job;
+use crate::backend::host::SweepGrid;
 use crate::backend::{Backend, FitGrid, GridRef, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::quant::{Granularity, Grid, GridLevels, QuantizedLayer, Quantizer};
@@ -86,6 +87,38 @@ impl<B: Backend> Levels<B> {
             levels.zero = job.upload(zero.view())?;
         }
         Ok(Some(levels))
+    }
+
+    /// Fits all grids to these weights, also those that a sweep would find on its way. Columns in their natural order.
+    pub(super) fn fitted(
+        job: &mut Job<'_, B>,
+        dense: ArrayView2<'_, f32>,
+        weights: &B::Matrix,
+    ) -> Result<Option<Self>> {
+        let Some(mut levels) = Self::new(job, dense, weights)? else {
+            return Ok(None);
+        };
+        if let Some(size) = levels.dynamic {
+            for first in (0..job.cols).step_by(size) {
+                levels.enter(job, weights, first)?;
+            }
+        }
+        Ok(Some(levels))
+    }
+
+    /// Runs `step` with the grids on the host.
+    pub(super) fn on_host<T>(
+        &self,
+        job: &Job<'_, B>,
+        step: impl FnOnce(SweepGrid<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let (scale, zero) = (job.download(&self.scale)?, job.download(&self.zero)?);
+        step(SweepGrid {
+            kind: self.kind.kind(),
+            scale: scale.view(),
+            zero: zero.view(),
+            groups: &self.groups,
+        })
     }
 
     /// Fits the grid of the group that starts at `start`, if it is one found on the way.

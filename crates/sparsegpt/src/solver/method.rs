@@ -35,12 +35,23 @@ pub enum Method {
     /// ALPS (Meng et al. 2024): ADMM with the full sparsity from the start and a growing penalty, then conjugate
     /// gradients; see [`Admm`].
     Alps,
+    /// AdaPrune (Hubara et al. 2021): a mask by magnitude, then Adam on the layer's error over the weights that it keeps; see
+    /// [`Refit::Adam`].
+    AdaPrune,
+    /// The same least-squares problem solved: a mask by magnitude, then conjugate gradients until they have converged, where
+    /// `exact` in their place is the closed form.
+    #[cfg_attr(feature = "serde", serde(rename = "adaprune-cg"))]
+    AdaPruneCg,
     /// Each of the others that set weights by H, layer by layer, and of their results the one of least error: on held-out
     /// data where there are some, else on the calibration data. Costs them all together.
     Best,
     /// ExactOBS (Frantar, Singh & Alistarh 2022): weights go one at a time, the cheapest of all rows first, and each time
     /// the rest of the row makes up for it. On the host, for small layers; see [`obc_mask`](crate::rowwise::obc_mask).
     Obc,
+    /// OBQ (same paper): where a quantizer is given, weights are rounded one at a time, the cheapest first, and each time the
+    /// rest of the row makes up for it; pruned before as by [`Obc`](Self::Obc). On the host, for small layers; see
+    /// [`obq`](crate::rowwise::obq).
+    Obq,
     /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
     /// where a quantizer is given, its sweep from the weights found so.
     Quality,
@@ -61,6 +72,21 @@ pub struct Parts {
     /// Swaps in each row at most by which a mask that is chosen beforehand is refined; see
     /// [`swap_refine`](crate::rowwise::swap_refine).
     pub swaps: usize,
+    /// What rounds them, where a quantizer is given and something has set or is to set them.
+    pub rounding: Rounding,
+}
+
+/// What rounds weights to the grid of a quantizer. Methods that leave all weights as they are round to nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Rounding {
+    /// The sweep over the columns: GPTQ.
+    Sweep,
+    /// OBQ: of each row the weight that costs least comes next. See [`obq`](crate::rowwise::obq), on the host and in f64:
+    /// 2/3·rows·cols³ flops.
+    Greedy,
 }
 
 /// What chooses the weights to prune. A given mask is not among these, but a
@@ -147,7 +173,7 @@ impl Admm {
 }
 
 /// What improves the weights on the mask that came out. Kept, row by row, only where the error drops. Written and read
-/// as `none`, `cg:10`, `exact`.
+/// as `none`, `cg:10`, `adam:320`, `exact`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -160,23 +186,39 @@ pub enum Refit {
         /// Steps.
         steps: usize,
     },
+    /// Adam on tr((W − Q)H(W − Q)ᵀ)/tr(WHWᵀ) over the weights Q that the mask keeps, with H undamped and a learning rate of
+    /// [`ADAM_RATE`], as AdaPrune is published (Hubara et al. 2021, arXiv 2102.08124, section 4; loss and numbers from the
+    /// implementation that SparseGPT's authors compared with). There each step sees 32 of the calibration samples; here, where only H is
+    /// known, all of them, so that the gradient −2(W − Q)H is that of a whole pass and nothing is drawn at random. One
+    /// product of the layer's size a step, 2·rows·cols² flops, and five matrices of that size; see
+    /// [`Adam`](crate::backend::Adam). A baseline: conjugate gradients get further in a tenth of the steps.
+    Adam {
+        /// Steps; 320 are the ten passes over 1024 samples of the publication.
+        steps: usize,
+    },
     /// The least error there is on the mask, up to damping: a Cholesky factorization a row, on the host and in f64. For
     /// small layers; see [`exact_refit`](crate::rowwise::exact_refit).
     Exact,
 }
 
+/// The learning rate of [`Refit::Adam`].
+pub const ADAM_RATE: f64 = 1e-3;
+
 impl Method {
     /// All of them, in the order of their cost.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Magnitude,
         Self::Wanda,
         Self::Ria,
         Self::SparseGpt,
         Self::Admm,
         Self::Quality,
+        Self::AdaPruneCg,
+        Self::AdaPrune,
         Self::Alps,
         Self::Best,
         Self::Obc,
+        Self::Obq,
     ];
     /// What [`Best`](Self::Best) tries.
     pub(super) const CANDIDATES: [Self; 3] = [Self::SparseGpt, Self::Quality, Self::Alps];
@@ -184,27 +226,32 @@ impl Method {
     /// What it is made of.
     #[must_use]
     pub const fn parts(self) -> Parts {
-        let (mask, weights, steps) = match self {
-            Self::SparseGpt => (MaskSource::Solver, WeightSolver::Sweep, 0),
-            Self::Magnitude => (MaskSource::Magnitude, WeightSolver::Keep, 0),
-            Self::Wanda => (MaskSource::Wanda, WeightSolver::Keep, 0),
-            Self::Ria => (MaskSource::Ria, WeightSolver::Keep, 0),
-            Self::Admm => (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 0),
-            Self::Quality | Self::Best => {
-                (MaskSource::Solver, WeightSolver::Admm(Admm::GRADUAL), 10)
-            }
-            Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), 10),
-            Self::Obc => (MaskSource::Solver, WeightSolver::Obc, 0),
+        const CG: Refit = Refit::ConjugateGradients { steps: 10 };
+        const TO_THE_END: Refit = Refit::ConjugateGradients { steps: 40 };
+        const ADAM: Refit = Refit::Adam { steps: 320 };
+        let gradual = WeightSolver::Admm(Admm::GRADUAL);
+        let (mask, weights, refit) = match self {
+            Self::SparseGpt => (MaskSource::Solver, WeightSolver::Sweep, Refit::None),
+            Self::Magnitude => (MaskSource::Magnitude, WeightSolver::Keep, Refit::None),
+            Self::Wanda => (MaskSource::Wanda, WeightSolver::Keep, Refit::None),
+            Self::Ria => (MaskSource::Ria, WeightSolver::Keep, Refit::None),
+            Self::Admm => (MaskSource::Solver, gradual, Refit::None),
+            Self::Quality | Self::Best => (MaskSource::Solver, gradual, CG),
+            Self::AdaPrune => (MaskSource::Magnitude, WeightSolver::Keep, ADAM),
+            Self::AdaPruneCg => (MaskSource::Magnitude, WeightSolver::Keep, TO_THE_END),
+            Self::Alps => (MaskSource::Solver, WeightSolver::Admm(Admm::ALPS), CG),
+            Self::Obc | Self::Obq => (MaskSource::Solver, WeightSolver::Obc, Refit::None),
         };
-        let refit = match steps {
-            0 => Refit::None,
-            steps => Refit::ConjugateGradients { steps },
+        let rounding = match self {
+            Self::Obq => Rounding::Greedy,
+            _ => Rounding::Sweep,
         };
         Parts {
             mask,
             weights,
             refit,
             swaps: 0,
+            rounding,
         }
     }
 
@@ -222,6 +269,12 @@ impl Method {
             Self::Quality => {
                 "admm, then conjugate gradients on its mask; with bits, a sweep from there"
             }
+            Self::AdaPrune => {
+                "the smallest weights go; Adam, 320 steps, on the error of the layer sets the others"
+            }
+            Self::AdaPruneCg => {
+                "as adaprune, but conjugate gradients to convergence in place of Adam"
+            }
             Self::Best => {
                 "sparsegpt, quality and alps; of each layer what loses least, on held-out data where there are some"
             }
@@ -230,6 +283,9 @@ impl Method {
             }
             Self::Obc => {
                 "weights go one at a time, the rest of the row makes up for each; for small layers"
+            }
+            Self::Obq => {
+                "as obc, and with bits weights are rounded one at a time too; for small layers"
             }
         }
     }
@@ -246,7 +302,9 @@ impl Method {
             Self::Quality => "Boža 2024 with the refit of Meng et al. 2024",
             Self::Alps => "Meng et al. 2024, arXiv 2406.07831",
             Self::Best => "of this project",
-            Self::Obc => "Frantar, Singh & Alistarh 2022, arXiv 2208.11580",
+            Self::AdaPrune => "Hubara et al. 2021, arXiv 2102.08124",
+            Self::AdaPruneCg => "Hubara et al. 2021 with the refit of Meng et al. 2024",
+            Self::Obc | Self::Obq => "Frantar, Singh & Alistarh 2022, arXiv 2208.11580",
         }
     }
 
@@ -260,7 +318,10 @@ impl Method {
             Self::Ria => "ria",
             Self::Admm => "admm",
             Self::Alps => "alps",
+            Self::AdaPrune => "adaprune",
+            Self::AdaPruneCg => "adaprune-cg",
             Self::Obc => "obc",
+            Self::Obq => "obq",
             Self::Quality => "quality",
             Self::Best => "best",
         }
@@ -317,6 +378,7 @@ impl fmt::Display for Refit {
         match self {
             Self::None => f.write_str("none"),
             Self::ConjugateGradients { steps } => write!(f, "cg:{steps}"),
+            Self::Adam { steps } => write!(f, "adam:{steps}"),
             Self::Exact => f.write_str("exact"),
         }
     }
@@ -335,18 +397,24 @@ impl FromStr for MaskSource {
 impl FromStr for Refit {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let steps = || text.strip_prefix("cg:")?.parse().ok();
+        let steps = |prefix| {
+            let steps = text.strip_prefix(prefix)?.parse().ok();
+            steps.filter(|&steps: &usize| steps > 0)
+        };
+        if let Some(steps) = steps("cg:") {
+            return Ok(Self::ConjugateGradients { steps });
+        }
+        if let Some(steps) = steps("adam:") {
+            return Ok(Self::Adam { steps });
+        }
         match text {
             "none" => Ok(Self::None),
             "exact" => Ok(Self::Exact),
-            _ => match steps() {
-                Some(steps) if steps > 0 => Ok(Self::ConjugateGradients { steps }),
-                _ => Err(Error::setting(
-                    "refit",
-                    "none, exact, or cg: and a number of steps from 1",
-                    text,
-                )),
-            },
+            _ => Err(Error::setting(
+                "refit",
+                "none, exact, or cg: or adam: and a number of steps from 1",
+                text,
+            )),
         }
     }
 }

@@ -21,6 +21,7 @@ mod settings;
 mod sharing;
 mod slices;
 mod sparsegpt;
+mod target;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2, s};
 
-pub use method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
+pub use method::{ADAM_RATE, Admm, MaskSource, Method, Parts, Refit, Rounding, WeightSolver};
 pub use order::ColumnOrder;
 pub use settings::{LayerSettings, MAX_DAMPING};
 
@@ -309,6 +310,11 @@ impl<B: Backend> Solver<B> {
             .as_ref()
             .map_or((0, 0), |hessian| (hessian.tokens(), hessian.sequences()));
         let mut hessian = hessian;
+        let moved = match &hessian {
+            Some(hessian) => target::of_layer(&mut job, weights, hessian, &mut shared.recentring)?,
+            None => None,
+        };
+        let weights = moved.as_ref().map_or(weights, |moved| moved.view());
         let solved = compose::solve(&mut job, weights, hessian.as_deref_mut(), shared)?;
         let held_out_error = match hessian {
             Some(hessian) => compose::held_out_error(&mut job, weights, &solved.weights, hessian)?,
@@ -405,7 +411,23 @@ struct Solved {
     order: Option<ColumnOrder>,
 }
 
+/// How a factorization went.
+#[derive(Clone, Copy, Debug)]
+struct FactorReport {
+    /// λ as a fraction of the mean diagonal.
+    damping: f64,
+    precision: crate::backend::Precision,
+    attempts: u32,
+}
+
 impl Solved {
+    /// Takes in another factorization behind the same result: the report tells the largest damping.
+    fn also_factored(&mut self, other: FactorReport) {
+        self.damping = self.damping.max(other.damping);
+        self.attempts = self.attempts.max(other.attempts);
+        self.precision = self.precision.or(Some(other.precision));
+    }
+
     fn nothing() -> Self {
         Self {
             weights: Array2::default((0, 0)),
@@ -492,14 +514,9 @@ fn round_to_nearest<B: Backend>(
     device: &B::Matrix,
     weights: &mut Array2<f32>,
 ) -> Result<Option<QuantizedLayer>> {
-    let Some(mut levels) = Levels::new(job, dense, device)? else {
+    let Some(levels) = Levels::fitted(job, dense, device)? else {
         return Ok(None);
     };
-    if let Some(size) = levels.dynamic {
-        for first in (0..job.cols).step_by(size) {
-            levels.enter(job, device, first)?;
-        }
-    }
     // Encoding rounds to the nearest level, and decoding gives that level back.
     let quantized = levels.finish(job, weights.view())?;
     weights.assign(&quantized.dequantize());

@@ -3,10 +3,10 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::job::Job;
-use super::method;
+use super::method::{self, ADAM_RATE};
 use super::prepare::Diagonal;
-use super::rows;
-use crate::backend::{Backend, Operation, Refit};
+use super::{FactorReport, rows};
+use crate::backend::{Adam, AdamPace, Backend, Operation, Refit};
 use crate::error::{Result, Stage};
 use crate::hessian::Hessian;
 
@@ -57,30 +57,64 @@ impl<'a, B: Backend> Judge<'a, B> {
             .map_err(|e| job.failed(Stage::Refit, e))
     }
 
-    /// Refits `weights` on `mask` (`true` = kept).
+    /// Refits `weights` on `mask` (`true` = kept), and tells of the factorization where that takes one.
     pub(super) fn refit(
         &self,
         job: &mut Job<'_, B>,
         weights: &mut Array2<f32>,
         mask: ArrayView2<'_, bool>,
         refit: method::Refit,
-    ) -> Result<()> {
+    ) -> Result<Option<FactorReport>> {
+        let mut factored = None;
         let refitted = match refit {
-            method::Refit::None => return Ok(()),
+            method::Refit::None => return Ok(None),
             method::Refit::ConjugateGradients { steps } => {
                 self.conjugate_gradients(job, weights.view(), mask, steps)?
             }
+            method::Refit::Adam { steps } => self.adam(job, weights.view(), mask, steps)?,
             method::Refit::Exact => {
                 let pruned = mask.mapv(|kept| !kept);
-                rows::exact_refit(
+                let (refitted, how) = rows::exact_refit(
                     job,
                     self.dense,
                     (self.hessian, &self.diagonal),
                     pruned.view(),
-                )?
+                )?;
+                factored = Some(how);
+                refitted
             }
         };
-        self.take_better_rows(job, weights, refitted.view())
+        self.take_better_rows(job, weights, refitted.view())?;
+        Ok(factored)
+    }
+
+    fn adam(
+        &self,
+        job: &mut Job<'_, B>,
+        weights: ArrayView2<'_, f32>,
+        mask: ArrayView2<'_, bool>,
+        steps: usize,
+    ) -> Result<Array2<f32>> {
+        job.uses(Operation::RowEnergies);
+        job.uses(Operation::Adam);
+        let target = job.upload(self.dense)?;
+        let diagonal = &*self.diagonal.values;
+        let total: f64 = job
+            .backend
+            .row_energies(&target, self.hessian.matrix(), diagonal)
+            .map_err(|e| job.failed(Stage::Refit, e))?
+            .iter()
+            .sum();
+        // Without any output to keep there is no gradient either.
+        let scale = if total > 0.0 { total.recip() } else { 0.0 };
+        let mut refitted = job.upload(weights)?;
+        let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
+        let h = (self.hessian.matrix(), diagonal);
+        let pace = AdamPace::new(steps, ADAM_RATE, scale);
+        job.backend
+            .adam(Adam::new(&mut refitted, &target, h, &pruned, pace))
+            .map_err(|e| job.failed(Stage::Refit, e))?;
+        job.download_owned(refitted)
     }
 
     fn conjugate_gradients(

@@ -4,27 +4,29 @@ use ndarray::{Array2, ArrayView2};
 
 use super::chooser::{Ask, Asked, Chooser};
 use super::job::Job;
+use super::levels::Levels;
 use super::prepare::{Diagonal, ladder};
-use super::{Solved, in_processing_order};
+use super::{FactorReport, Solved, in_processing_order};
 use crate::backend::{Backend, Operation, Precision};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 use crate::mask::BlockScores;
 use crate::rowwise::{self, Bounds, Swaps};
 
-/// The best weights where `pruned` leaves any, on the damped H.
+/// The best weights where `pruned` leaves any, on the damped H, and how much damping that took.
 pub(super) fn exact_refit<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     (hessian, diagonal): (&Hessian<B>, &Diagonal),
     pruned: ArrayView2<'_, bool>,
-) -> Result<Array2<f32>> {
+) -> Result<(Array2<f32>, FactorReport)> {
     job.host_operation(Operation::Refit);
     let start = in_processing_order(job, dense);
     let refitted = damped_enough(job, hessian, diagonal, |h| {
         rowwise::exact_refit(start.view(), pruned, h)
     })?;
-    Ok(refitted.value)
+    let factored = refitted.factored();
+    Ok((refitted.value, factored))
 }
 
 /// ExactOBS for one layer: the mask, and the best weights on it.
@@ -49,14 +51,52 @@ pub(super) fn obc<B: Backend>(
         rowwise::exact_refit(start.view(), pruned.view(), inverse.h.view())
             .map_err(|error| error.for_layer(job.layer))
     })?;
-    Ok(Solved {
+    let mut solved = Solved {
         weights,
         mask: pruned.mapv(|pruned| !pruned),
-        damping: inverse.damping,
-        precision: Some(Precision::F64),
-        attempts: inverse.attempts,
         ..Solved::nothing()
-    })
+    };
+    solved.also_factored(inverse.factored());
+    Ok(solved)
+}
+
+/// OBQ for one layer: `target` on the grids of the job's quantizer, zero where `kept` says so. `None` without a quantizer.
+pub(super) fn obq<B: Backend>(
+    job: &mut Job<'_, B>,
+    target: ArrayView2<'_, f32>,
+    hessian: &Hessian<B>,
+    kept: ArrayView2<'_, bool>,
+) -> Result<Option<Solved>> {
+    let diagonal = Diagonal::of(hessian, job.layer)?;
+    job.dead.clone_from(&diagonal.dead);
+    let start = in_processing_order(job, target);
+    let levels = job.timed(Stage::Grid, |job| {
+        let device = job.upload(start.view())?;
+        Levels::fitted(job, start.view(), &device)
+    })?;
+    let Some(levels) = levels else {
+        return Ok(None);
+    };
+    let inverse = job.timed(Stage::Factor, |job| {
+        job.host_operation(Operation::Inverse);
+        damped_enough(job, hessian, &diagonal, rowwise::inverse)
+    })?;
+    let weights = job.timed(Stage::UpdateRows, |job| {
+        job.host_operation(Operation::UpdateRows);
+        let pruned = kept.mapv(|kept| !kept);
+        levels.on_host(job, |grid| {
+            rowwise::obq(start.view(), pruned.view(), inverse.value.view(), grid)
+                .map_err(|error| error.for_layer(job.layer))
+        })
+    })?;
+    let mut solved = Solved {
+        quantized: Some(levels.finish(job, weights.view())?),
+        weights,
+        mask: kept.to_owned(),
+        ..Solved::nothing()
+    };
+    solved.also_factored(inverse.factored());
+    Ok(Some(solved))
 }
 
 /// What the policy asks for, of all columns at once.
@@ -79,12 +119,18 @@ fn obc_mask<B: Backend>(
         Ask::ByScores(runs) => {
             // The price of a weight that goes alone is (w / scale)².
             let scales = inverse.diag().mapv(|entry| entry.sqrt() as f32);
+            let protected = protected.as_ref().map(|mask| mask.view());
             let scores = BlockScores {
                 weights: start,
                 scales: scales.view(),
-                protected: protected.as_ref().map(|mask| mask.view()),
+                protected,
             };
-            return chooser.by_scores(job, &block, &scores, runs.as_ref());
+            let Some(runs) = runs else {
+                return chooser.by_scores(job, &block, &scores, None);
+            };
+            let count = chooser.runs(job, &block, &scores, &runs)?;
+            return rowwise::obc_runs(start, inverse, (runs.run, count), protected)
+                .map_err(|error| error.for_layer(job.layer));
         }
         Ask::Lowest(counts) => counts,
     };
@@ -147,6 +193,16 @@ struct Damped<T> {
     /// λ as a fraction of the mean diagonal.
     damping: f64,
     attempts: u32,
+}
+
+impl<T> Damped<T> {
+    fn factored(&self) -> FactorReport {
+        FactorReport {
+            damping: self.damping,
+            precision: Precision::F64,
+            attempts: self.attempts,
+        }
+    }
 }
 
 /// Runs `step` on H + λI, and again with the dampings of the ladder while that is not positive definite.

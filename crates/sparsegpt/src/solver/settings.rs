@@ -60,6 +60,13 @@ pub struct LayerSettings {
     /// Whether a model driver collects a Hessian for the layer although no part of the method reads one: to measure the
     /// error of magnitude, say.
     pub measure_always: bool,
+    /// How far the layer aims at the dense model's outputs on the inputs that it has now, from 0 (at its own dense weights, the
+    /// default) to 1 (GPTAQ, Li et al. 2025, arXiv 2504.02692, which takes 0.25, as all of it fits the noise of the
+    /// calibration data). It aims at W + strength·W·C·(H + λI)⁻¹ with C = 2/(sequences) Σ (X_d − X)ᵀX, X_d being what the dense model
+    /// has in place of the inputs X; errors in the report are measured against that. It takes statistics that know of X_d
+    /// ([`Hessian::update_from_dense`](crate::Hessian::update_from_dense)) and has no effect with others. An inverse and a product
+    /// of cols² by cols² a Hessian, and a product of the layer's size.
+    pub dense_targets: f64,
 }
 
 impl LayerSettings {
@@ -86,6 +93,7 @@ impl LayerSettings {
             protected_rows: Vec::new(),
             measure: true,
             measure_always: false,
+            dense_targets: 0.0,
         }
     }
 
@@ -148,6 +156,9 @@ impl LayerSettings {
                 text += &format!(", refit {refit}");
             }
             _ => {}
+        }
+        if self.dense_targets > 0.0 {
+            text += &format!(", dense targets {}", self.dense_targets);
         }
         text
     }
@@ -224,6 +235,13 @@ impl LayerSettings {
         self
     }
 
+    /// Aiming at the dense model's outputs, by so much.
+    #[must_use]
+    pub fn with_dense_targets(mut self, strength: f64) -> Self {
+        self.dense_targets = strength;
+        self
+    }
+
     /// Whether a driver must collect a Hessian for a layer with these settings.
     #[must_use]
     pub fn needs_hessian(&self) -> bool {
@@ -240,6 +258,13 @@ impl LayerSettings {
                 "damping",
                 format!("a fraction of the Hessian's mean diagonal, from 0 to {MAX_DAMPING}"),
                 self.damping,
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.dense_targets) {
+            return Err(Error::setting(
+                "dense targets",
+                "a strength from 0 to 1",
+                self.dense_targets,
             ));
         }
         if self.block_size == 0 {

@@ -1,8 +1,9 @@
-//! `sparsegpt compare`: one model, one calibration set, several methods.
+//! `sparsegpt compare`: one model, one calibration set, several methods; or one layer.
 
 mod chart;
+mod layer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -18,6 +19,7 @@ use crate::flags::LayerFlags;
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
 use crate::{interrupt, model};
+use chart::{Bar, Measure};
 
 /// The methods that are compared where none are named: all whose time is that of a few sweeps.
 const USUAL: [Method; 5] = [
@@ -31,10 +33,11 @@ const USUAL: [Method; 5] = [
 /// Flags of `compare`.
 #[derive(Args, Debug)]
 pub(crate) struct CompareArgs {
-    /// A HuggingFace folder or a .gguf file
+    /// A HuggingFace folder or a .gguf file; or one layer: a .safetensors file as `sparsegpt layer` reads it
     model: PathBuf,
 
-    /// The methods, separated by commas, or `all` [default: magnitude,wanda,ria,sparsegpt,quality]
+    /// The methods, separated by commas, or `all` [default: magnitude,wanda,ria,sparsegpt,quality; of one layer all that
+    /// set weights in another way]
     #[arg(long, value_name = "METHODS")]
     methods: Option<String>,
 
@@ -53,6 +56,18 @@ pub(crate) struct CompareArgs {
     /// Evaluate this many chunks only, from the start
     #[arg(long, value_name = "CHUNKS", help_heading = "Perplexity")]
     limit: Option<usize>,
+
+    /// One layer: also find the best weights on each mask, and compare the methods that treat every row by itself
+    /// [default: where that takes a minute or so]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    row_by_row: Option<bool>,
 
     /// Draw the comparison as an SVG file
     #[arg(long, value_name = "FILE")]
@@ -108,7 +123,15 @@ pub(crate) fn run(
             "--method names one: give --methods A,B,… to compare",
         ));
     }
-    let methods = methods(args.methods.as_deref())?;
+    if layer::is_one(&args.model) {
+        return layer::run(args, &flags, threads, console);
+    }
+    if args.row_by_row.is_some() {
+        return Err(Failure::usage(
+            "--row-by-row is about one layer: give a .safetensors file with its weight",
+        ));
+    }
+    let methods = methods(args.methods.as_deref(), &USUAL)?;
     let patterns = flags.layer.patterns()?;
     let (checkpoint, config) = model::open(&args.model)?;
     // Everything is checked before anything is run.
@@ -183,19 +206,30 @@ pub(crate) fn run(
         rows,
     };
     if let Some(path) = &args.chart {
-        let picture = chart::draw(&report.rows, report.dense.as_ref())?;
-        let mut file = StagedFile::create(path).map_err(Failure::writing)?;
-        file.append(picture.as_bytes())
-            .and_then(|()| file.finish())
-            .map_err(Failure::writing)?;
+        let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
+        let measure = match &report.dense {
+            Some(dense) => Measure::Perplexity {
+                dense: dense.perplexity,
+            },
+            None => Measure::Layers,
+        };
+        draw(path, &bars, measure)?;
     }
     console.print(&table(&report))?;
     console.print_json(&report)
 }
 
-fn methods(list: Option<&str>) -> Result<Vec<Method>, Failure> {
+fn draw(path: &Path, bars: &[Bar<'_>], measure: Measure) -> Result<(), Failure> {
+    let picture = chart::draw(bars, measure)?;
+    let mut file = StagedFile::create(path).map_err(Failure::writing)?;
+    file.append(picture.as_bytes())
+        .and_then(|()| file.finish())
+        .map_err(Failure::writing)
+}
+
+fn methods(list: Option<&str>, usual: &[Method]) -> Result<Vec<Method>, Failure> {
     match list {
-        None => Ok(USUAL.to_vec()),
+        None => Ok(usual.to_vec()),
         Some("all") => Ok(Method::ALL.to_vec()),
         Some(list) => {
             let names = list.split(',').map(str::trim);
@@ -209,6 +243,18 @@ fn name(pattern: Option<Pattern>) -> String {
 }
 
 impl Row {
+    /// Perplexities where they were measured, else relative errors.
+    fn bar(&self) -> Bar<'_> {
+        Bar {
+            pattern: &self.pattern,
+            method: &self.method,
+            value: match &self.perplexity {
+                Some(result) => Some(result.perplexity),
+                None => self.relative_error,
+            },
+        }
+    }
+
     fn of(method: Method, pattern: Option<Pattern>, run: &ModelReport) -> Self {
         let mean = |error: &dyn Fn(&sparsegpt::LayerReport) -> Option<f64>| {
             // Layers without any error, as where nothing is pruned, would make every mean zero.

@@ -210,6 +210,13 @@ pub(crate) fn run(
         .with_recipe(threads, args.recipe_file.as_deref())?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
     let patterns = flags.layer.patterns()?;
+    if patterns.len() > 1
+        && let Some(flag) = flags.plan.of_single_runs()
+    {
+        return Err(Failure::usage(format!(
+            "{flag} needs runs of their own: with several --pattern all blocks stay dense; give one pattern"
+        )));
+    }
     let plans = patterns
         .iter()
         .map(|&pattern| flags.model_plan(&flags.layer, pattern))
@@ -529,7 +536,7 @@ fn check_tokens(
 }
 
 /// The flags that were given, here or in the recipe file.
-fn used(flags: &PruneFlags) -> Result<Value, Failure> {
+pub(super) fn used(flags: &PruneFlags) -> Result<Value, Failure> {
     let all = serde_json::to_value(flags).map_err(|error| Failure::new(Exit::Work, error))?;
     let given: Map<String, Value> = all
         .as_object()

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::products::add_product;
 use super::{Cpu, CpuMask, CpuMatrix};
-use crate::backend::host::CONVERGED;
-use crate::backend::{Project, Refit};
+use crate::backend::host::{AdamStep, CONVERGED};
+use crate::backend::{Adam, Project, Refit};
 
 /// See [`Project`].
 pub(super) fn project(args: Project<'_, Cpu>) {
@@ -53,13 +53,7 @@ pub(super) fn refit(
     let mut states = vec![Progress::default(); weights.dim().0];
 
     // The direction's memory holds d − q until g = ((d − q)H)⊙m is made of it.
-    rows_mut(direction)
-        .zip(rows(weights).zip(rows(dense)))
-        .for_each(|(p, (q, d))| {
-            for ((p, q), d) in p.iter_mut().zip(q).zip(d) {
-                *p = d - q;
-            }
-        });
+    subtract(direction, dense, weights);
     add_product(residual.faer_mut(), 1.0, direction.faer(), full.faer(), par);
     rows_mut(residual)
         .zip(rows_mut(direction))
@@ -84,6 +78,53 @@ pub(super) fn refit(
                 state.step(q, g, (p, t), &inverse_diagonal);
             });
     }
+}
+
+/// See [`Adam`]. `full` is H with both triangles, the others four matrices of zeros of the layer's size. Moments are
+/// kept in f32 and moved in f64.
+pub(super) fn adam(
+    args: Adam<'_, Cpu>,
+    full: &CpuMatrix,
+    [difference, product, first, second]: [&mut CpuMatrix; 4],
+    par: Par,
+) {
+    let Adam {
+        weights,
+        dense,
+        mask,
+        pace,
+        ..
+    } = args;
+    for number in 1..=pace.steps {
+        let step = AdamStep::new(pace, number);
+        subtract(difference, dense, weights);
+        product.padded_mut().fill(0.0);
+        add_product(product.faer_mut(), 1.0, difference.faer(), full.faer(), par);
+        rows_mut(weights)
+            .zip(rows_mut(first))
+            .zip(rows_mut(second).zip(rows_mut(product)))
+            .zip(rows_of_mask(mask))
+            .for_each(|(((q, first), (second, product)), mask)| {
+                clear(product, mask);
+                let moments = first.iter_mut().zip(second);
+                for ((q, &mut product), (first, second)) in q.iter_mut().zip(product).zip(moments) {
+                    let mut wide = (f64::from(*first), f64::from(*second));
+                    *q -= step.move_by(f64::from(product), &mut wide.0, &mut wide.1) as f32;
+                    (*first, *second) = (wide.0 as f32, wide.1 as f32);
+                }
+            });
+    }
+}
+
+/// to = a − b.
+fn subtract(to: &mut CpuMatrix, a: &CpuMatrix, b: &CpuMatrix) {
+    rows_mut(to)
+        .zip(rows(a).zip(rows(b)))
+        .for_each(|(to, (a, b))| {
+            for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+                *to = a - b;
+            }
+        });
 }
 
 /// How far a row has come.

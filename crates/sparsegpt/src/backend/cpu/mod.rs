@@ -30,8 +30,8 @@ use bf16_products::Kernel;
 use memory::Buffers;
 
 use super::{
-    Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Project, Refit, Select,
-    UpdateRows,
+    Adam, Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Project, Refit,
+    Select, UpdateRows,
 };
 use crate::error::HostError;
 use crate::hessian::Activations;
@@ -432,6 +432,23 @@ impl Backend for Cpu {
             factor::symmetric(full.faer_mut(), args.diagonal);
             let scratch = [&mut residual, &mut direction, &mut product];
             iterate::refit(args, &full, scratch, par);
+        });
+        Ok(())
+    }
+
+    fn adam(&self, args: Adam<'_, Self>) -> Result<(), HostError> {
+        let mut full = self.copy(args.h)?;
+        let (rows, cols) = args.weights.dim();
+        let [mut difference, mut product, mut first, mut second] = [
+            self.zeros(rows, cols)?,
+            self.zeros(rows, cols)?,
+            self.zeros(rows, cols)?,
+            self.zeros(rows, cols)?,
+        ];
+        self.run(|par| {
+            factor::symmetric(full.faer_mut(), args.diagonal);
+            let scratch = [&mut difference, &mut product, &mut first, &mut second];
+            iterate::adam(args, &full, scratch, par);
         });
         Ok(())
     }

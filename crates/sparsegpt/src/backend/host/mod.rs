@@ -13,8 +13,8 @@ use ndarray::{Array2, ArrayView2};
 
 pub use factor::{inverse_factor, inverse_from_factor};
 #[cfg(feature = "cpu")]
-pub(super) use iterate::CONVERGED;
-pub use iterate::{project, refit};
+pub(super) use iterate::{AdamStep, CONVERGED};
+pub use iterate::{adam, project, refit};
 pub use linear::{combine, gemm, gram_update, open_block, permute_hessian, row_energies};
 pub use select::select;
 pub(crate) use sweep::nearest;
