@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytemuck::{Pod, cast_slice};
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
@@ -14,6 +15,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::buffer::Buffer;
 use crate::dense::{DenseMatrix, PANEL_ROWS};
 use crate::error::{Error, Result};
+use crate::layer::LinearLayer;
 use crate::linear::{SparseLinear, Weights};
 use crate::packed::PackedMatrix;
 use crate::value::Value;
@@ -225,6 +227,19 @@ impl Container {
         let part = |part| self.metadata.info(&format!("{layer}.{part}"));
         let info = part(VALUES).or_else(|| part(DENSE))?;
         Some(info.dtype.to_string().to_lowercase())
+    }
+
+    /// A layer of whatever type it has.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn any_layer(&self, name: &str) -> Result<Arc<dyn LinearLayer>> {
+        Ok(match self.dtype(name).as_deref() {
+            Some("bf16") => Arc::new(self.layer::<bf16>(name)?),
+            Some("f16") => Arc::new(self.layer::<f16>(name)?),
+            // What is none of them is refused there.
+            _ => Arc::new(self.layer::<f32>(name)?),
+        })
     }
 
     /// A layer, its weights where they lie in the file. Its masks are read once, to check them.

@@ -65,6 +65,13 @@ impl<V: Value> DenseMatrix<V> {
         })
     }
 
+    /// The row as it was; it must be one of the matrix.
+    pub(crate) fn row(&self, row: usize) -> Vec<V> {
+        let slot = slot::<V>(row % PANEL_ROWS);
+        let columns = self.panel(row / PANEL_ROWS).chunks_exact(PANEL_ROWS);
+        columns.map(|column| column[slot]).collect()
+    }
+
     /// Output features.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
-use crate::kernel::Tile;
+use crate::kernel::{Tile, split_unit};
 use crate::value::Value;
 
 /// Rows of a tile. The last one of a matrix may have fewer.
@@ -197,6 +197,23 @@ impl<V: Value> PackedMatrix<V> {
         dense
     }
 
+    /// The row as it was; it must be one of the matrix.
+    pub(crate) fn row(&self, row: usize) -> Vec<V> {
+        let mut dense = vec![V::zeroed(); self.cols];
+        let (tile, place) = (row / TILE_ROWS, row % TILE_ROWS);
+        let rows = self.tile_rows(tile);
+        let mut values = &self.values[self.offsets[tile] as usize..];
+        for (unit, &mask) in self.tile_masks(tile).iter().enumerate() {
+            let own = split_unit(&mut values, mask);
+            if unit % rows == place {
+                for (col, &value) in bits(mask).zip(own) {
+                    dense[unit / rows * BLOCK_COLS + col] = value;
+                }
+            }
+        }
+        dense
+    }
+
     /// Output features.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -304,6 +321,11 @@ mod tests {
         assert_eq!(bytes(&packed.unpack()), bytes(dense));
         let stored = dense.iter().filter(|value| !value.is_absent()).count();
         assert_eq!(packed.nonzeros(), stored);
+        for (row, values) in dense.rows().into_iter().enumerate() {
+            let found = packed.row(row);
+            let bits = |value: &V| bytemuck::bytes_of(value).to_vec();
+            assert!(found.iter().map(bits).eq(values.iter().map(bits)));
+        }
         let parts = packed.parts();
         PackedMatrix::from_parts(
             dense.nrows(),

@@ -84,6 +84,38 @@ fn layers_come_back_as_they_were() {
         read.forward(x.view()).unwrap(),
         dense.forward(x.view()).unwrap()
     );
+    for (name, dtype) in [("model.single", "f32"), ("dense", "bf16"), ("half", "f16")] {
+        let any = container.any_layer(name).unwrap();
+        assert_eq!(any.dtype(), dtype);
+        let bytes: Vec<u8> = match dtype {
+            "f32" => bytemuck::cast_slice(single.unpack().as_slice().unwrap()).to_vec(),
+            "bf16" => bytemuck::cast_slice(dense.unpack().as_slice().unwrap()).to_vec(),
+            _ => bytemuck::cast_slice(half.unpack().as_slice().unwrap()).to_vec(),
+        };
+        assert_eq!(any.unpack_bytes(false), bytes);
+        let width = bytes.len() / (37 * 130);
+        for (row, values) in bytes.chunks(130 * width).enumerate() {
+            let found = any.row(row).unwrap();
+            assert_eq!(found.len() * width, values.len());
+            // The same in a column of the transposed bytes.
+            let turned = any.unpack_bytes(true);
+            let column = turned
+                .chunks(37 * width)
+                .flat_map(|column| &column[row * width..(row + 1) * width]);
+            assert!(column.eq(values));
+        }
+        assert!(
+            any.row(37)
+                .unwrap_err()
+                .to_string()
+                .contains("row 37 of 37")
+        );
+    }
+    let refused = container.any_layer("other").unwrap_err().to_string();
+    assert!(
+        refused.contains("layer other: the file has no such layer"),
+        "{refused}"
+    );
     for (error, named) in [
         (
             container.layer::<f32>("half").unwrap_err(),

@@ -39,7 +39,7 @@ pub(crate) struct Tile<'a, V> {
 }
 
 /// The values behind a unit's mask, and the rest.
-fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
+pub(crate) fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
     let (unit, rest) = values.split_at(mask.count_ones() as usize);
     *values = rest;
     unit
