@@ -10,4 +10,5 @@ pub(crate) mod inspect;
 pub(crate) mod layer;
 pub(crate) mod logits;
 pub(crate) mod methods;
+pub(crate) mod pack;
 pub(crate) mod prune;
