@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use ndarray::{Array2, ArrayView2};
 
 use crate::error::{Result, expect_row};
-use crate::linear::{SparseLinear, Storage, Weights};
+use crate::linear::{QuantizedLinear, QuantizedWeights, SparseLinear, Storage, Weights};
 use crate::value::Value;
 
 /// y = Wx + b, whatever W is stored as: what an engine holds that reads its layers from files.
@@ -88,18 +88,65 @@ impl<V: Value> LinearLayer for SparseLinear<V> {
         expect_row(row, self.rows())?;
         let values = match self.weights() {
             Weights::Sparse(weight) => weight.row(row),
+            Weights::Pattern(weight) => weight.row(row),
             Weights::Dense(weight, _) => weight.row(row),
         };
         Ok(values.into_iter().map(V::to_f32).collect())
     }
 
     fn unpack_bytes(&self, transposed: bool) -> Vec<u8> {
-        let weight = self.unpack();
-        let weight = match transposed {
-            true => weight.t(),
-            false => weight.view(),
-        };
-        let values: Vec<V> = weight.iter().copied().collect();
-        bytemuck::cast_slice(&values).to_vec()
+        bytes_of(&self.unpack(), transposed)
     }
+}
+
+/// Unpacks to f32, which holds what the codes stand for.
+impl LinearLayer for QuantizedLinear {
+    fn rows(&self) -> usize {
+        self.rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.cols()
+    }
+
+    fn dtype(&self) -> &'static str {
+        f32::NAME
+    }
+
+    fn storage(&self) -> Storage {
+        self.storage()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
+    fn unpacked_bytes(&self) -> usize {
+        self.rows() * self.cols() * size_of::<f32>()
+    }
+
+    fn forward(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>> {
+        self.forward(x)
+    }
+
+    fn row(&self, row: usize) -> Result<Vec<f32>> {
+        expect_row(row, self.rows())?;
+        Ok(match self.weights() {
+            QuantizedWeights::Sparse(weight) => weight.row(row),
+            QuantizedWeights::Dense(weight) => weight.row(row),
+        })
+    }
+
+    fn unpack_bytes(&self, transposed: bool) -> Vec<u8> {
+        bytes_of(&self.unpack(), transposed)
+    }
+}
+
+fn bytes_of<V: Value>(weight: &Array2<V>, transposed: bool) -> Vec<u8> {
+    let weight = match transposed {
+        true => weight.t(),
+        false => weight.view(),
+    };
+    let values: Vec<V> = weight.iter().copied().collect();
+    bytemuck::cast_slice(&values).to_vec()
 }

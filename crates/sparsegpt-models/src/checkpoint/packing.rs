@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::Serialize;
-use sparsegpt_runtime::{ContainerWriter, LinearLayer, SparseLinear, Storage, Value};
+use sparsegpt_runtime::{ContainerWriter, LinearLayer, SparseLinear, Value};
 
 use super::dtype::encode;
 use super::packed::{PackedIndex, WEIGHT};
@@ -271,19 +271,14 @@ fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<Spars
 
 fn report(name: &str, layer: &dyn LinearLayer) -> PackedLayer {
     let storage = layer.storage();
-    let (sparse, density) = match storage {
-        Storage::Sparse { density } => (true, density),
-        Storage::Dense { density } => (false, density),
-        _ => (false, 1.0),
-    };
     PackedLayer {
         name: name.to_owned(),
         rows: layer.rows(),
         cols: layer.cols(),
         dtype: layer.dtype(),
         storage: storage.to_string(),
-        sparse,
-        density,
+        sparse: storage.is_sparse(),
+        density: storage.density(),
         dense_bytes: layer.unpacked_bytes() as u64,
         bytes: layer.bytes() as u64,
     }

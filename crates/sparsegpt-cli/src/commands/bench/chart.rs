@@ -7,9 +7,14 @@ use crate::table;
 
 /// An SVG document. The longer bar of each pair is as long as the picture is wide.
 pub(super) fn draw(report: &Report) -> Result<String, Failure> {
-    type Value = fn(&Measured) -> Option<f64>;
+    /// What it is called, where it stands, how it is written.
+    type Pair = (
+        &'static str,
+        fn(&Measured) -> Option<f64>,
+        fn(f64) -> String,
+    );
     let speed = |value: f64| format!("{value:.1}");
-    let pairs: [(&str, Value, fn(f64) -> String); 5] = [
+    let pairs: [Pair; 5] = [
         (
             "prefill, tokens/s",
             |measured| Some(measured.prefill_tokens_per_second),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use half::{bf16, f16};
 use serde::Serialize;
 use sparsegpt::Pattern;
+use sparsegpt_runtime::Width;
 use sparsegpt_runtime::measure::{self, Case, Timing, Zeros};
 
 use super::{BenchArgs, Dtype};
@@ -39,6 +40,8 @@ struct Report {
     runs: usize,
 }
 
+/// Columns that share the grid of quantized weights.
+const GROUP: usize = 128;
 /// More tokens are a slip of the keyboard.
 const MOST_TOKENS: usize = 1 << 20;
 
@@ -62,6 +65,8 @@ pub(super) fn run(
         Dtype::F32 => measure::layer::<f32>(&case),
         Dtype::Bf16 => measure::layer::<bf16>(&case),
         Dtype::F16 => measure::layer::<f16>(&case),
+        Dtype::Int8 => measure::quantized_layer(&case, Width::Eight, GROUP),
+        Dtype::Int4 => measure::quantized_layer(&case, Width::Four, GROUP),
     };
     let timing = timing.map_err(|error| Failure::new(Exit::Work, error))?;
     interrupt::check()?;

@@ -96,6 +96,10 @@ enum Dtype {
     F32,
     Bf16,
     F16,
+    /// Codes of 8 bits with a scale and a zero for every 128 columns of a row.
+    Int8,
+    /// The same of 4 bits.
+    Int4,
 }
 
 /// More seconds are a slip of the keyboard.

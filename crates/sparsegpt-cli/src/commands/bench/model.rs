@@ -78,7 +78,7 @@ impl Task {
     fn new(args: &BenchArgs, config: &LlamaConfig) -> Result<Self, Failure> {
         let longest = config.max_positions;
         let room = longest.saturating_sub(args.new_tokens);
-        let prompt_tokens = args.prompt_tokens.unwrap_or(USUAL_PROMPT.min(room));
+        let prompt_tokens = args.prompt_tokens.unwrap_or_else(|| USUAL_PROMPT.min(room));
         if prompt_tokens == 0 || args.new_tokens == 0 || prompt_tokens > room {
             return Err(Failure::usage(format!(
                 "--prompt-tokens and --new-tokens: expected at least 1 each and {longest} together, the model's \
