@@ -3,13 +3,14 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, prune, repair,
+    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, pack, prune,
+    repair,
 };
 
 const AFTER_HELP: &str = "\
 MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) of the LLaMA, \
 Mistral, Qwen2, Qwen3, Gemma 1 to 3, GPT-NeoX (Pythia), OPT, BLOOM, GPT-2, GPT-J, StableLM, Phi-3, Mixtral, \
-Qwen2-MoE or Qwen3-MoE family, or a .gguf file of one of the first three; `inspect` takes folders of any family.
+Qwen2-MoE or Qwen3-MoE family, a folder written by `pack`, or a .gguf file of one of the first three; `inspect` takes folders of any family.
 
 Exit codes:
   0    done
@@ -61,9 +62,13 @@ pub(crate) enum Command {
     Logits(logits::LogitsArgs),
     /// Show the zeros and N:M patterns of a model's layers
     Inspect(inspect::InspectArgs),
+    /// Pack a pruned model for the sparse runtime: smaller, and faster on CPUs
+    Pack(pack::PackArgs),
+    /// Turn a packed model back into the checkpoint that was packed
+    Unpack(pack::UnpackArgs),
     /// List the methods that --method takes, with what each does and its paper
     Methods(methods::MethodsArgs),
-    /// Measure a sparse layer beside a dense one on this machine
+    /// Measure a model or a layer on sparse and on dense kernels of this machine
     Bench(bench::BenchArgs),
     /// Show what this machine can solve layers on
     Info(info::InfoArgs),

@@ -124,7 +124,8 @@ fn exit_of_models_error(error: &ModelsError) -> Exit {
         | ModelsError::Tensor { .. }
         | ModelsError::Config { .. }
         | ModelsError::Data { .. }
-        | ModelsError::Tokenizer { .. } => Exit::Input,
+        | ModelsError::Tokenizer { .. }
+        | ModelsError::Runtime(_) => Exit::Input,
         ModelsError::Setting { .. } | ModelsError::OutputRefused { .. } => Exit::Usage,
         ModelsError::Prune(error) => exit_of_solver_error(error),
         ModelsError::Stopped => Exit::Interrupted,

@@ -1,6 +1,7 @@
 //! The `sparsegpt` command: a thin face over the `sparsegpt` and `sparsegpt-models` crates.
 
 mod backend;
+mod bars;
 mod cli;
 mod commands;
 mod console;
@@ -43,7 +44,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let threads = cli.threads.unwrap_or(0);
             model::use_threads(threads)?;
             match command {
-                Command::Bench(args) => commands::bench::run(&args, &console),
+                Command::Bench(args) => commands::bench::run(&args, threads, &console),
                 Command::Demo(args) => commands::demo::run(&args, threads, &console),
                 Command::Eval(args) => commands::eval::run(&args, &console),
                 Command::Generate(args) => commands::generate::run(&args, &console),
@@ -53,6 +54,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Info(args) => commands::info::run(&args, threads, &console),
                 Command::Inspect(args) => commands::inspect::run(&args, &console),
                 Command::Repair(args) => commands::repair::run(&args, threads, &console),
+                Command::Pack(args) => commands::pack::pack(&args, &console),
+                Command::Unpack(args) => commands::pack::unpack(&args, &console),
                 Command::Prune(_) | Command::Compare(_) => Ok(()),
             }
         }

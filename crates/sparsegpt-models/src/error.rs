@@ -91,6 +91,9 @@ pub enum Error {
     /// A tensor operation of the forward pass failed.
     #[error("forward pass")]
     Forward(#[from] candle_core::Error),
+    /// A file of packed layers is damaged, or the sparse runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] sparsegpt_runtime::Error),
     /// The pruning library failed.
     #[error(transparent)]
     Prune(#[from] sparsegpt::Error),

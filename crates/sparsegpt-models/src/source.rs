@@ -1,8 +1,10 @@
-//! Where tensors come from: a HuggingFace folder or a GGUF file, behind one small trait.
+//! Where tensors come from: a HuggingFace folder, a packed one or a GGUF file, behind one small trait.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use safetensors::Dtype;
+use sparsegpt_runtime::LinearLayer;
 
 use crate::Result;
 
@@ -28,4 +30,14 @@ pub trait TensorSource: Debug + Send + Sync {
     /// # Errors
     /// If there is no such tensor, or it is not of a float type.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+
+    /// The weight of a linear layer ready to multiply by, output x input features whichever way round it is stored,
+    /// where the source has it so. By default it has none.
+    ///
+    /// # Errors
+    /// If the layer is damaged.
+    fn layer(&self, name: &str) -> Result<Option<Arc<dyn LinearLayer>>> {
+        let _ = name;
+        Ok(None)
+    }
 }

@@ -7,15 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytemuck::{Pod, cast_slice};
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::buffer::Buffer;
-use crate::dense::{DenseMatrix, PANEL_ROWS};
+use crate::dense::DenseMatrix;
 use crate::error::{Error, Result};
-use crate::linear::{SparseLinear, Weights};
+use crate::layer::LinearLayer;
+use crate::linear::{QuantizedLinear, QuantizedWeights, SparseLinear, Weights};
 use crate::packed::PackedMatrix;
+use crate::pattern::PatternMatrix;
+use crate::quantized::QuantizedMatrix;
 use crate::value::Value;
 
 /// The key of the header's `__metadata__` that says what the file is, and the version it has there.
@@ -32,6 +36,11 @@ const OFFSETS: &str = "offsets";
 const VALUES: &str = "values";
 const DENSE: &str = "dense";
 const BIAS: &str = "bias";
+const PATTERN: &str = "pattern";
+const CODES: &str = "codes";
+const GRID: &str = "grid";
+const SCALES: &str = "scales";
+const ZEROS: &str = "zeros";
 
 /// Gathers layers and writes them as one file.
 ///
@@ -84,23 +93,18 @@ impl<'a> ContainerWriter<'a> {
     /// # Errors
     /// [`Error::Setting`] if it is taken.
     pub fn add<V: Value>(&mut self, name: &str, layer: &'a SparseLinear<V>) -> Result<()> {
-        let shape = format!("{name}.{SHAPE}");
-        if self.tensors.iter().any(|(taken, ..)| *taken == shape) {
-            return Err(Error::Setting {
-                name: "layer name",
-                expected: "one that no other layer of the file has",
-                found: name.to_owned(),
-            });
-        }
-        let sides = [layer.rows() as u64, layer.cols() as u64];
-        let sides = sides.iter().flat_map(|side| side.to_le_bytes()).collect();
-        self.tensors
-            .push((shape, Dtype::U64, vec![2], Bytes::Owned(sides)));
+        self.begin(name, layer.rows(), layer.cols())?;
         match layer.weights() {
             Weights::Sparse(weight) => {
                 let parts = weight.parts();
                 self.push(name, MASKS, Dtype::U64, parts.masks);
                 self.push(name, OFFSETS, Dtype::U64, parts.offsets);
+                self.push(name, VALUES, V::DTYPE, parts.values);
+            }
+            Weights::Pattern(weight) => {
+                let parts = weight.parts();
+                self.push_owned(name, PATTERN, Dtype::U8, 2, parts.pattern.to_vec());
+                self.push(name, CODES, Dtype::U8, parts.codes);
                 self.push(name, VALUES, V::DTYPE, parts.values);
             }
             Weights::Dense(weight, _) => self.push(name, DENSE, V::DTYPE, weight.values()),
@@ -109,6 +113,54 @@ impl<'a> ContainerWriter<'a> {
             self.push(name, BIAS, Dtype::F32, bias);
         }
         Ok(())
+    }
+
+    /// Adds a quantized layer under a name that is not taken.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is taken, or the layer is stored dense, for which there is no form.
+    pub fn add_quantized(&mut self, name: &str, layer: &'a QuantizedLinear) -> Result<()> {
+        let QuantizedWeights::Sparse(weight) = layer.weights() else {
+            return Err(Error::Setting {
+                name: "quantized layer",
+                expected: "one that is stored sparse",
+                found: layer.storage().to_string(),
+            });
+        };
+        self.begin(name, layer.rows(), layer.cols())?;
+        let parts = weight.parts();
+        let grid = parts.grid.iter().flat_map(|number| number.to_le_bytes());
+        self.push_owned(name, GRID, Dtype::U64, 2, grid.collect());
+        self.push(name, MASKS, Dtype::U64, parts.masks);
+        self.push(name, OFFSETS, Dtype::U64, parts.offsets);
+        self.push(name, CODES, Dtype::U8, parts.codes);
+        self.push(name, SCALES, Dtype::F32, parts.scales);
+        self.push(name, ZEROS, Dtype::U8, parts.zeros);
+        if let Some(bias) = layer.bias() {
+            self.push(name, BIAS, Dtype::F32, bias);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        let shape = format!("{name}.{SHAPE}");
+        if self.tensors.iter().any(|(taken, ..)| *taken == shape) {
+            return Err(Error::Setting {
+                name: "layer name",
+                expected: "one that no other layer of the file has",
+                found: name.to_owned(),
+            });
+        }
+        let sides = [rows as u64, cols as u64];
+        let sides = sides.iter().flat_map(|side| side.to_le_bytes()).collect();
+        self.push_owned(name, SHAPE, Dtype::U64, 2, sides);
+        Ok(())
+    }
+
+    fn push_owned(&mut self, layer: &str, part: &str, dtype: Dtype, len: usize, bytes: Vec<u8>) {
+        let name = format!("{layer}.{part}");
+        self.tensors
+            .push((name, dtype, vec![len], Bytes::Owned(bytes)));
     }
 
     fn push<T: Pod>(&mut self, layer: &str, part: &str, dtype: Dtype, values: &'a [T]) {
@@ -223,8 +275,27 @@ impl Container {
     #[must_use]
     pub fn dtype(&self, layer: &str) -> Option<String> {
         let part = |part| self.metadata.info(&format!("{layer}.{part}"));
-        let info = part(VALUES).or_else(|| part(DENSE))?;
+        // Codes stand for numbers of f32.
+        let info = part(VALUES)
+            .or_else(|| part(DENSE))
+            .or_else(|| part(SCALES))?;
         Some(info.dtype.to_string().to_lowercase())
+    }
+
+    /// A layer of whatever type it has.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn any_layer(&self, name: &str) -> Result<Arc<dyn LinearLayer>> {
+        if self.has(name, GRID) {
+            return Ok(Arc::new(self.quantized_layer(name)?));
+        }
+        Ok(match self.dtype(name).as_deref() {
+            Some("bf16") => Arc::new(self.layer::<bf16>(name)?),
+            Some("f16") => Arc::new(self.layer::<f16>(name)?),
+            // What is none of them is refused there.
+            _ => Arc::new(self.layer::<f32>(name)?),
+        })
     }
 
     /// A layer, its weights where they lie in the file. Its masks are read once, to check them.
@@ -232,6 +303,62 @@ impl Container {
     /// # Errors
     /// [`Error::Layer`] if it is not there, of another type, or damaged.
     pub fn layer<V: Value>(&self, name: &str) -> Result<SparseLinear<V>> {
+        let refuse = |reason: String| Error::layer(&self.path, name, reason);
+        let (rows, cols) = self.shape(name)?;
+        // Rows without a weight would let a small file ask for any amount of memory.
+        if rows > 0 && cols == 0 && !self.has(name, MASKS) {
+            return Err(refuse(format!(
+                "expected weights in {rows} rows, found none"
+            )));
+        }
+        let layer = if self.has(name, DENSE) {
+            let values = self.needed(name, DENSE, V::DTYPE)?;
+            DenseMatrix::from_buffer(rows, cols, values)
+                .and_then(|weight| SparseLinear::dense(weight, None))
+        } else if self.has(name, PATTERN) {
+            let pattern = self.needed::<u8>(name, PATTERN, Dtype::U8)?;
+            let codes = self.needed(name, CODES, Dtype::U8)?;
+            let values = self.needed(name, VALUES, V::DTYPE)?;
+            PatternMatrix::from_buffers((rows, cols), &pattern, codes, values)
+                .and_then(|weight| SparseLinear::pattern(weight, None))
+        } else {
+            let masks = self.needed(name, MASKS, Dtype::U64)?;
+            let offsets = self.needed(name, OFFSETS, Dtype::U64)?;
+            let values = self.needed(name, VALUES, V::DTYPE)?;
+            PackedMatrix::from_buffers(rows, cols, masks, offsets, values)
+                .and_then(|weight| SparseLinear::sparse(weight, None))
+        };
+        let bias = self.bias(name)?;
+        layer
+            .and_then(|layer| layer.with_bias(bias))
+            .map_err(|error| refuse(error.to_string()))
+    }
+
+    /// A quantized layer, its codes where they lie in the file. Its masks are read once, to check them.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if it is not there, of another kind, or damaged.
+    pub fn quantized_layer(&self, name: &str) -> Result<QuantizedLinear> {
+        let refuse = |reason: String| Error::layer(&self.path, name, reason);
+        let shape = self.shape(name)?;
+        let grid = self.needed::<u64>(name, GRID, Dtype::U64)?;
+        let masks = [
+            self.needed(name, MASKS, Dtype::U64)?,
+            self.needed(name, OFFSETS, Dtype::U64)?,
+        ];
+        let codes = [
+            self.needed(name, CODES, Dtype::U8)?,
+            self.needed(name, ZEROS, Dtype::U8)?,
+        ];
+        let scales = self.needed(name, SCALES, Dtype::F32)?;
+        let bias = self.bias(name)?;
+        QuantizedMatrix::from_buffers(shape, &grid, masks, codes, scales)
+            .and_then(|weight| QuantizedLinear::sparse(weight, bias))
+            .map_err(|error| refuse(error.to_string()))
+    }
+
+    /// Rows and columns.
+    fn shape(&self, name: &str) -> Result<(usize, usize)> {
         let refuse = |reason: String| Error::layer(&self.path, name, reason);
         let shape = self.part::<u64>(name, SHAPE, Dtype::U64)?;
         let shape = shape.ok_or_else(|| refuse("the file has no such layer".to_owned()))?;
@@ -244,38 +371,22 @@ impl Container {
         if rows >= MOST_ROWS || cols >= MOST_ROWS {
             return Err(refuse(format!("a shape of {rows} x {cols} is too large")));
         }
-        let (rows, cols) = (rows as usize, cols as usize);
-        let need = |what: &str| refuse(format!("its {what} are missing"));
-        let weights = match self.part::<V>(name, DENSE, V::DTYPE)? {
-            Some(values) => {
-                if values.is_empty() && rows > 0 {
-                    return Err(refuse(format!(
-                        "expected panels of {PANEL_ROWS} rows, found nothing"
-                    )));
-                }
-                let weight = DenseMatrix::from_buffer(rows, cols, values);
-                SparseLinear::dense(weight.map_err(|error| refuse(error.to_string()))?, None)?
-            }
-            None => {
-                let masks = self
-                    .part(name, MASKS, Dtype::U64)?
-                    .ok_or_else(|| need(MASKS))?;
-                let offsets = self
-                    .part(name, OFFSETS, Dtype::U64)?
-                    .ok_or_else(|| need(OFFSETS))?;
-                let values = self
-                    .part(name, VALUES, V::DTYPE)?
-                    .ok_or_else(|| need(VALUES))?;
-                let weight = PackedMatrix::from_buffers(rows, cols, masks, offsets, values);
-                SparseLinear::sparse(weight.map_err(|error| refuse(error.to_string()))?, None)?
-            }
-        };
-        let bias = self
-            .part::<f32>(name, BIAS, Dtype::F32)?
-            .map(|bias| bias.to_vec());
-        weights
-            .with_bias(bias)
-            .map_err(|error| refuse(error.to_string()))
+        Ok((rows as usize, cols as usize))
+    }
+
+    fn bias(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let bias = self.part::<f32>(name, BIAS, Dtype::F32)?;
+        Ok(bias.map(|bias| bias.to_vec()))
+    }
+
+    fn has(&self, layer: &str, part: &str) -> bool {
+        self.metadata.info(&format!("{layer}.{part}")).is_some()
+    }
+
+    /// A part that the layer cannot do without.
+    fn needed<T: Pod>(&self, layer: &str, part: &str, dtype: Dtype) -> Result<Buffer<T>> {
+        self.part(layer, part, dtype)?
+            .ok_or_else(|| Error::layer(&self.path, layer, format!("its {part} are missing")))
     }
 
     /// A part of a layer; `None` if the file does not have it.

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::{Aligned, Buffer};
 use crate::error::{Result, expect_len};
-use crate::kernel::Lanes;
+use crate::kernel::{Dense, Lanes, StoredPanel};
 use crate::value::Value;
 
 /// Rows of a panel.
@@ -61,8 +61,15 @@ impl<V: Value> DenseMatrix<V> {
     #[must_use]
     pub fn unpack(&self) -> Array2<V> {
         Array2::from_shape_fn((self.rows, self.cols), |(row, col)| {
-            self.panel(row / PANEL_ROWS)[col * PANEL_ROWS + slot::<V>(row % PANEL_ROWS)]
+            self.panel_values(row / PANEL_ROWS)[col * PANEL_ROWS + slot::<V>(row % PANEL_ROWS)]
         })
+    }
+
+    /// The row as it was; it must be one of the matrix.
+    pub(crate) fn row(&self, row: usize) -> Vec<V> {
+        let slot = slot::<V>(row % PANEL_ROWS);
+        let columns = self.panel_values(row / PANEL_ROWS).chunks_exact(PANEL_ROWS);
+        columns.map(|column| column[slot]).collect()
     }
 
     /// Output features.
@@ -87,14 +94,26 @@ impl<V: Value> DenseMatrix<V> {
         &self.values
     }
 
-    pub(crate) fn panels(&self) -> usize {
-        self.rows.div_ceil(PANEL_ROWS)
-    }
-
     /// cols x [`PANEL_ROWS`] values.
-    pub(crate) fn panel(&self, panel: usize) -> &[V] {
+    fn panel_values(&self, panel: usize) -> &[V] {
         let len = self.cols * PANEL_ROWS;
         &self.values[panel * len..(panel + 1) * len]
+    }
+}
+
+impl<V: Value> Dense for DenseMatrix<V> {
+    type Panel<'a> = StoredPanel<'a, V>;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn panel(&self, panel: usize) -> StoredPanel<'_, V> {
+        StoredPanel(self.panel_values(panel))
     }
 }
 

@@ -99,6 +99,18 @@ impl Error {
     }
 }
 
+/// A row must be below the number of rows.
+pub(crate) fn expect_row(row: usize, rows: usize) -> Result<()> {
+    if row < rows {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "row",
+        expected: "one of the matrix",
+        found: format!("row {row} of {rows}"),
+    })
+}
+
 /// An array must have this many values.
 pub(crate) fn expect_len(what: &'static str, expected: usize, found: usize) -> Result<()> {
     if expected == found {

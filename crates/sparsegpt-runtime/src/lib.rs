@@ -10,23 +10,31 @@
 #![doc = include_str!("../README.md")]
 
 mod buffer;
+#[cfg(feature = "candle")]
+pub mod candle;
 mod container;
 mod dense;
 mod error;
 pub mod host;
 mod kernel;
+mod layer;
 mod level;
 mod linear;
 pub mod measure;
 mod packed;
+mod pattern;
+mod quantized;
 mod value;
 
 pub use container::{Container, ContainerWriter};
 pub use dense::DenseMatrix;
 pub use error::{Error, Result};
+pub use layer::LinearLayer;
 pub use level::Level;
-pub use linear::{MOST_SPARSE_DENSITY, SparseLinear, Storage};
+pub use linear::{MOST_SPARSE_DENSITY, QuantizedLinear, SparseLinear, Storage};
 pub use packed::{BLOCK_COLS, PADDING, PackedMatrix, PackedParts, TILE_ROWS};
+pub use pattern::{PatternMatrix, PatternParts};
+pub use quantized::{Codes, QuantizedDense, QuantizedMatrix, QuantizedParts, Width};
 pub use value::Value;
 
 pub use {half, ndarray};

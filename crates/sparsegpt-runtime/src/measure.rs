@@ -13,9 +13,10 @@ use rayon::prelude::*;
 use crate::buffer::Aligned;
 use crate::dense::DenseMatrix;
 use crate::error::{Error, Result};
+use crate::layer::LinearLayer;
 use crate::level::Level;
-use crate::linear::SparseLinear;
-use crate::packed::PackedMatrix;
+use crate::linear::{QuantizedLinear, SparseLinear};
+use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
 /// Copies of a layer together, over the last-level cache.
@@ -178,13 +179,48 @@ pub struct Timing {
 /// None that a [`Case`] allows; products check their shapes.
 pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
     let weight = case.weight::<V>();
-    let packed = PackedMatrix::from_dense(weight.view());
-    let dense = DenseMatrix::from_dense(weight.view());
+    let sparse = SparseLinear::smallest(weight.view(), None)?;
+    let dense = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None)?;
     drop(weight);
+    run(case, dense, sparse)
+}
+
+/// The same with codes of a grid that `group` columns of a row share, a multiple of 64.
+///
+/// # Errors
+/// [`Error::Packed`] for another group.
+pub fn quantized_layer(case: &Case, width: Width, group: usize) -> Result<Timing> {
+    let weight = case.weight::<f32>();
+    let zero = (1 << (width.bits() - 1)) as u8;
+    let mut random = Random(2);
+    let codes = weight.mapv(|value| match value {
+        0.0 => zero,
+        // Any other: the zero is half of all.
+        _ => {
+            (usize::from(zero) + 1 + (random.fraction() * (usize::from(zero) - 1) as f64) as usize)
+                as u8
+        }
+    });
+    let grid = (case.rows, case.cols.div_ceil(group.max(1)));
+    let (scales, zeros) = (Array2::from_elem(grid, 0.01), Array2::from_elem(grid, zero));
+    let codes = Codes {
+        width,
+        codes: codes.view(),
+        scales: scales.view(),
+        zeros: zeros.view(),
+        group,
+    };
+    let sparse = QuantizedLinear::sparse(QuantizedMatrix::from_codes(&codes)?, None)?;
+    let dense = QuantizedLinear::dense(QuantizedDense::from_codes(&codes)?, None)?;
+    run(case, dense, sparse)
+}
+
+fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
     let cache = last_level_cache();
-    let (sparse_bytes, dense_bytes, density) = (packed.bytes(), dense.bytes(), packed.density());
-    let sparse = copies(SparseLinear::sparse(packed, None)?, sparse_bytes, cache);
-    let dense = copies(SparseLinear::dense(dense, None)?, dense_bytes, cache);
+    let (sparse_bytes, dense_bytes) = (sparse.bytes(), dense.bytes());
+    let density = sparse.storage().density();
+    let sparse = copies(sparse, sparse_bytes, cache);
+    let dense = copies(dense, dense_bytes, cache);
     let mut random = Random(1);
     let x = Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32);
     // In the same pages as the weights; written, or all of it would be one page of zeros.
@@ -231,8 +267,8 @@ pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
     })
 }
 
-fn copies<V: Value>(layer: SparseLinear<V>, bytes: usize, cache: usize) -> Vec<SparseLinear<V>> {
-    vec![layer; (CACHES * cache).div_ceil(bytes)]
+fn copies<L: Clone>(layer: L, bytes: usize, cache: usize) -> Vec<L> {
+    vec![layer; (CACHES * cache).div_ceil(bytes.max(1))]
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
@@ -277,7 +313,7 @@ fn chains(steps: usize) -> f32 {
     match Level::detect() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the level.
-        Level::Avx2 => unsafe { crate::kernel::multiply_adds(steps, factor) },
+        Level::Avx2 | Level::Avx512 => unsafe { crate::kernel::multiply_adds(steps, factor) },
         _ => {
             let mut sums = [[0.0_f32; 8]; 12];
             for _ in 0..steps {

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
-use crate::kernel::Tile;
+use crate::kernel::{Bits, Packed, Stored, split_unit};
 use crate::value::Value;
 
 /// Rows of a tile. The last one of a matrix may have fewer.
@@ -123,49 +123,8 @@ impl<V: Value> PackedMatrix<V> {
     }
 
     fn check(&self) -> Result<(), String> {
-        let blocks = self.blocks();
-        let expect = |what: &str, expected: usize, found: usize| {
-            if expected == found {
-                Ok(())
-            } else {
-                Err(format!("expected {expected} {what}, found {found}"))
-            }
-        };
-        let units = self.rows.checked_mul(blocks);
-        let units = units.ok_or_else(|| "the shape is too large".to_owned())?;
-        expect("masks", units, self.masks.len())?;
-        expect("tile offsets", self.tiles() + 1, self.offsets.len())?;
-        let past_the_end = match self.cols % BLOCK_COLS {
-            0 => 0,
-            used => u64::MAX << used,
-        };
-        let mut nonzeros = 0_u64;
-        for tile in 0..self.tiles() {
-            let found = self.offsets[tile];
-            if found != nonzeros {
-                return Err(format!(
-                    "expected tile {tile} to begin at value {nonzeros}, the number of bits before it, found {found}"
-                ));
-            }
-            let masks = self.tile_masks(tile);
-            let last_block = &masks[masks.len() - masks.len().min(self.tile_rows(tile))..];
-            if last_block.iter().any(|mask| mask & past_the_end != 0) {
-                return Err(format!("tile {tile} has bits behind the last column"));
-            }
-            nonzeros += masks
-                .iter()
-                .map(|mask| u64::from(mask.count_ones()))
-                .sum::<u64>();
-        }
-        let end = self.offsets[self.tiles()];
-        if end != nonzeros {
-            return Err(format!(
-                "expected {nonzeros} as the last tile offset, found {end}"
-            ));
-        }
-        // No more than 64 for each of the masks in memory, so that it fits.
-        let nonzeros = nonzeros as usize;
-        expect(
+        let nonzeros = check_masks(self.rows, self.cols, &self.masks, &self.offsets)?;
+        expect_entries(
             "values with the padding",
             nonzeros + PADDING,
             self.values.len(),
@@ -191,6 +150,23 @@ impl<V: Value> PackedMatrix<V> {
                 let (first_col, row) = (unit / rows * BLOCK_COLS, first_row + unit % rows);
                 for (col, &value) in bits(mask).zip(&mut values) {
                     dense[[row, first_col + col]] = value;
+                }
+            }
+        }
+        dense
+    }
+
+    /// The row as it was; it must be one of the matrix.
+    pub(crate) fn row(&self, row: usize) -> Vec<V> {
+        let mut dense = vec![V::zeroed(); self.cols];
+        let (tile, place) = (row / TILE_ROWS, row % TILE_ROWS);
+        let rows = self.tile_rows(tile);
+        let mut values = &self.values[self.offsets[tile] as usize..];
+        for (unit, &mask) in self.tile_masks(tile).iter().enumerate() {
+            let own = split_unit(&mut values, mask);
+            if unit % rows == place {
+                for (col, &value) in bits(mask).zip(own) {
+                    dense[unit / rows * BLOCK_COLS + col] = value;
                 }
             }
         }
@@ -237,32 +213,99 @@ impl<V: Value> PackedMatrix<V> {
         }
     }
 
-    pub(crate) fn blocks(&self) -> usize {
-        self.cols.div_ceil(BLOCK_COLS)
-    }
-
-    pub(crate) fn tiles(&self) -> usize {
-        self.rows.div_ceil(TILE_ROWS)
-    }
-
     fn tile_rows(&self, tile: usize) -> usize {
         TILE_ROWS.min(self.rows - tile * TILE_ROWS)
     }
 
     fn tile_masks(&self, tile: usize) -> &[u64] {
-        let start = tile * TILE_ROWS * self.blocks();
-        &self.masks[start..start + self.tile_rows(tile) * self.blocks()]
+        tile_masks(&self.masks, self.rows, self.blocks(), tile)
+    }
+}
+
+impl<V: Value> Packed for PackedMatrix<V> {
+    type Tile<'a> = Stored<'a, V, Bits<'a>>;
+
+    fn rows(&self) -> usize {
+        self.rows
     }
 
-    pub(crate) fn tile(&self, tile: usize) -> Tile<'_, V> {
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn tile(&self, tile: usize) -> Stored<'_, V, Bits<'_>> {
         let end = self.offsets[tile + 1] as usize + PADDING;
-        Tile {
+        Stored {
             rows: self.tile_rows(tile),
             blocks: self.blocks(),
-            masks: self.tile_masks(tile),
+            index: Bits(self.tile_masks(tile)),
             values: &self.values[self.offsets[tile] as usize..end],
         }
     }
+}
+
+/// The masks of a tile.
+pub(crate) fn tile_masks(masks: &[u64], rows: usize, blocks: usize, tile: usize) -> &[u64] {
+    let start = tile * TILE_ROWS * blocks;
+    let of_tile = TILE_ROWS.min(rows - tile * TILE_ROWS);
+    &masks[start..start + of_tile * blocks]
+}
+
+/// An array of a matrix must have this many entries.
+pub(crate) fn expect_entries(what: &str, expected: usize, found: usize) -> Result<(), String> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(format!("expected {expected} {what}, found {found}"))
+}
+
+/// Rows x blocks.
+pub(crate) fn unit_count(rows: usize, cols: usize) -> Result<usize, String> {
+    let units = rows.checked_mul(cols.div_ceil(BLOCK_COLS));
+    units.ok_or_else(|| "the shape is too large".to_owned())
+}
+
+/// Holds masks and offsets against each other and the shape, and gives the number of bits.
+pub(crate) fn check_masks(
+    rows: usize,
+    cols: usize,
+    masks: &[u64],
+    offsets: &[u64],
+) -> Result<usize, String> {
+    let (blocks, tiles) = (cols.div_ceil(BLOCK_COLS), rows.div_ceil(TILE_ROWS));
+    expect_entries("masks", unit_count(rows, cols)?, masks.len())?;
+    expect_entries("tile offsets", tiles + 1, offsets.len())?;
+    let past_the_end = match cols % BLOCK_COLS {
+        0 => 0,
+        used => u64::MAX << used,
+    };
+    let mut nonzeros = 0_u64;
+    for tile in 0..tiles {
+        let found = offsets[tile];
+        if found != nonzeros {
+            return Err(format!(
+                "expected tile {tile} to begin at value {nonzeros}, the number of bits before it, found {found}"
+            ));
+        }
+        let masks = tile_masks(masks, rows, blocks, tile);
+        let last_rows = TILE_ROWS.min(rows - tile * TILE_ROWS);
+        let last_block = &masks[masks.len() - masks.len().min(last_rows)..];
+        if last_block.iter().any(|mask| mask & past_the_end != 0) {
+            return Err(format!("tile {tile} has bits behind the last column"));
+        }
+        nonzeros += masks
+            .iter()
+            .map(|mask| u64::from(mask.count_ones()))
+            .sum::<u64>();
+    }
+    let end = offsets[tiles];
+    if end != nonzeros {
+        return Err(format!(
+            "expected {nonzeros} as the last tile offset, found {end}"
+        ));
+    }
+    // No more than 64 for each of the masks in memory, so that it fits.
+    Ok(nonzeros as usize)
 }
 
 /// Places of the bits that are set, from the lowest.
@@ -304,6 +347,11 @@ mod tests {
         assert_eq!(bytes(&packed.unpack()), bytes(dense));
         let stored = dense.iter().filter(|value| !value.is_absent()).count();
         assert_eq!(packed.nonzeros(), stored);
+        for (row, values) in dense.rows().into_iter().enumerate() {
+            let found = packed.row(row);
+            let bits = |value: &V| bytemuck::bytes_of(value).to_vec();
+            assert!(found.iter().map(bits).eq(values.iter().map(bits)));
+        }
         let parts = packed.parts();
         PackedMatrix::from_parts(
             dense.nrows(),

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use ndarray::Array2;
 use sparsegpt_runtime::half::{bf16, f16};
 use sparsegpt_runtime::{
-    Container, ContainerWriter, DenseMatrix, PackedMatrix, SparseLinear, Value,
+    Codes, Container, ContainerWriter, DenseMatrix, PackedMatrix, QuantizedDense, QuantizedLinear,
+    SparseLinear, Storage, Value, Width,
 };
 
 fn weight<V: Value>() -> Array2<V> {
@@ -84,6 +85,38 @@ fn layers_come_back_as_they_were() {
         read.forward(x.view()).unwrap(),
         dense.forward(x.view()).unwrap()
     );
+    for (name, dtype) in [("model.single", "f32"), ("dense", "bf16"), ("half", "f16")] {
+        let any = container.any_layer(name).unwrap();
+        assert_eq!(any.dtype(), dtype);
+        let bytes: Vec<u8> = match dtype {
+            "f32" => bytemuck::cast_slice(single.unpack().as_slice().unwrap()).to_vec(),
+            "bf16" => bytemuck::cast_slice(dense.unpack().as_slice().unwrap()).to_vec(),
+            _ => bytemuck::cast_slice(half.unpack().as_slice().unwrap()).to_vec(),
+        };
+        assert_eq!(any.unpack_bytes(false), bytes);
+        let width = bytes.len() / (37 * 130);
+        for (row, values) in bytes.chunks(130 * width).enumerate() {
+            let found = any.row(row).unwrap();
+            assert_eq!(found.len() * width, values.len());
+            // The same in a column of the transposed bytes.
+            let turned = any.unpack_bytes(true);
+            let column = turned
+                .chunks(37 * width)
+                .flat_map(|column| &column[row * width..(row + 1) * width]);
+            assert!(column.eq(values));
+        }
+        assert!(
+            any.row(37)
+                .unwrap_err()
+                .to_string()
+                .contains("row 37 of 37")
+        );
+    }
+    let refused = container.any_layer("other").unwrap_err().to_string();
+    assert!(
+        refused.contains("layer other: the file has no such layer"),
+        "{refused}"
+    );
     for (error, named) in [
         (
             container.layer::<f32>("half").unwrap_err(),
@@ -96,6 +129,95 @@ fn layers_come_back_as_they_were() {
     ] {
         assert!(error.to_string().contains(named), "{error}");
     }
+}
+
+/// Every other weight is zero.
+fn two_of_four() -> SparseLinear<f32> {
+    let weight = Array2::from_shape_fn((37, 128), |(row, col)| match (row + col) % 2 {
+        0 => (row as f32) - (col as f32) / 8.0 + 0.01,
+        _ => 0.0,
+    });
+    let layer = SparseLinear::new(weight.view(), None).unwrap();
+    assert!(
+        matches!(layer.storage(), Storage::Pattern { .. }),
+        "{}",
+        layer.storage()
+    );
+    layer
+}
+
+fn quantized(dense: bool) -> QuantizedLinear {
+    let codes = Array2::from_shape_fn((37, 130), |(row, col)| {
+        ((row * 31 + col * 17) % 16) as u8 / 8 * 7
+    });
+    let scales = Array2::from_shape_fn((37, 3), |(row, group)| (row + group) as f32 / 16.0);
+    let zeros = Array2::zeros((37, 3));
+    let codes = Codes {
+        width: Width::Four,
+        codes: codes.view(),
+        scales: scales.view(),
+        zeros: zeros.view(),
+        group: 64,
+    };
+    let bias = Some((0..37).map(|row| row as f32).collect());
+    match dense {
+        false => QuantizedLinear::new(&codes, bias).unwrap(),
+        true => QuantizedLinear::dense(QuantizedDense::from_codes(&codes).unwrap(), bias).unwrap(),
+    }
+}
+
+fn bytes_of_quantized() -> Vec<u8> {
+    let layer = quantized(false);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers");
+    let mut writer = ContainerWriter::new();
+    writer.add_quantized("a", &layer).unwrap();
+    writer.write(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn patterns_and_codes_come_back_as_they_were() {
+    let (pattern, codes) = (two_of_four(), quantized(false));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers");
+    let mut writer = ContainerWriter::new();
+    writer.add("pattern", &pattern).unwrap();
+    writer.add_quantized("codes", &codes).unwrap();
+    assert!(writer.add_quantized("codes", &codes).is_err());
+    let dense = quantized(true);
+    let refused = writer
+        .add_quantized("dense", &dense)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("stored sparse, found dense"), "{refused}");
+    writer.write(&path).unwrap();
+
+    let container = Container::open(&path).unwrap();
+    assert_eq!(container.names(), ["codes", "pattern"]);
+    let read = container.layer::<f32>("pattern").unwrap();
+    assert_eq!(
+        (read.storage(), read.unpack()),
+        (pattern.storage(), pattern.unpack())
+    );
+    let any = container.any_layer("codes").unwrap();
+    assert_eq!((any.dtype(), any.storage()), ("f32", codes.storage()));
+    let x = Array2::from_shape_fn((9, 130), |(token, col)| (token + col) as f32 / 64.0);
+    assert_eq!(
+        any.forward(x.view()).unwrap(),
+        codes.forward(x.view()).unwrap()
+    );
+    let read = container.quantized_layer("codes").unwrap();
+    assert_eq!((read.unpack(), read.bias()), (codes.unpack(), codes.bias()));
+    for row in [0, 17, 36] {
+        assert_eq!(any.row(row).unwrap(), codes.unpack().row(row).to_vec());
+        assert_eq!(dense.unpack().row(row), codes.unpack().row(row));
+    }
+    let error = container
+        .quantized_layer("pattern")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("its grid are missing"), "{error}");
 }
 
 #[test]
@@ -144,22 +266,30 @@ fn truncated_files_are_refused() {
 
 #[test]
 fn no_flipped_bit_gets_past_the_checks_into_a_kernel() {
-    let bytes = bytes_of(&sparse::<f32>());
-    let header = 8 + usize::try_from(u64::from_le_bytes(*bytes.first_chunk().unwrap())).unwrap();
-    for byte in 0..bytes.len() {
-        let mut damaged = bytes.clone();
-        damaged[byte] ^= 1 << (byte % 8);
-        let (_folder, path) = file(&damaged);
-        let read = Container::open(&path).and_then(|container| container.layer::<f32>("a"));
-        // Values may be anything, a name or a bias may change, and the last block has room for more columns; what is
-        // accepted must multiply.
-        if let Ok(layer) = &read {
-            let x = Array2::from_elem((5, layer.cols()), 1.0);
-            assert_eq!(layer.forward(x.view()).unwrap().dim(), (5, 37));
+    for (bytes, masks) in [
+        (bytes_of(&sparse::<f32>()), (37 * 3 + 4) * 8),
+        (bytes_of(&two_of_four()), 0),
+        (bytes_of_quantized(), 0),
+    ] {
+        let header =
+            8 + usize::try_from(u64::from_le_bytes(*bytes.first_chunk().unwrap())).unwrap();
+        for byte in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 1 << (byte % 8);
+            let (_folder, path) = file(&damaged);
+            let read = Container::open(&path).and_then(|container| container.any_layer("a"));
+            // Values may be anything, a name or a bias may change, and the last block has room for more columns; what
+            // is accepted must multiply.
+            if let Ok(layer) = &read {
+                for tokens in [1, 5] {
+                    let x = Array2::from_elem((tokens, layer.cols()), 1.0);
+                    assert_eq!(layer.forward(x.view()).unwrap().dim(), (tokens, 37));
+                }
+            }
+            // The wider types come first: masks, offsets.
+            let structure = header..header + masks;
+            assert!(!structure.contains(&byte) || read.is_err(), "byte {byte}");
         }
-        // The wider types come first: masks, offsets.
-        let structure = header..header + (37 * 3 + 4) * 8;
-        assert!(!structure.contains(&byte) || read.is_err(), "byte {byte}");
     }
 }
 

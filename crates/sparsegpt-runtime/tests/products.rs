@@ -5,7 +5,10 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, s};
 use proptest::prelude::*;
 use sparsegpt_runtime::half::{bf16, f16};
-use sparsegpt_runtime::{DenseMatrix, Level, PackedMatrix, SparseLinear, Value, host};
+use sparsegpt_runtime::{
+    Codes, DenseMatrix, Level, PackedMatrix, PatternMatrix, QuantizedDense, QuantizedLinear,
+    QuantizedMatrix, SparseLinear, Value, Width, host,
+};
 
 /// The next of a sequence of numbers, of magnitudes up to 1.
 fn draw(state: &mut u64) -> f32 {
@@ -14,6 +17,9 @@ fn draw(state: &mut u64) -> f32 {
         .wrapping_add(1_442_695_040_888_963_407);
     (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
 }
+
+/// Zeros and columns of a group.
+const PATTERNS: [(usize, usize); 4] = [(2, 4), (4, 8), (1, 4), (2, 8)];
 
 struct Case<V> {
     weight: Array2<V>,
@@ -44,14 +50,34 @@ impl<V: Value> Case<V> {
         Self { weight, x, bias }
     }
 
-    fn layers(&self, bias: bool) -> [SparseLinear<V>; 2] {
+    /// The same weights with zeros put in until every `group` columns have `zeros`.
+    fn with_pattern(mut self, zeros: usize, group: usize) -> Self {
+        for (row, mut weights) in self.weight.rows_mut().into_iter().enumerate() {
+            for (number, mut columns) in weights.exact_chunks_mut(group).into_iter().enumerate() {
+                for place in 0..zeros {
+                    columns[(place * 3 + row + number) % group] = V::from_f32(0.0);
+                }
+            }
+        }
+        self
+    }
+
+    fn layers(&self, bias: bool) -> Vec<SparseLinear<V>> {
         let bias = bias.then(|| self.bias.to_vec());
         let packed = PackedMatrix::from_dense(self.weight.view());
         let dense = DenseMatrix::from_dense(self.weight.view());
-        [
+        let mut layers = vec![
             SparseLinear::sparse(packed, bias.clone()).unwrap(),
-            SparseLinear::dense(dense, bias).unwrap(),
-        ]
+            SparseLinear::dense(dense, bias.clone()).unwrap(),
+        ];
+        for (zeros, group) in PATTERNS {
+            if let Some(weight) =
+                PatternMatrix::from_dense(self.weight.view(), zeros, group).unwrap()
+            {
+                layers.push(SparseLinear::pattern(weight, bias.clone()).unwrap());
+            }
+        }
+        layers
     }
 
     /// 16 units in the last place of Σ|wx| + |b|.
@@ -116,6 +142,147 @@ proptest! {
         seed in any::<u64>(),
     ) {
         holds_for_all_types((rows, cols), tokens, density, seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn patterns_are_products_too(
+        rows in 1_usize..60,
+        eights in 0_usize..30,
+        tokens in 0_usize..30,
+        density in 0.6_f32..=1.0,
+        seed in any::<u64>(),
+    ) {
+        fn holds<V: Value>(shape: (usize, usize), tokens: usize, density: f32, seed: u64) {
+            for (zeros, group) in PATTERNS {
+                let case = Case::<V>::new(shape, tokens, density, seed).with_pattern(zeros, group);
+                assert!(case.layers(false).len() > 2, "no layer by {zeros}:{group}");
+                case.holds();
+            }
+        }
+        let shape = (rows, eights * 8);
+        holds::<f32>(shape, tokens, density, seed);
+        holds::<bf16>(shape, tokens, density, seed);
+        holds::<f16>(shape, tokens, density, seed);
+    }
+
+    #[test]
+    fn codes_are_products_too(
+        (rows, cols) in (0_usize..60, 0_usize..300),
+        tokens in 0_usize..30,
+        percent in 0_u64..=100,
+        wide in any::<bool>(),
+        symmetric in any::<bool>(),
+        group in prop_oneof![Just(64_usize), Just(128), Just(1000)],
+        seed in any::<u64>(),
+    ) {
+        let width = if wide { Width::Eight } else { Width::Four };
+        let most = (1_u64 << width.bits()) - 1;
+        let mut state = seed;
+        let mut below = |end: u64| ((f64::from(draw(&mut state)) + 1.0) / 2.0 * end as f64) as u64 % end;
+        let grid = (rows, cols.div_ceil(group));
+        let zeros = Array2::from_shape_simple_fn(grid, || {
+            if symmetric { most.div_ceil(2) as u8 } else { below(most + 1) as u8 }
+        });
+        let codes = Array2::from_shape_fn((rows, cols), |(row, col)| {
+            if below(100) < percent { below(most + 1) as u8 } else { zeros[[row, col / group]] }
+        });
+        let scales = Array2::from_shape_simple_fn(grid, || 0.01 + below(1000) as f32 / 999.0);
+        let codes = Codes { width, codes: codes.view(), scales: scales.view(), zeros: zeros.view(), group };
+        let plain = Case::<f32>::new((rows, cols), tokens, 1.0, seed);
+        let case = Case { weight: codes.to_f32(), ..plain };
+        for level in Level::available() {
+            for with_bias in [false, true] {
+                let bias = with_bias.then(|| case.bias.to_vec());
+                let packed = QuantizedMatrix::from_codes(&codes).unwrap();
+                prop_assert_eq!(packed.unpack(), case.weight.clone());
+                prop_assert_eq!(
+                    packed.nonzeros(),
+                    case.weight.iter().filter(|value| **value != 0.0).count()
+                );
+                let dense = QuantizedDense::from_codes(&codes).unwrap();
+                prop_assert_eq!(dense.unpack(), case.weight.clone());
+                for layer in [
+                    QuantizedLinear::sparse(packed, bias.clone()).unwrap(),
+                    QuantizedLinear::dense(dense, bias).unwrap(),
+                ] {
+                    let layer = layer.at_level(level).unwrap();
+                    let what = format!("{width:?} {rows} x {cols} on {level}, {}", layer.storage());
+                    let y = layer.forward(case.x.view()).unwrap();
+                    case.check(y.view(), with_bias.then(|| case.bias.view()), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_that_do_not_fit_are_errors() {
+    let codes = Array2::from_elem((2, 100), 3_u8);
+    let (scales, zeros) = (
+        Array2::from_elem((2, 2), 1.0),
+        Array2::from_elem((2, 2), 3_u8),
+    );
+    let sound = Codes {
+        width: Width::Four,
+        codes: codes.view(),
+        scales: scales.view(),
+        zeros: zeros.view(),
+        group: 64,
+    };
+    let large = Array2::from_elem((2, 100), 16_u8);
+    let narrow = Array2::from_elem((2, 1), 3_u8);
+    for (changed, named) in [
+        (Codes { group: 32, ..sound }, "groups of a multiple of 64"),
+        (Codes { group: 0, ..sound }, "groups of a multiple of 64"),
+        (
+            Codes {
+                group: 128,
+                ..sound
+            },
+            "scales of 2 x 1",
+        ),
+        (
+            Codes {
+                codes: large.view(),
+                ..sound
+            },
+            "up to 15, found 16",
+        ),
+        (
+            Codes {
+                zeros: narrow.view(),
+                ..sound
+            },
+            "zeros of 2 x 2",
+        ),
+    ] {
+        let error = QuantizedLinear::new(&changed, None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(named), "{error}: expected {named:?}");
+        assert!(QuantizedDense::from_codes(&changed).is_err());
+    }
+    let layer = QuantizedLinear::new(&sound, None).unwrap();
+    assert!(layer.storage().is_sparse());
+    let bias = QuantizedLinear::new(&sound, Some(vec![0.0])).unwrap_err();
+    assert_eq!(bias.to_string(), "bias: expected 2 values, found 1");
+}
+
+/// The levels that this processor lacks cannot be shown to work here; the test says so.
+#[test]
+fn levels_that_were_not_run_are_told() {
+    for level in [Level::Avx2, Level::Avx512] {
+        let weight = Array2::<f32>::zeros((1, 8));
+        let layer = SparseLinear::new(weight.view(), None).unwrap();
+        let there = Level::available().any(|other| other == level);
+        if !there {
+            eprintln!("skipped: this processor has no {level}; its kernels were not run");
+        }
+        assert_eq!(layer.at_level(level).is_ok(), there);
     }
 }
 
@@ -229,6 +396,17 @@ fn the_storage_follows_the_density() {
         "{}",
         layer.storage()
     );
+    let halves = Array2::from_shape_fn((40, 64), |(row, col)| ((row + col) % 2) as f32);
+    let layer = SparseLinear::new(halves.view(), None).unwrap();
+    assert!(
+        layer.storage().to_string().starts_with("2:4: 50.0%"),
+        "{}",
+        layer.storage()
+    );
+    assert_eq!(layer.unpack(), halves);
+    // The codes are shorter than masks, and there are no offsets.
+    let by_bits = SparseLinear::sparse(PackedMatrix::from_dense(halves.view()), None).unwrap();
+    assert!(layer.bytes() < by_bits.bytes());
     let half = Case::<f32>::new((20, 20), 1, 0.5, 2).weight;
     let layer = SparseLinear::new(half.view(), None).unwrap();
     assert!(

@@ -10,5 +10,6 @@ pub(crate) mod inspect;
 pub(crate) mod layer;
 pub(crate) mod logits;
 pub(crate) mod methods;
+pub(crate) mod pack;
 pub(crate) mod prune;
 pub(crate) mod repair;

@@ -1,5 +1,6 @@
 //! A HuggingFace folder as a source of tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -130,8 +131,9 @@ impl CheckpointSource for SafetensorsFolder {
         self.index_metadata.as_ref()
     }
 
-    fn stored_bytes(&self, name: &str) -> Option<&[u8]> {
-        self.shard(name)?.bytes(name)
+    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        let bytes = self.shard(name).and_then(|shard| shard.bytes(name));
+        Ok(bytes.map(Cow::Borrowed))
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {
@@ -147,7 +149,7 @@ impl CheckpointSource for SafetensorsFolder {
 const MAX_DEPTH: usize = 16;
 
 /// Copies all files but weights, and folders with what is in them.
-fn copy_companions(from: &Path, to: &Path, depth: usize) -> Result<()> {
+pub(super) fn copy_companions(from: &Path, to: &Path, depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::format(
             from,

@@ -10,6 +10,8 @@ pub(crate) mod fixtures;
 mod folder;
 mod lora;
 mod overlay;
+mod packed;
+mod packing;
 mod set;
 mod shard;
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod tests;
 mod verify;
 mod writer;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,10 +31,12 @@ use crate::gguf::GgufModel;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
+use packed::PackedFolder;
 
 pub use dtype::parse_dtype;
 pub use lora::{LoraLayer, WrittenLora, check_lora_output, write_lora};
 pub use overlay::Overlay;
+pub use packing::{PackedCheckpoint, PackedLayer, Packing};
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;
 pub use verify::{CastZeros, ExpectedLayer};
@@ -44,6 +49,11 @@ pub(crate) use writer::write_json;
 pub(crate) const CONFIG_FILE: &str = "config.json";
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
+/// What makes a folder a packed one. The ending is one of weight files, so that no copy takes it along.
+const PACKED_INDEX_FILE: &str = "packed.safetensors.index.json";
+/// The linear layers of a packed folder, and its other tensors.
+const PACKED_FILE: &str = "packed.safetensors";
+const DENSE_FILE: &str = "dense.safetensors";
 
 /// A JSON file of a model folder larger than this is refused (the largest known tokenizers are
 /// below 40 MB).
@@ -89,7 +99,15 @@ pub(crate) trait CheckpointSource: TensorSource {
 
     /// A tensor's bytes where they can be copied as they are: little-endian, of the type that
     /// `info` tells.
-    fn stored_bytes(&self, name: &str) -> Option<&[u8]>;
+    ///
+    /// # Errors
+    /// If they have to be unpacked, and are damaged.
+    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>>;
+
+    /// Whether linear layers are packed for the sparse runtime.
+    fn is_packed(&self) -> bool {
+        false
+    }
 
     fn tokenizer(&self) -> Result<Tokenizer>;
 
@@ -98,7 +116,7 @@ pub(crate) trait CheckpointSource: TensorSource {
 }
 
 /// An opened model: a HuggingFace folder (config.json with model.safetensors, or with shards and
-/// model.safetensors.index.json), or a GGUF file.
+/// model.safetensors.index.json), a [packed](Checkpoint::pack) folder, or a GGUF file.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -148,7 +166,10 @@ impl Checkpoint {
         if !config.is_object() {
             return Err(Error::format(config_path, "expected a JSON object"));
         }
-        let source = Arc::new(SafetensorsFolder::open(path)?);
+        let source: Arc<dyn CheckpointSource> = match path.join(PACKED_INDEX_FILE).is_file() {
+            true => Arc::new(PackedFolder::open(path)?),
+            false => Arc::new(SafetensorsFolder::open(path)?),
+        };
         Ok(Self {
             path: path.to_path_buf(),
             config,
@@ -199,6 +220,24 @@ impl Checkpoint {
     /// in it or is it, if the dtype is none of f32, f16, bf16, or if the disk is full.
     pub fn create_output(&self, out: &Path, options: &OutputOptions) -> Result<CheckpointWriter> {
         CheckpointWriter::create(self, out, options)
+    }
+
+    /// Whether the linear layers are packed for the sparse runtime, as [`pack`](Self::pack) makes them.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.source.is_packed()
+    }
+
+    /// Starts a packed copy, to be named `out` once it is finished: every matrix that the model multiplies by is stored
+    /// as the sparse runtime uses it, whichever of sparse and dense is faster, and all other tensors as they are.
+    /// A packed model is opened as any other, and runs on the runtime. A [copy](Self::create_output) of it
+    /// without changes is the checkpoint that was packed, bit for bit.
+    ///
+    /// # Errors
+    /// If this is no model that the decoder runs, or is packed already, or `out` is refused as in
+    /// [`create_output`](Self::create_output).
+    pub fn pack(&self, out: &Path, force: bool) -> Result<Packing<'_>> {
+        Packing::begin(self, out, force)
     }
 
     /// Starts a folder of several copies of this checkpoint, to be named `out` once they are all finished.

@@ -295,8 +295,8 @@ fn round_trip_in_each_float_type_keeps_zeros_and_the_rest() {
         }
         for name in [DOWN, "ids", "bias"] {
             assert_eq!(
-                written.source.stored_bytes(name),
-                source.source.stored_bytes(name)
+                written.source.stored_bytes(name).unwrap(),
+                source.source.stored_bytes(name).unwrap()
             );
         }
         assert_eq!(entries(root.path()), ["model", "out"]);

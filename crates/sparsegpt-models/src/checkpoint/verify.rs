@@ -76,7 +76,7 @@ pub(super) fn verify(
         match slot.written {
             Written::Missing => return Err(Error::tensor(name, "was never written")),
             Written::Copied => {
-                if written.source.stored_bytes(name) != source.stored_bytes(name) {
+                if written.source.stored_bytes(name)? != source.stored_bytes(name)? {
                     return Err(Error::tensor(name, "the copy differs from the source"));
                 }
                 if layer.is_some() {

@@ -293,8 +293,12 @@ impl CheckpointWriter {
         missing.sort_unstable_by_key(|(shard, position, ..)| (*shard, *position));
         for (_, _, name, dtype) in missing {
             let unchanged = source.info(&name).is_some_and(|info| info.dtype == dtype);
-            match source.stored_bytes(&name).filter(|_| unchanged) {
-                Some(bytes) => self.write(&name, bytes, Written::Copied)?,
+            let bytes = match unchanged {
+                true => source.stored_bytes(&name)?,
+                false => None,
+            };
+            match bytes {
+                Some(bytes) => self.write(&name, &bytes, Written::Copied)?,
                 None => {
                     self.write_values(&name, &source.read_f32(&name)?)?;
                 }
@@ -364,7 +368,7 @@ impl WeightSink for CheckpointWriter {
     }
 }
 
-fn preallocate(path: &Path, plan: &PlannedShard) -> Result<File> {
+pub(super) fn preallocate(path: &Path, plan: &PlannedShard) -> Result<File> {
     let mut file = File::create_new(path).map_err(|source| Error::io("create", path, source))?;
     file.set_len(plan.file_len)
         .and_then(|()| file.write_all(&plan.prefix))

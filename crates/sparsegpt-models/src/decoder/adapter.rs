@@ -234,10 +234,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {
         self.spec(block, layer)?;
-        let weight = &self.current(block)?.block.linears[layer].weight;
-        let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
-        Array2::from_shape_vec(weight.dims2()?, values)
-            .map_err(|error| Error::tensor("(weight)", error.to_string()))
+        self.current(block)?.block.linears[layer].weight.values()
     }
 
     fn replace_weight(&mut self, block: usize, layer: usize, weight: Array2<f32>) -> Result<()> {

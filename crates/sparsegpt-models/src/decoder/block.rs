@@ -13,6 +13,7 @@ use super::rope::AllTables;
 use super::scratch::{Scrap, Scratch};
 use super::self_attention::{BlockCache, SelfAttention};
 use super::tensors::{tensor, with_rows};
+use super::weight::Weight;
 use super::weights::{
     ATTENTION_INPUT, ATTENTION_OUTPUT, MLP_INPUT, MLP_OUTPUT, Weights, linear_specs,
 };
@@ -29,7 +30,7 @@ pub(super) struct Position<'a> {
     pub(super) scratch: &'a Scratch,
 }
 
-/// One decoder block, weights in f32.
+/// One decoder block.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// In the order of [`linear_specs`].
@@ -186,7 +187,7 @@ impl Block {
 
     /// Puts another weight in place of a linear layer's.
     pub(super) fn replace(&mut self, layer: usize, weight: Tensor) {
-        self.linears[layer].weight = weight;
+        self.linears[layer].weight = Weight::Tensor(weight);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What stands before the blocks and behind them: from tokens to hidden states, and from those to logits.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use faer::Accum;
 use ndarray::{Array2, s};
 
@@ -9,13 +9,14 @@ use super::norm::Norm;
 use super::product::products;
 use super::scratch::Scratch;
 use super::tensors::{tensor, with_rows};
-use super::weights::Weights;
+use super::weight::{Weight, weigh};
+use super::weights::{Multiplied, Weights};
 use crate::{Error, Result};
 
 /// From tokens to the first block's input.
 #[derive(Clone, Debug)]
 pub(super) struct Embedding {
-    table: Tensor,
+    table: Weight,
     /// Learned positions, and the row of position 0.
     positions: Option<(Tensor, usize)>,
     norm: Option<Norm>,
@@ -37,7 +38,10 @@ impl Embedding {
             _ => 0,
         };
         Ok(Self {
-            table: read(spec.names.embedding, &[config.vocab_size, width])?,
+            table: {
+                let name = weights.name(&format!("{}.weight", spec.names.embedding));
+                weights.weight(&name, Multiplied::rows_first(config.vocab_size, width))?
+            },
             positions: match config.position_table() {
                 Some((part, rows)) => Some((read(part, &[rows, hidden])?, offset)),
                 None => None,
@@ -57,6 +61,10 @@ impl Embedding {
         })
     }
 
+    pub(super) fn table_bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
     /// The first block's input, batch x time x width, after checking the tokens.
     pub(super) fn embed(
         &self,
@@ -67,16 +75,13 @@ impl Embedding {
         let time = checked_length(config, sequences, past)?;
         let tokens = sequences.concat();
         let count = tokens.len();
-        let tokens = Tensor::from_vec(tokens, (count,), &Device::Cpu)?;
-        let rows = self.table.index_select(&tokens, 0)?;
-        let mut hidden = with_rows(&rows, |rows| match &self.projection {
-            None => Ok(rows.to_owned()),
-            Some(projection) => {
-                let mut projected = Array2::zeros((count, config.hidden_size));
-                products(rows, vec![(&mut projected, Accum::Replace, projection)])?;
-                Ok(projected)
-            }
-        })?;
+        let mut hidden = self.table.rows(&tokens)?;
+        if let Some(projection) = &self.projection {
+            let mut projected = Array2::zeros((count, config.hidden_size));
+            let product = (&mut projected, Accum::Replace, projection);
+            products(hidden.view(), vec![product])?;
+            hidden = projected;
+        }
         if self.scale != 1.0 {
             hidden *= self.scale;
         }
@@ -135,7 +140,7 @@ pub(super) struct Head {
     norm: Option<Norm>,
     /// From the blocks' width to the head's.
     projection: Option<Tensor>,
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     softcap: Option<f32>,
 }
@@ -160,7 +165,10 @@ impl Head {
             },
             weight: match config.tied {
                 true => embedding.table.clone(),
-                false => weights.read(&format!("{head}.weight"), &[config.vocab_size, width])?,
+                false => {
+                    let name = format!("{head}.weight");
+                    weights.weight(&name, Multiplied::rows_first(config.vocab_size, width))?
+                }
             },
             bias: match spec.head_bias {
                 true => Some(weights.read(&format!("{head}.bias"), &[config.vocab_size])?),
@@ -168,6 +176,10 @@ impl Head {
             },
             softcap: config.logit_softcap.map(|cap| cap as f32),
         })
+    }
+
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.weight.bytes()
     }
 
     /// What the head reads, batch x time x embedding width, from the last block's output.
@@ -189,7 +201,7 @@ impl Head {
 
     /// Logits (tokens x vocabulary) from what [`prepare`](Self::prepare) makes, flattened.
     pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let mut logits = Array2::zeros((hidden.dims2()?.0, self.weight.dims2()?.0));
+        let mut logits = Array2::zeros((hidden.dims2()?.0, self.weight.shape()?.0));
         let mut accum = Accum::Replace;
         if let Some(bias) = &self.bias {
             with_rows(bias, |bias| {
@@ -199,7 +211,7 @@ impl Head {
             accum = Accum::Add;
         }
         with_rows(hidden, |x| {
-            products(x, vec![(&mut logits, accum, &self.weight)])
+            weigh(x, vec![(&mut logits, accum, &self.weight)])
         })?;
         if let Some(cap) = self.softcap {
             logits.mapv_inplace(|logit| cap * (logit / cap).tanh());

@@ -24,7 +24,7 @@ pub(super) fn inner<'s>(
         }
         [first, down] => {
             let [mut inner] = outputs(scratch, x, [first])?;
-            let width = down.weight.dims2()?.1;
+            let width = down.weight.shape()?.1;
             if inner.ncols() == 2 * width {
                 let [mut gated, up] = std::array::from_fn(|part| {
                     let mut half = scratch.matrix(inner.nrows(), width);

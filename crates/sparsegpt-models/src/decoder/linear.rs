@@ -4,27 +4,23 @@ use candle_core::Tensor;
 use faer::Accum;
 use ndarray::Array2;
 
-use super::product::products;
 use super::scratch::{Scrap, Scratch};
 use super::tensors::with_rows;
+use super::weight::{Weight, weigh};
 use super::weights::{LinearSpec, Weights};
 use crate::Result;
 
 /// A linear layer: weight rows x cols, and a bias where the model has one.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    pub(super) weight: Tensor,
+    pub(super) weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// `name` is the whole name in the checkpoint, without `.weight`.
     pub(super) fn load(weights: &Weights, name: &str, spec: &LinearSpec) -> Result<Self> {
-        let stored = weights.read(&format!("{name}.weight"), &spec.stored_shape())?;
-        let weight = match spec.transposed {
-            true => stored.t()?.contiguous()?,
-            false => stored,
-        };
+        let weight = weights.weight(&format!("{name}.weight"), spec.multiplied())?;
         let bias = spec
             .bias
             .then(|| weights.read(&format!("{name}.bias"), &[spec.rows]))
@@ -34,11 +30,11 @@ impl Linear {
 
     /// The weight as the checkpoint holds it.
     pub(super) fn stored(&self, spec: &LinearSpec) -> Result<Vec<f32>> {
-        let stored = match spec.transposed {
-            true => self.weight.t()?,
-            false => self.weight.clone(),
-        };
-        Ok(stored.flatten_all()?.to_vec1()?)
+        let weight = self.weight.values()?;
+        Ok(match spec.transposed {
+            true => weight.t().iter().copied().collect(),
+            false => weight.iter().copied().collect(),
+        })
     }
 
     /// Adds the bias to each row.
@@ -55,7 +51,7 @@ impl Linear {
     /// Adds what the layer makes of `x` (tokens x cols) to `sum` (tokens x rows).
     pub(super) fn add_output(&self, sum: &mut Array2<f32>, x: &Array2<f32>) -> Result<()> {
         self.add_bias(sum)?;
-        products(x.view(), vec![(sum, Accum::Add, &self.weight)])
+        weigh(x.view(), vec![(sum, Accum::Add, &self.weight)])
     }
 }
 
@@ -68,7 +64,7 @@ pub(super) fn outputs<'s, const N: usize>(
     let mut outputs = std::array::from_fn(|_| scratch.matrix(0, 0));
     let mut pairs = Vec::with_capacity(N);
     for (output, linear) in outputs.iter_mut().zip(linears) {
-        *output = scratch.matrix(x.nrows(), linear.weight.dims2()?.0);
+        *output = scratch.matrix(x.nrows(), linear.weight.shape()?.0);
         let mut accum = Accum::Replace;
         if linear.bias.is_some() {
             output.fill(0.0);
@@ -77,6 +73,6 @@ pub(super) fn outputs<'s, const N: usize>(
         }
         pairs.push((&mut **output, accum, &linear.weight));
     }
-    products(x.view(), pairs)?;
+    weigh(x.view(), pairs)?;
     Ok(outputs)
 }

@@ -14,7 +14,8 @@ use super::self_attention::BlockCache;
 use super::weights::Weights;
 use crate::{Error, Result, TensorSource};
 
-/// A decoder of any of the families, with all its weights in memory, in f32.
+/// A decoder of any of the families, with all its weights in memory: in f32, or those layers that the source has
+/// [ready](TensorSource::layer) as they are.
 #[derive(Clone, Debug)]
 pub struct Llama {
     config: LlamaConfig,
@@ -28,6 +29,16 @@ pub struct Llama {
 pub struct KvCache {
     blocks: Vec<BlockCache>,
     tokens: usize,
+}
+
+/// Bytes of a model's matrices in memory or in its mapped file; norms and biases are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MatrixBytes {
+    /// Of the linear layers of all blocks.
+    pub linear: usize,
+    /// With the table of embeddings and the head.
+    pub all: usize,
 }
 
 impl KvCache {
@@ -62,6 +73,21 @@ impl Llama {
     #[must_use]
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// Bytes of what the model multiplies by.
+    #[must_use]
+    pub fn matrix_bytes(&self) -> MatrixBytes {
+        let linears = self.blocks.iter().flat_map(|block| &block.linears);
+        let linear = linears.map(|linear| linear.weight.bytes()).sum();
+        let head = match self.config.tied {
+            true => 0,
+            false => self.head.weight_bytes(),
+        };
+        MatrixBytes {
+            linear,
+            all: linear + self.embedding.table_bytes() + head,
+        }
     }
 
     /// An empty cache.

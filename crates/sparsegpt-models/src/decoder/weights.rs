@@ -10,6 +10,7 @@ use super::LlamaConfig;
 use super::config::{Experts, Positions, Residual};
 use super::family::{FeedForward, Names, NormKind, Qkv};
 use super::norm::Norm;
+use super::weight::Weight;
 use crate::{Error, Result, TensorSource};
 
 /// One linear layer of a block: its name within the block, shape, input and bias.
@@ -25,12 +26,70 @@ pub(super) struct LinearSpec {
     pub(super) transposed: bool,
 }
 
-impl LinearSpec {
-    pub(super) fn stored_shape(&self) -> [usize; 2] {
+/// A matrix that activations are multiplied by, and which way round the checkpoint holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Multiplied {
+    /// Output features.
+    pub(crate) rows: usize,
+    /// Input features.
+    pub(crate) cols: usize,
+    /// Whether the checkpoint holds cols x rows.
+    pub(crate) transposed: bool,
+}
+
+impl Multiplied {
+    pub(super) fn rows_first(rows: usize, cols: usize) -> Self {
+        Self {
+            rows,
+            cols,
+            transposed: false,
+        }
+    }
+
+    fn stored_shape(self) -> [usize; 2] {
         match self.transposed {
             true => [self.cols, self.rows],
             false => [self.rows, self.cols],
         }
+    }
+}
+
+/// By their names in the checkpoint, the matrices that a model multiplies by: the linear layers of its blocks and its
+/// head, which may be the table of embeddings.
+pub(crate) fn multiplied(
+    config: LlamaConfig,
+    source: Arc<dyn TensorSource>,
+) -> Result<Vec<(String, Multiplied)>> {
+    let weights = Weights::open(config, source)?;
+    let config = &weights.config;
+    let names = weights.names();
+    let mut all = Vec::new();
+    for block in 0..config.blocks {
+        for spec in linear_specs(config, block) {
+            let name = weights.block_name(block, &spec.part);
+            all.push((format!("{name}.weight"), spec.multiplied()));
+        }
+    }
+    let head = match config.tied {
+        true => weights.name(names.embedding),
+        false => names.head.to_owned(),
+    };
+    let shape = Multiplied::rows_first(config.vocab_size, config.embedding_size);
+    all.push((format!("{head}.weight"), shape));
+    Ok(all)
+}
+
+impl LinearSpec {
+    pub(super) fn multiplied(&self) -> Multiplied {
+        Multiplied {
+            rows: self.rows,
+            cols: self.cols,
+            transposed: self.transposed,
+        }
+    }
+
+    pub(super) fn stored_shape(&self) -> [usize; 2] {
+        self.multiplied().stored_shape()
     }
 }
 
@@ -236,6 +295,29 @@ impl Weights {
             shape,
             &Device::Cpu,
         )?)
+    }
+
+    /// A matrix to multiply by: as the source has it ready, or else read.
+    pub(super) fn weight(&self, name: &str, shape: Multiplied) -> Result<Weight> {
+        check(&*self.source, name, &shape.stored_shape())?;
+        if let Some(layer) = self.source.layer(name)? {
+            let found = (layer.rows(), layer.cols());
+            return match found == (shape.rows, shape.cols) {
+                true => Ok(Weight::Packed(layer)),
+                false => Err(Error::tensor(
+                    name,
+                    format!(
+                        "is packed as {found:?}, expected {:?}",
+                        (shape.rows, shape.cols)
+                    ),
+                )),
+            };
+        }
+        let stored = self.read(name, &shape.stored_shape())?;
+        Ok(Weight::Tensor(match shape.transposed {
+            true => stored.t()?.contiguous()?,
+            false => stored,
+        }))
     }
 
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

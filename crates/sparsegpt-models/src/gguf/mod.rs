@@ -11,6 +11,7 @@ mod names;
 mod tests;
 mod tokenizer;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Cursor;
@@ -161,8 +162,8 @@ impl CheckpointSource for GgufModel {
         }]
     }
 
-    fn stored_bytes(&self, _name: &str) -> Option<&[u8]> {
-        None
+    fn stored_bytes(&self, _name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        Ok(None)
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {

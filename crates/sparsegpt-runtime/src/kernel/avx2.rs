@@ -4,17 +4,21 @@
 //! long as their documentation says. The drivers in `vector` and `tokens` see to both.
 
 use std::arch::x86_64::{
-    __m256, _mm_loadu_si128, _mm_shuffle_epi8, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_ps,
-    _mm256_broadcast_ss, _mm256_broadcastsi128_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps,
+    __m128i, __m256, __m256i, __m512, _mm_and_si128, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_set_epi64x, _mm_set1_epi8, _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpacklo_epi64,
+    _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss, _mm256_broadcastsi128_si256,
+    _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepi16_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32, _pdep_u64,
 };
 
 use half::{bf16, f16};
 
-use super::tables::{PLACES, SPREAD, WIDEN};
-use super::{Tile, lines_a_unit, prefetch};
+use super::tables::{BYTES, QUARTERS, SPREAD, WIDEN};
+use super::{Index, QuantizedTile, Stored, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
@@ -53,21 +57,31 @@ pub trait Lanes: Copy {
     /// AVX2, F16C; 16 readable values.
     #[doc(hidden)]
     unsafe fn column(values: *const Self) -> (__m256, __m256);
+
+    /// Sixteen consecutive values.
+    ///
+    /// # Safety
+    /// AVX-512 F; 16 readable values.
+    #[doc(hidden)]
+    unsafe fn widen_sixteen(values: *const Self) -> __m512;
 }
 
 impl Lanes for f32 {
     const INTERLEAVED: bool = false;
 
-    /// Puts the values at their columns and zeros between them. (Moving the activations to the values instead, with a
-    /// masked load of the values, takes as many instructions, but masked loads do not train the prefetcher.)
+    /// One byte shuffle puts the values at their columns and zeros between them, after the values of the first four columns
+    /// and those of the others have been loaded into a half of the vector each: loads of 16 bytes seldom lie across two
+    /// lines. (A permutation of one load of 32 and a blend took a fifth longer. Moving the activations to the values, with
+    /// a masked load of these, takes as many instructions, but masked loads do not train the prefetcher.)
     #[inline(always)]
     unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256 {
         // SAFETY: as required of the caller; the table has an entry for every byte.
         unsafe {
-            let places = _mm256_loadu_si256(PLACES.0[byte as usize].as_ptr().cast());
-            let values = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), places);
-            let stored = _mm256_castsi256_ps(places);
-            let values = _mm256_blendv_ps(_mm256_setzero_ps(), values, stored);
+            let bytes = _mm256_loadu_si256(QUARTERS.0[byte as usize].as_ptr().cast());
+            let upper = values.add((byte & 15).count_ones() as usize);
+            let values = _mm256_castsi128_si256(_mm_loadu_si128(values.cast()));
+            let values = _mm256_inserti128_si256::<1>(values, _mm_loadu_si128(upper.cast()));
+            let values = _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes));
             _mm256_fmadd_ps(values, _mm256_loadu_ps(x), sum)
         }
     }
@@ -83,6 +97,12 @@ impl Lanes for f32 {
         // SAFETY: as required of the caller.
         unsafe { (_mm256_loadu_ps(values), _mm256_loadu_ps(values.add(LANES))) }
     }
+
+    #[inline(always)]
+    unsafe fn widen_sixteen(values: *const Self) -> __m512 {
+        // SAFETY: as required of the caller.
+        unsafe { _mm512_loadu_ps(values) }
+    }
 }
 
 impl Lanes for bf16 {
@@ -91,7 +111,6 @@ impl Lanes for bf16 {
     /// One byte shuffle puts the values at their columns, zeros between them, and widens them.
     #[inline(always)]
     unsafe fn add_group(sum: __m256, byte: u8, values: *const Self, x: *const f32) -> __m256 {
-        use std::arch::x86_64::_mm256_shuffle_epi8;
         // SAFETY: as required of the caller; the table has an entry for every byte.
         unsafe {
             let bytes = _mm256_loadu_si256(WIDEN.0[byte as usize].as_ptr().cast());
@@ -122,6 +141,15 @@ impl Lanes for bf16 {
             )
         }
     }
+
+    #[inline(always)]
+    unsafe fn widen_sixteen(values: *const Self) -> __m512 {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
 }
 
 impl Lanes for f16 {
@@ -149,49 +177,178 @@ impl Lanes for f16 {
         // SAFETY: as required of the caller.
         unsafe { (Self::widen(values), Self::widen(values.add(LANES))) }
     }
+
+    #[inline(always)]
+    unsafe fn widen_sixteen(values: *const Self) -> __m512 {
+        // SAFETY: as required of the caller.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.cast())) }
+    }
 }
 
 /// As [`portable::tile_vector`](super::portable::tile_vector).
 ///
 /// # Safety
-/// The level; the invariant of [`Tile`]; blocks · 64 values of `x`.
+/// The level; the invariant of [`Stored`]; blocks · 64 values of `x`.
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
-pub(super) unsafe fn tile_vector<V: Value>(
-    tile: Tile<'_, V>,
+pub(super) unsafe fn tile_vector<V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
     x: &[f32],
     sums: &mut [f32; TILE_ROWS],
 ) {
     debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
     let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
     let mut values = tile.values.as_ptr();
-    for (block, masks) in tile.masks.chunks_exact(tile.rows).enumerate() {
-        // SAFETY: `x` has 64 values for each block. `values` moves on by one for each bit, so that with the padding
-        // there are 16 readable values at each step.
+    for block in 0..tile.blocks {
+        // SAFETY: `x` has 64 values for each block. `values` moves on by one for each stored column, so that with the
+        // padding there are 16 readable values at each step.
         unsafe {
             let x = x.as_ptr().add(block * BLOCK_COLS);
-            for (&mask, partial) in masks.iter().zip(&mut partial) {
+            for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
+                let word = tile.index.word(block * tile.rows + row);
                 prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
                 // Two sums, so that an addition need not wait for the one before.
                 let (mut even, mut odd) = (*partial, _mm256_setzero_ps());
-                for (pair, [first, second]) in
-                    mask.to_le_bytes().as_chunks::<2>().0.iter().enumerate()
-                {
+                for pair in 0..BLOCK_COLS / 2 / LANES {
                     let x = x.add(pair * 2 * LANES);
-                    even = V::add_group(even, *first, values, x);
-                    values = values.add(first.count_ones() as usize);
-                    odd = V::add_group(odd, *second, values, x.add(LANES));
-                    values = values.add(second.count_ones() as usize);
+                    let (first, second) = (I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1));
+                    even = V::add_group(even, first, values, x);
+                    values = values.add(I::count(first));
+                    odd = V::add_group(odd, second, values, x.add(LANES));
+                    values = values.add(I::count(second));
                 }
                 *partial = _mm256_add_ps(even, odd);
             }
         }
     }
     for (sum, partial) in sums.iter_mut().zip(partial) {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: eight values.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), partial) };
-        let [a, b, c, d, e, f, g, h] = lanes;
-        *sum += ((a + e) + (b + f)) + ((c + g) + (d + h));
+        *sum += total(partial);
+    }
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+fn total(vector: __m256) -> f32 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: eight values, and the caller has had the vector from the level.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) };
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (b + f)) + ((c + g) + (d + h))
+}
+
+/// Two vectors of f32 from sixteen whole numbers.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn to_f32(numbers: __m256i) -> [__m256; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let halves = [
+            _mm256_castsi256_si128(numbers),
+            _mm256_extracti128_si256::<1>(numbers),
+        ];
+        halves.map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(half)))
+    }
+}
+
+/// The product of a tile of codes of BITS bits with one token, as [`Tile::vector`](super::Tile::vector).
+///
+/// # Safety
+/// The level; the invariant of [`QuantizedTile`]; blocks · 64 values of `x`.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+pub(super) unsafe fn quantized_vector<const BITS: usize>(
+    tile: QuantizedTile<'_>,
+    x: &[f32],
+    sums: &mut [f32; TILE_ROWS],
+) {
+    debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
+    let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
+    let mut at = tile.start;
+    // The codes of a group's columns and ones in the bytes of those that have some.
+    let mut spread = |byte: u8| {
+        let columns = BYTES[byte as usize];
+        // SAFETY: there are eight bytes from each code's on.
+        let raw = unsafe {
+            tile.codes
+                .as_ptr()
+                .add(at * BITS / 8)
+                .cast::<u64>()
+                .read_unaligned()
+        };
+        let raw = raw >> (at * BITS % 8);
+        at += byte.count_ones() as usize;
+        let halves = match BITS {
+            4 => columns & 0x0F0F_0F0F_0F0F_0F0F,
+            _ => columns,
+        };
+        (_pdep_u64(raw, halves) as i64, columns as i64)
+    };
+    for block in 0..tile.blocks {
+        for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
+            let mask = tile.masks[block * tile.rows + row];
+            let (scale, zero) = tile.grid(block, row);
+            let zeros = _mm_set1_epi8(zero.cast_signed());
+            let mut steps = [_mm256_setzero_ps(); 2];
+            for (pair, [first, second]) in mask.to_le_bytes().as_chunks::<2>().0.iter().enumerate()
+            {
+                let (first, second) = (spread(*first), spread(*second));
+                let codes = _mm_set_epi64x(second.0, first.0);
+                let zeros = _mm_and_si128(zeros, _mm_set_epi64x(second.1, first.1));
+                let difference =
+                    _mm256_sub_epi16(_mm256_cvtepu8_epi16(codes), _mm256_cvtepu8_epi16(zeros));
+                // SAFETY: the level; `x` has 64 values for each block.
+                unsafe {
+                    let x = x.as_ptr().add(block * BLOCK_COLS + pair * 2 * LANES);
+                    let [low, high] = to_f32(difference);
+                    steps[0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(x), steps[0]);
+                    steps[1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x.add(LANES)), steps[1]);
+                }
+            }
+            let steps = _mm256_add_ps(steps[0], steps[1]);
+            *partial = _mm256_fmadd_ps(steps, _mm256_set1_ps(scale), *partial);
+        }
+    }
+    for (sum, partial) in sums.iter_mut().zip(partial) {
+        *sum += total(partial);
+    }
+}
+
+/// steps[row] = Σ (code − zero)·x over the columns of a panel of codes of BITS bits.
+///
+/// # Safety
+/// The level; a column of codes for each value of `x`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn steps_vector<const BITS: usize>(
+    codes: &[u8],
+    zeros: &[u8; PANEL_ROWS],
+    x: &[f32],
+    steps: &mut [f32; PANEL_ROWS],
+) {
+    debug_assert!(codes.len() >= x.len() * PANEL_ROWS * BITS / 8);
+    // SAFETY: sixteen zeros, and sixteen codes for each value of `x`.
+    unsafe {
+        let zeros = _mm256_cvtepu8_epi16(_mm_loadu_si128(zeros.as_ptr().cast()));
+        // Two of each, so that an addition need not wait for the one before.
+        let mut partial = [[_mm256_setzero_ps(); 2]; 2];
+        for (column, x) in x.iter().enumerate() {
+            let place = codes.as_ptr().add(column * PANEL_ROWS * BITS / 8);
+            let codes: __m128i = match BITS {
+                4 => {
+                    let pairs = _mm_loadl_epi64(place.cast());
+                    let halves = _mm_unpacklo_epi64(pairs, _mm_srli_epi16::<4>(pairs));
+                    _mm_and_si128(halves, _mm_set1_epi8(15))
+                }
+                _ => _mm_loadu_si128(place.cast()),
+            };
+            let [low, high] = to_f32(_mm256_sub_epi16(_mm256_cvtepu8_epi16(codes), zeros));
+            let x = _mm256_broadcast_ss(x);
+            let [low_sum, high_sum] = &mut partial[column % 2];
+            *low_sum = _mm256_fmadd_ps(low, x, *low_sum);
+            *high_sum = _mm256_fmadd_ps(high, x, *high_sum);
+        }
+        let [[a, b], [c, d]] = partial;
+        _mm256_storeu_ps(steps.as_mut_ptr(), _mm256_add_ps(a, c));
+        _mm256_storeu_ps(steps.as_mut_ptr().add(LANES), _mm256_add_ps(b, d));
     }
 }
 

@@ -1,16 +1,26 @@
 //! Products, on every instruction set.
 //!
 //! One token: each tile or panel is read once, front to back, so that memory decides ([`vector`]). Many tokens: tokens are
-//! lanes for packed weights and rows are lanes for dense ones, and results stay in registers ([`tokens`]).
+//! lanes for packed weights and rows are lanes for dense ones, and results stay in registers ([`tokens`]). What packed
+//! weights are stored as is a [`Tile`]'s business, of which there are two: values of a type ([`stored`]) and codes of a grid
+//! ([`quantized`]).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(any(target_arch = "x86_64", test))]
+mod avx512;
+mod index;
 mod portable;
+mod quantized;
+mod stored;
 #[cfg(target_arch = "x86_64")]
 mod tables;
 mod tokens;
 mod vector;
 
+pub(crate) use index::{Bits, Codes, Index, SHAPES, Shape};
+pub(crate) use quantized::{PanelGrid, QuantizedPanel, QuantizedTile, steps_of};
+pub(crate) use stored::{Stored, StoredPanel};
 pub(crate) use tokens::{dense_tokens, packed_tokens};
 pub(crate) use vector::{dense_vectors, packed_vectors};
 
@@ -24,22 +34,90 @@ pub(crate) use avx2::Lanes;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use portable::Lanes;
 
-use crate::value::Value;
+use std::ops::Range;
 
-/// A tile of a packed matrix.
-///
-/// **Invariant**: `masks` has rows x blocks entries, and `values` one value for each bit in them and
-/// [`PADDING`](crate::PADDING) more. [`PackedMatrix`](crate::PackedMatrix) checks it; the kernels rely on it.
-#[derive(Clone, Copy)]
-pub(crate) struct Tile<'a, V> {
-    pub(crate) rows: usize,
-    pub(crate) blocks: usize,
-    pub(crate) masks: &'a [u64],
-    pub(crate) values: &'a [V],
+use crate::dense::PANEL_ROWS;
+use crate::level::Level;
+use crate::packed::{BLOCK_COLS, TILE_ROWS};
+
+/// Packed weights as the drivers see them: tiles of rows, blocks of columns.
+pub(crate) trait Packed: Sync {
+    type Tile<'a>: Tile
+    where
+        Self: 'a;
+
+    fn rows(&self) -> usize;
+    fn cols(&self) -> usize;
+    fn tile(&self, tile: usize) -> Self::Tile<'_>;
+
+    fn tiles(&self) -> usize {
+        self.rows().div_ceil(TILE_ROWS)
+    }
+
+    fn blocks(&self) -> usize {
+        self.cols().div_ceil(BLOCK_COLS)
+    }
+}
+
+/// Some rows of them, at most [`TILE_ROWS`].
+pub(crate) trait Tile: Copy + Send + Sync {
+    /// Where the next unit's values are.
+    type Cursor: Copy;
+
+    fn rows(self) -> usize;
+
+    /// At the first unit.
+    fn cursor(self) -> Self::Cursor;
+
+    /// sums[row] += Σ over the tile's columns; `x` has blocks · 64 values.
+    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]);
+
+    /// The mask of the unit at which `cursor` is, and its values in f32, with or without more behind them. The cursor
+    /// moves on. Values may be put into `wide`.
+    fn unit<'w>(
+        self,
+        level: Level,
+        unit: usize,
+        cursor: &mut Self::Cursor,
+        wide: &'w mut [f32; BLOCK_COLS],
+    ) -> (u64, &'w [f32])
+    where
+        Self: 'w;
+}
+
+/// Dense weights as the drivers see them.
+pub(crate) trait Dense: Sync {
+    type Panel<'a>: Panel
+    where
+        Self: 'a;
+
+    fn rows(&self) -> usize;
+    fn cols(&self) -> usize;
+    fn panel(&self, panel: usize) -> Self::Panel<'_>;
+
+    fn panels(&self) -> usize {
+        self.rows().div_ceil(PANEL_ROWS)
+    }
+}
+
+/// [`PANEL_ROWS`] rows of them.
+pub(crate) trait Panel: Copy + Send + Sync {
+    /// sums[row] += Σ over the panel's columns.
+    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; PANEL_ROWS]);
+
+    /// sums[tile][token][row] += Σ over some columns, at most [`tokens::DENSE_COLS`]; `x` gives those columns x N of a tile
+    /// of tokens.
+    fn tokens<'x, const N: usize>(
+        self,
+        level: Level,
+        cols: Range<usize>,
+        x: &dyn Fn(usize) -> &'x [f32],
+        sums: &mut [[[f32; PANEL_ROWS]; N]],
+    );
 }
 
 /// The values behind a unit's mask, and the rest.
-fn split_unit<'a, V: Value>(values: &mut &'a [V], mask: u64) -> &'a [V] {
+pub(crate) fn split_unit<'a, V>(values: &mut &'a [V], mask: u64) -> &'a [V] {
     let (unit, rest) = values.split_at(mask.count_ones() as usize);
     *values = rest;
     unit

@@ -1,6 +1,6 @@
 //! Plain loops. Multiplications and additions are rounded apart, as processors without FMA would emulate it slowly.
 
-use super::{Tile, split_unit};
+use super::{Index, Stored, split_unit};
 use crate::dense::{PANEL_ROWS, slot};
 use crate::packed::{BLOCK_COLS, TILE_ROWS, bits};
 use crate::value::Value;
@@ -20,24 +20,34 @@ impl Lanes for half::bf16 {}
 #[cfg(not(target_arch = "x86_64"))]
 impl Lanes for half::f16 {}
 
-/// sums[row] = Σ over the tile's columns; `x` has blocks · 64 values.
-pub(super) fn tile_vector<V: Value>(tile: Tile<'_, V>, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
+/// sums[row] += Σ over the tile's columns; `x` has blocks · 64 values.
+pub(super) fn tile_vector<V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
+    x: &[f32],
+    sums: &mut [f32; TILE_ROWS],
+) {
     let mut values = tile.values;
-    for (masks, x) in tile.masks.chunks(tile.rows).zip(x.chunks(BLOCK_COLS)) {
-        for (&mask, sum) in masks.iter().zip(sums.iter_mut()) {
-            let unit = split_unit(&mut values, mask);
-            for (col, value) in bits(mask).zip(unit) {
+    for (block, x) in x.chunks(BLOCK_COLS).take(tile.blocks).enumerate() {
+        for (row, sum) in sums.iter_mut().take(tile.rows).enumerate() {
+            let mask = tile.index.mask(block * tile.rows + row);
+            for (col, value) in bits(mask).zip(split_unit(&mut values, mask)) {
                 *sum += value.to_f32() * x[col];
             }
         }
     }
 }
 
-/// sums[lane] += Σ over the unit's columns; `x` is columns x lanes.
-pub(super) fn unit_tokens<V: Value>(mask: u64, values: &[V], x: &[f32], sums: &mut [f32]) {
-    let lanes = sums.len();
+/// sum += Σ over the unit's columns.
+pub(super) fn unit_vector(mask: u64, values: &[f32], x: &[f32], sum: &mut f32) {
     for (col, value) in bits(mask).zip(values) {
-        let weight = value.to_f32();
+        *sum += value * x[col];
+    }
+}
+
+/// sums[lane] += Σ over the unit's columns; `x` is columns x lanes.
+pub(super) fn unit_tokens(mask: u64, values: &[f32], x: &[f32], sums: &mut [f32]) {
+    let lanes = sums.len();
+    for (col, weight) in bits(mask).zip(values) {
         for (sum, x) in sums.iter_mut().zip(&x[col * lanes..(col + 1) * lanes]) {
             *sum += weight * x;
         }

@@ -3,37 +3,31 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::{Tile, lines_a_unit, portable, prefetch, split_unit};
+use super::{Dense, Packed, Panel, Tile, portable, prefetch};
 use crate::buffer::Aligned;
-use crate::dense::{DenseMatrix, PANEL_ROWS};
+use crate::dense::PANEL_ROWS;
 use crate::level::Level;
-use crate::packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS};
-use crate::value::Value;
+use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
 /// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 80 KiB of sums.
 const MOST_TILES_A_TASK: usize = 16;
 /// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
 const TASKS_A_THREAD: usize = 4;
-/// Bytes ahead of the values in use that are asked for: about a block of a tile.
-const VALUES_AHEAD: usize = 2048;
-/// Vectors of tokens in a tile at most; one more each would be a register too many.
-const MOST_VECTORS: usize = 13;
-const LANES: usize = 8;
 /// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
 const DENSE_TOKENS: usize = 6;
 /// Columns of a dense panel that stay in the innermost cache: 16 KiB of f32.
-const DENSE_COLS: usize = 256;
+pub(super) const DENSE_COLS: usize = 256;
 /// Panels that follow each other over the same activations.
 const PANELS_A_TASK: usize = 4;
 
 /// Activations transposed in tiles: tiles x columns x tokens of a tile, zeros where there are none.
-struct Packed {
+struct Transposed {
     values: Aligned<f32>,
     cols: usize,
     width: usize,
 }
 
-impl Packed {
+impl Transposed {
     fn new(x: ArrayView2<'_, f32>, cols: usize, width: usize) -> Self {
         let tiles = x.nrows().div_ceil(width);
         let mut values = Aligned::zeroed(tiles * cols * width);
@@ -74,10 +68,19 @@ impl Packed {
     }
 }
 
+/// Tokens in a vector, and vectors of tokens in a tile at most; one more each would be a register too many.
+fn vectors(level: Level) -> (usize, usize) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (super::avx512::LANES, super::avx512::MOST_VECTORS),
+        _ => (8, 13),
+    }
+}
+
 /// y = bias + Σ; `y` is tokens x rows.
-pub(crate) fn packed_tokens<V: Value>(
+pub(crate) fn packed_tokens(
     level: Level,
-    matrix: &PackedMatrix<V>,
+    matrix: &impl Packed,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
     mut y: ArrayViewMut2<'_, f32>,
@@ -86,10 +89,11 @@ pub(crate) fn packed_tokens<V: Value>(
         return fill_bias(bias, &mut y);
     }
     // Tiles of tokens of about the same size, as half-filled ones cost as much as whole ones.
-    let vectors = x.nrows().div_ceil(LANES);
-    let tiles = vectors.div_ceil(MOST_VECTORS).max(1);
-    let width = vectors.div_ceil(tiles).max(1) * LANES;
-    let x = Packed::new(x, matrix.blocks() * BLOCK_COLS, width);
+    let (lanes, most) = vectors(level);
+    let vectors = x.nrows().div_ceil(lanes);
+    let tiles = vectors.div_ceil(most).max(1);
+    let width = vectors.div_ceil(tiles).max(1) * lanes;
+    let x = Transposed::new(x, matrix.blocks() * BLOCK_COLS, width);
     let task_tiles = matrix.tiles() / (TASKS_A_THREAD * rayon::current_num_threads());
     let task_tiles = task_tiles.clamp(1, MOST_TILES_A_TASK);
     let task_rows = task_tiles * TILE_ROWS;
@@ -132,37 +136,27 @@ fn fill_bias(bias: Option<&[f32]>, y: &mut ArrayViewMut2<'_, f32>) {
 }
 
 /// sums[row][token] += Σ for the rows of some tiles that follow each other; `x` is columns x `width`.
-fn tiles_tokens<V: Value>(
-    level: Level,
-    tiles: &[Tile<'_, V>],
-    x: &[f32],
-    width: usize,
-    sums: &mut [f32],
-) {
-    let mut values = [&[][..]; MOST_TILES_A_TASK];
-    values
-        .iter_mut()
-        .zip(tiles)
-        .for_each(|(values, tile)| *values = tile.values);
+fn tiles_tokens<T: Tile>(level: Level, tiles: &[T], x: &[f32], width: usize, sums: &mut [f32]) {
+    let mut cursors: Vec<_> = tiles.iter().map(|tile| tile.cursor()).collect();
+    let mut wide = [0.0; BLOCK_COLS];
     let block_len = BLOCK_COLS * width;
     let mut blocks = x.chunks_exact(block_len).peekable();
     let mut block = 0;
     while let Some(x) = blocks.next() {
         // Lines are used in no order that a processor could guess, so the next block is asked for row by row.
-        let rows: usize = tiles.iter().map(|tile| tile.rows).sum();
+        let rows: usize = tiles.iter().map(|tile| tile.rows()).sum();
         let mut ahead = blocks
             .peek()
             .map(|next| next.chunks(block_len.div_ceil(rows)));
-        let tiles = tiles.iter().zip(&mut values);
-        for ((tile, values), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
-            let masks = &tile.masks[block * tile.rows..(block + 1) * tile.rows];
-            for (&mask, sums) in masks.iter().zip(sums.chunks_exact_mut(width)) {
+        let tiles = tiles.iter().zip(&mut cursors);
+        for ((tile, cursor), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
+            for (row, sums) in sums.chunks_exact_mut(width).enumerate().take(tile.rows()) {
                 if let Some(part) = ahead.as_mut().and_then(Iterator::next) {
                     prefetch(part.as_ptr(), 0, size_of_val(part).div_ceil(64));
                 }
-                prefetch(values.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
+                let unit = block * tile.rows() + row;
+                let (mask, values) = tile.unit(level, unit, cursor, &mut wide);
                 unit_tokens(level, mask, values, x, sums);
-                split_unit(values, mask);
             }
         }
         block += 1;
@@ -170,34 +164,33 @@ fn tiles_tokens<V: Value>(
 }
 
 /// `values` begins with the unit's.
-fn unit_tokens<V: Value>(level: Level, mask: u64, values: &[V], x: &[f32], sums: &mut [f32]) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
-            let nonzeros = mask.count_ones() as usize;
-            let mut wide = [0.0; BLOCK_COLS];
-            let values: &[f32] = match bytemuck::try_cast_slice(values) {
-                Ok(values) if V::NAME == f32::NAME => values,
-                _ => {
-                    // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.
-                    unsafe { super::avx2::widen_unit(values, nonzeros, &mut wide) };
-                    &wide
-                }
-            };
-            let kernel = super::avx2::UNIT_TOKENS[sums.len() / LANES - 1];
-            debug_assert!(values.len() >= nonzeros && x.len() == BLOCK_COLS * sums.len());
-            // SAFETY: the level as above; by the invariant of `Tile` there is a value for each bit, `x` is a whole
-            // block, and `sums` whole vectors.
+fn unit_tokens(level: Level, mask: u64, values: &[f32], x: &[f32], sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let kernel = match level {
+            Level::Avx512 => {
+                Some(super::avx512::UNIT_TOKENS[sums.len() / super::avx512::LANES - 1])
+            }
+            Level::Avx2 => Some(super::avx2::UNIT_TOKENS[sums.len() / super::avx2::LANES - 1]),
+            Level::Portable => None,
+        };
+        if let Some(kernel) = kernel {
+            debug_assert!(values.len() >= mask.count_ones() as usize);
+            debug_assert!(x.len() == BLOCK_COLS * sums.len());
+            // SAFETY: levels are checked where they are chosen; by the invariant of the tile there is a value for each
+            // bit, `x` is a whole block, and `sums` whole vectors.
             unsafe { kernel(mask, values.as_ptr(), x.as_ptr(), sums.as_mut_ptr()) };
+            return;
         }
-        _ => portable::unit_tokens(mask, values, x, sums),
     }
+    let _ = level;
+    portable::unit_tokens(mask, values, x, sums);
 }
 
 /// The same for dense weights.
-pub(crate) fn dense_tokens<V: Value>(
+pub(crate) fn dense_tokens(
     level: Level,
-    matrix: &DenseMatrix<V>,
+    matrix: &impl Dense,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
     mut y: ArrayViewMut2<'_, f32>,
@@ -205,7 +198,7 @@ pub(crate) fn dense_tokens<V: Value>(
     if matrix.cols() == 0 {
         return fill_bias(bias, &mut y);
     }
-    let x = Packed::new(x, matrix.cols(), DENSE_TOKENS);
+    let x = Transposed::new(x, matrix.cols(), DENSE_TOKENS);
     let task_rows = PANELS_A_TASK * PANEL_ROWS;
     let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
     tasks.into_par_iter().enumerate().for_each_init(
@@ -217,11 +210,9 @@ pub(crate) fn dense_tokens<V: Value>(
             for col in (0..matrix.cols()).step_by(DENSE_COLS) {
                 let cols = DENSE_COLS.min(matrix.cols() - col);
                 for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(x.tiles())) {
-                    let panel = &matrix.panel(panel)[col * PANEL_ROWS..(col + cols) * PANEL_ROWS];
-                    for (tile, sums) in sums.iter_mut().enumerate() {
-                        let x = &x.columns(tile, col)[..cols * DENSE_TOKENS];
-                        panel_tokens(level, panel, x, sums);
-                    }
+                    let of_tile = |tile| &x.columns(tile, col)[..cols * DENSE_TOKENS];
+                    let panel = matrix.panel(panel);
+                    panel.tokens(level, col..col + cols, &of_tile, sums);
                 }
             }
             for (token, mut y) in y.rows_mut().into_iter().enumerate() {
@@ -234,18 +225,4 @@ pub(crate) fn dense_tokens<V: Value>(
             }
         },
     );
-}
-
-fn panel_tokens<V: Value, const N: usize>(
-    level: Level,
-    panel: &[V],
-    x: &[f32],
-    sums: &mut [[f32; PANEL_ROWS]; N],
-) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: levels are checked where they are chosen.
-        Level::Avx2 => unsafe { super::avx2::panel_tokens(panel, x, sums) },
-        _ => portable::panel_tokens(panel, x, sums),
-    }
 }

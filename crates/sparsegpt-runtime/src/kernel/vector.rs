@@ -3,20 +3,19 @@
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-use super::{Tile, portable};
+use super::{Dense, Packed, Panel, Tile};
 use crate::buffer::Aligned;
-use crate::dense::{DenseMatrix, PANEL_ROWS};
+use crate::dense::PANEL_ROWS;
 use crate::level::Level;
-use crate::packed::{BLOCK_COLS, PackedMatrix, TILE_ROWS};
-use crate::value::Value;
+use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
 /// Weights that a thread should have at least, as it takes some microseconds to wake one.
 const WEIGHTS_A_TASK: usize = 1 << 17;
 
 /// y[token][row] = bias + Σ; `y` is tokens x rows.
-pub(crate) fn packed_vectors<V: Value>(
+pub(crate) fn packed_vectors(
     level: Level,
-    matrix: &PackedMatrix<V>,
+    matrix: &impl Packed,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
     y: &mut [f32],
@@ -24,14 +23,14 @@ pub(crate) fn packed_vectors<V: Value>(
     let x = Padded::new(x, matrix.blocks() * BLOCK_COLS);
     let size = (matrix.rows(), matrix.cols());
     over_rows::<TILE_ROWS>(size, &x, bias, y, |index, x, sums| {
-        tile_vector(level, matrix.tile(index), x, sums);
+        matrix.tile(index).vector(level, x, sums);
     });
 }
 
 /// The same for dense weights.
-pub(crate) fn dense_vectors<V: Value>(
+pub(crate) fn dense_vectors(
     level: Level,
-    matrix: &DenseMatrix<V>,
+    matrix: &impl Dense,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
     y: &mut [f32],
@@ -39,26 +38,8 @@ pub(crate) fn dense_vectors<V: Value>(
     let x = Padded::new(x, matrix.cols());
     let size = (matrix.rows(), matrix.cols());
     over_rows::<PANEL_ROWS>(size, &x, bias, y, |index, x, sums| {
-        panel_vector(level, matrix.panel(index), x, sums);
+        matrix.panel(index).vector(level, x, sums);
     });
-}
-
-fn tile_vector<V: Value>(level: Level, tile: Tile<'_, V>, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is padded to blocks.
-        Level::Avx2 => unsafe { super::avx2::tile_vector(tile, x, sums) },
-        _ => portable::tile_vector(tile, x, sums),
-    }
-}
-
-fn panel_vector<V: Value>(level: Level, panel: &[V], x: &[f32], sums: &mut [f32; PANEL_ROWS]) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: levels are checked where they are chosen; a panel has as many columns as x values.
-        Level::Avx2 => unsafe { super::avx2::panel_vector(panel, x, sums) },
-        _ => portable::panel_vector(panel, x, sums),
-    }
 }
 
 /// Tokens with zeros behind them.

@@ -1,14 +1,7 @@
 //! The comparison as a picture: one bar a method, one group a pattern.
 
-use plotters::prelude::*;
-
-use crate::failure::{Exit, Failure};
-
-const WIDTH: u32 = 860;
-const ROW: i32 = 26;
-const LEFT: i32 = 190;
-const RIGHT: i32 = 120;
-const TOP: i32 = 64;
+use crate::bars;
+use crate::failure::Failure;
 
 /// A method with a pattern, and how it did.
 #[derive(Clone, Copy, Debug)]
@@ -68,39 +61,16 @@ pub(super) fn draw(bars: &[Bar<'_>], measure: Measure) -> Result<String, Failure
         Measure::Layers | Measure::Layer => least * 0.5,
     };
     let span = (most / least).ln().max(1e-9);
-    let height = TOP + ROW * (shown.len() as i32 + 1);
-    let mut svg = String::new();
-    {
-        let root =
-            SVGBackend::with_string(&mut svg, (WIDTH, height.unsigned_abs())).into_drawing_area();
-        let failed = |error: DrawingAreaErrorKind<_>| {
-            let error: DrawingAreaErrorKind<std::io::Error> = error;
-            Failure::new(Exit::Work, format!("cannot draw the chart: {error}"))
-        };
-        root.fill(&WHITE).map_err(failed)?;
-        let text = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
-        root.draw(&Text::new(measure.title(), (20, 20), text(18)))
-            .map_err(failed)?;
-        for (at, (bar, value)) in shown.iter().enumerate() {
-            let y = TOP + ROW * at as i32;
-            let room = f64::from(WIDTH as i32 - LEFT - RIGHT);
-            let length = ((value / least).ln() / span * room).clamp(1.0, room) as i32;
-            let color = Palette99::pick(color_of(bars, bar.method)).to_rgba();
-            let label = format!("{} {}", bar.pattern, bar.method);
-            root.draw(&Text::new(label, (20, y + 4), text(14)))
-                .map_err(failed)?;
-            root.draw(&Rectangle::new(
-                [(LEFT, y), (LEFT + length, y + ROW - 6)],
-                color.filled(),
-            ))
-            .map_err(failed)?;
-            let number = format!("{value:.0$}", measure.digits());
-            root.draw(&Text::new(number, (LEFT + length + 8, y + 4), text(14)))
-                .map_err(failed)?;
-        }
-        root.present().map_err(failed)?;
-    }
-    Ok(svg)
+    let drawn: Vec<bars::Bar> = shown
+        .iter()
+        .map(|(bar, value)| bars::Bar {
+            label: format!("{} {}", bar.pattern, bar.method),
+            number: format!("{value:.0$}", measure.digits()),
+            length: (value / least).ln() / span,
+            color: color_of(bars, bar.method),
+        })
+        .collect();
+    bars::draw(&measure.title(), &drawn)
 }
 
 /// The same color for a method in every group.

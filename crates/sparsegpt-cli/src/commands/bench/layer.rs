@@ -1,60 +1,18 @@
-//! `sparsegpt bench`: what a sparse layer takes on this machine.
+//! `sparsegpt bench --layer`: what one sparse layer takes on this machine.
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
 use half::{bf16, f16};
 use serde::Serialize;
 use sparsegpt::Pattern;
+use sparsegpt_runtime::Width;
 use sparsegpt_runtime::measure::{self, Case, Timing, Zeros};
 
+use super::{BenchArgs, Dtype};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::interrupt;
 use crate::table::{Table, left, right};
-
-const AFTER_HELP: &str = "\
-Measured are a random layer stored dense, the same layer packed, and what memory and multiply-adds of this machine \
-would allow the packed one (the floor). Runs alternate and medians are printed; copies of the layer take turns, so that \
-weights come from memory as in a model of many layers. Use --threads to set the threads.";
-
-/// Flags of `bench`.
-#[derive(Args, Debug)]
-#[command(after_help = AFTER_HELP)]
-pub(crate) struct BenchArgs {
-    /// Rows x columns of the layer: output x input features, as in 4096x11008
-    #[arg(long, value_name = "ROWSxCOLS", value_parser = parse_shape)]
-    layer: (usize, usize),
-
-    /// Fraction of zeros, 0 to 1 [default: 0.5]
-    #[arg(long, conflicts_with = "pattern")]
-    sparsity: Option<f64>,
-
-    /// Zeros in every group of columns instead, as in 2:4
-    #[arg(long, value_name = "N:M")]
-    pattern: Option<Pattern>,
-
-    /// Tokens multiplied at once: 1 is decoding
-    #[arg(long, default_value_t = 1)]
-    tokens: usize,
-
-    /// Type of the weights
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Dtype,
-
-    /// Seconds to measure for
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-}
-
-#[derive(Clone, Copy, Debug, Default, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-enum Dtype {
-    #[default]
-    F32,
-    Bf16,
-    F16,
-}
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -82,23 +40,21 @@ struct Report {
     runs: usize,
 }
 
-/// More tokens or seconds are a slip of the keyboard.
+/// Columns that share the grid of quantized weights.
+const GROUP: usize = 128;
+/// More tokens are a slip of the keyboard.
 const MOST_TOKENS: usize = 1 << 20;
-const MOST_SECONDS: f64 = 86_400.0;
 
-pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<(), Failure> {
-    let (rows, cols) = args.layer;
+pub(super) fn run(
+    (rows, cols): (usize, usize),
+    args: &BenchArgs,
+    console: &Console,
+) -> Result<(), Failure> {
     let (zeros, pattern) = zeros(args)?;
     if !(1..=MOST_TOKENS).contains(&args.tokens) {
         return Err(Failure::usage(format!(
             "--tokens: expected 1 to {MOST_TOKENS}, found {}",
             args.tokens
-        )));
-    }
-    if !(0.0..=MOST_SECONDS).contains(&args.seconds) {
-        return Err(Failure::usage(format!(
-            "--seconds: expected 0 to {MOST_SECONDS}, found {}",
-            args.seconds
         )));
     }
     let case = Case::new(rows, cols, zeros).map_err(|error| Failure::new(Exit::Usage, error))?;
@@ -109,10 +65,12 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<(), Failure> {
         Dtype::F32 => measure::layer::<f32>(&case),
         Dtype::Bf16 => measure::layer::<bf16>(&case),
         Dtype::F16 => measure::layer::<f16>(&case),
+        Dtype::Int8 => measure::quantized_layer(&case, Width::Eight, GROUP),
+        Dtype::Int4 => measure::quantized_layer(&case, Width::Four, GROUP),
     };
     let timing = timing.map_err(|error| Failure::new(Exit::Work, error))?;
     interrupt::check()?;
-    let report = report(args, pattern, &timing);
+    let report = report((rows, cols), args, pattern, &timing);
     console.print(&describe(&report))?;
     console.print_json(&report)
 }
@@ -133,10 +91,15 @@ fn zeros(args: &BenchArgs) -> Result<(Zeros, String), Failure> {
     }
 }
 
-fn report(args: &BenchArgs, pattern: String, timing: &Timing) -> Report {
+fn report(
+    (rows, cols): (usize, usize),
+    args: &BenchArgs,
+    pattern: String,
+    timing: &Timing,
+) -> Report {
     Report {
-        rows: args.layer.0,
-        cols: args.layer.1,
+        rows,
+        cols,
         pattern,
         tokens: args.tokens,
         dtype: args.dtype,
@@ -196,7 +159,7 @@ fn describe(report: &Report) -> String {
     )
 }
 
-fn parse_shape(text: &str) -> Result<(usize, usize), String> {
+pub(super) fn parse_shape(text: &str) -> Result<(usize, usize), String> {
     let sides = text.split_once(['x', 'X']);
     let read = sides.and_then(|(rows, cols)| Some((rows.parse().ok()?, cols.parse().ok()?)));
     read.filter(|&(rows, cols): &(usize, usize)| rows > 0 && cols > 0)

@@ -1,0 +1,63 @@
+//! Charts of horizontal bars.
+
+use plotters::prelude::*;
+
+use crate::failure::{Exit, Failure};
+
+const WIDTH: u32 = 860;
+const ROW: i32 = 26;
+const LEFT: i32 = 190;
+const RIGHT: i32 = 120;
+const TOP: i32 = 64;
+
+/// One bar.
+#[derive(Clone, Debug)]
+pub(crate) struct Bar {
+    /// Before it.
+    pub(crate) label: String,
+    /// Behind it.
+    pub(crate) number: String,
+    /// 0 to 1, the longest.
+    pub(crate) length: f64,
+    /// Bars of the same number have the same color.
+    pub(crate) color: usize,
+}
+
+/// An SVG document.
+pub(crate) fn draw(title: &str, bars: &[Bar]) -> Result<String, Failure> {
+    let height = TOP + ROW * (bars.len() as i32 + 1);
+    let mut svg = String::new();
+    {
+        let root =
+            SVGBackend::with_string(&mut svg, (WIDTH, height.unsigned_abs())).into_drawing_area();
+        let failed = |error: DrawingAreaErrorKind<_>| {
+            let error: DrawingAreaErrorKind<std::io::Error> = error;
+            Failure::new(Exit::Work, format!("cannot draw the chart: {error}"))
+        };
+        root.fill(&WHITE).map_err(failed)?;
+        let text = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
+        root.draw(&Text::new(title.to_owned(), (20, 20), text(18)))
+            .map_err(failed)?;
+        for (at, bar) in bars.iter().enumerate() {
+            let y = TOP + ROW * at as i32;
+            let room = f64::from(WIDTH as i32 - LEFT - RIGHT);
+            let length = (bar.length * room).clamp(1.0, room) as i32;
+            let color = Palette99::pick(bar.color).to_rgba();
+            root.draw(&Text::new(bar.label.clone(), (20, y + 4), text(14)))
+                .map_err(failed)?;
+            root.draw(&Rectangle::new(
+                [(LEFT, y), (LEFT + length, y + ROW - 6)],
+                color.filled(),
+            ))
+            .map_err(failed)?;
+            root.draw(&Text::new(
+                bar.number.clone(),
+                (LEFT + length + 8, y + 4),
+                text(14),
+            ))
+            .map_err(failed)?;
+        }
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}

@@ -1,0 +1,116 @@
+//! Weights in a type of their own.
+
+use std::ops::Range;
+
+use super::{Index, Panel, Tile, lines_a_unit, portable, prefetch, split_unit};
+use crate::dense::PANEL_ROWS;
+use crate::level::Level;
+use crate::packed::{BLOCK_COLS, TILE_ROWS};
+use crate::value::Value;
+
+/// Bytes ahead of the values in use that are asked for with many tokens: about a block of a tile.
+const VALUES_AHEAD: usize = 2048;
+
+/// A tile of a packed matrix.
+///
+/// **Invariant**: `index` has rows x blocks units, and `values` one value for each column they tell and
+/// [`PADDING`](crate::PADDING) more. The matrices check it; the kernels rely on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a, V, I> {
+    pub(crate) rows: usize,
+    pub(crate) blocks: usize,
+    pub(crate) index: I,
+    pub(crate) values: &'a [V],
+}
+
+impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
+    type Cursor = &'a [V];
+
+    fn rows(self) -> usize {
+        self.rows
+    }
+
+    fn cursor(self) -> &'a [V] {
+        self.values
+    }
+
+    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is padded to blocks.
+            Level::Avx512 => unsafe { super::avx512::tile_vector(self, x, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { super::avx2::tile_vector(self, x, sums) },
+            _ => portable::tile_vector(self, x, sums),
+        }
+    }
+
+    fn unit<'w>(
+        self,
+        level: Level,
+        unit: usize,
+        cursor: &mut &'a [V],
+        wide: &'w mut [f32; BLOCK_COLS],
+    ) -> (u64, &'w [f32])
+    where
+        Self: 'w,
+    {
+        let mask = self.index.mask(unit);
+        prefetch(cursor.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
+        let values = *cursor;
+        let own = split_unit(cursor, mask);
+        match bytemuck::try_cast_slice(values) {
+            Ok(values) if V::NAME == f32::NAME => return (mask, values),
+            _ => {}
+        }
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.
+            Level::Avx2 | Level::Avx512 => unsafe {
+                super::avx2::widen_unit(values, own.len(), wide);
+            },
+            _ => {
+                for (wide, value) in wide.iter_mut().zip(own) {
+                    *wide = value.to_f32();
+                }
+            }
+        }
+        (mask, wide)
+    }
+}
+
+/// A panel of a dense matrix: cols x [`PANEL_ROWS`].
+#[derive(Clone, Copy)]
+pub(crate) struct StoredPanel<'a, V>(pub(crate) &'a [V]);
+
+impl<V: Value> Panel for StoredPanel<'_, V> {
+    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; PANEL_ROWS]) {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: levels are checked where they are chosen; a panel has as many columns as x values.
+            Level::Avx2 | Level::Avx512 => unsafe { super::avx2::panel_vector(self.0, x, sums) },
+            _ => portable::panel_vector(self.0, x, sums),
+        }
+    }
+
+    fn tokens<'x, const N: usize>(
+        self,
+        level: Level,
+        cols: Range<usize>,
+        x: &dyn Fn(usize) -> &'x [f32],
+        sums: &mut [[[f32; PANEL_ROWS]; N]],
+    ) {
+        let panel = &self.0[cols.start * PANEL_ROWS..cols.end * PANEL_ROWS];
+        for (tile, sums) in sums.iter_mut().enumerate() {
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: levels are checked where they are chosen.
+                Level::Avx2 | Level::Avx512 => unsafe {
+                    super::avx2::panel_tokens(panel, x(tile), sums);
+                },
+                _ => portable::panel_tokens(panel, x(tile), sums),
+            }
+        }
+    }
+}
