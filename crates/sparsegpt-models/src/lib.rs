@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod generate;
 mod gguf;
 pub mod inspect;
+pub mod resume;
 mod source;
 pub mod staging;
 pub mod text;

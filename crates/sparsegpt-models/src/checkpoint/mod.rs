@@ -24,6 +24,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::gguf::GgufModel;
+use crate::resume::digest_of_files;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
@@ -35,7 +36,7 @@ pub use set::CheckpointSet;
 pub use verify::{CastZeros, ExpectedLayer};
 pub use writer::{CheckpointWriter, OutputOptions, ProvenCheckpoint, WrittenCheckpoint};
 
-pub(crate) use dtype::{element_count, is_float};
+pub(crate) use dtype::{decode, element_count, encode, is_float};
 pub(crate) use shard::{ShardLayout, map_file};
 pub(crate) use writer::write_json;
 
@@ -77,6 +78,9 @@ pub struct StoredTensor {
 
 /// What a checkpoint's copy is made from.
 pub(crate) trait CheckpointSource: TensorSource {
+    /// The files that make up the model: its configuration and its weights.
+    fn files(&self) -> Vec<PathBuf>;
+
     /// The files that a copy has, with the tensors and types of this source.
     fn shards(&self) -> Vec<ShardLayout>;
 
@@ -179,6 +183,16 @@ impl Checkpoint {
     #[must_use]
     pub fn tensors(&self) -> Arc<dyn TensorSource> {
         Arc::clone(&self.source) as Arc<dyn TensorSource>
+    }
+
+    /// Identifies configuration and weights: SHA-256 of the names, lengths and contents of their files, hexadecimal. Reads
+    /// them as a whole; `go_on` is asked now and then, and returns `false` to stop.
+    ///
+    /// # Errors
+    /// If a file cannot be read, and [`Error::Stopped`].
+    pub fn fingerprint(&self, go_on: &dyn Fn() -> bool) -> Result<String> {
+        let files = self.source.files();
+        digest_of_files(files.iter().map(PathBuf::as_path), go_on)
     }
 
     /// The model's tokenizer.

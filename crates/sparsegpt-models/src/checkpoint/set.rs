@@ -45,6 +45,12 @@ impl<'a> CheckpointSet<'a> {
         &self.staging.path
     }
 
+    /// The final place.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.out.path
+    }
+
     /// What was found beside the folder, left by runs that were killed.
     #[must_use]
     pub fn leftovers(&self) -> &Leftovers {

@@ -195,10 +195,22 @@ impl CheckpointWriter {
         &self.staging.path
     }
 
+    /// The final place.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.out.path
+    }
+
     /// What runs that were killed had left beside the output.
     #[must_use]
     pub fn leftovers(&self) -> &Leftovers {
         &self.leftovers
+    }
+
+    /// The type that a tensor is stored in; `None` where there is none of that name.
+    #[must_use]
+    pub fn stored_type(&self, name: &str) -> Option<Dtype> {
+        Some(self.slots.get(name)?.info.dtype)
     }
 
     /// Copies all tensors that were not stored, opens and checks the result, and gives it its

@@ -149,6 +149,10 @@ impl TensorSource for GgufModel {
 }
 
 impl CheckpointSource for GgufModel {
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
     fn shards(&self) -> Vec<ShardLayout> {
         let tensors = self
             .names()

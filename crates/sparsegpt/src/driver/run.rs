@@ -1,7 +1,7 @@
 //! The pass over the blocks.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::ControlFlow;
@@ -12,12 +12,13 @@ use ndarray::Array2;
 use super::block::{PlannedBlock, Treatment};
 use super::tap::HessianTap;
 use super::{
-    FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
+    BlockKeeper, FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer,
+    ProgressEvent, Tap,
 };
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
-use crate::solver::{LayerPruner, LayerSettings, LayerTask, PrunedLayer};
+use crate::solver::{LayerPruner, LayerSettings, LayerTask};
 
 /// Where finished layers go, and with it what the blocks behind them are calibrated on.
 pub(super) enum Outlet<'a> {
@@ -47,28 +48,20 @@ impl Outlet<'_> {
     fn hand_on<A: ModelAdapter>(
         &mut self,
         adapter: &mut A,
-        block: usize,
-        treatment: &Treatment<'_>,
-        pruned: PrunedLayer,
+        name: &str,
+        layer: FinishedLayer,
     ) -> Result<LayerReport> {
-        let Treatment { variant, index, .. } = *treatment;
-        let name = &treatment.layer.name;
+        let FinishedLayer { variant, block, .. } = layer;
         match self {
             Self::Model => {
                 adapter
-                    .replace_weight(block, index, pruned.weights)
+                    .replace_weight(block, layer.layer, layer.pruned.weights)
                     .map_err(|e| failed(block, &format!("replace the weight of {name}"), e))?;
-                Ok(pruned.report)
+                Ok(layer.pruned.report)
             }
-            Self::Observer(_) => Ok(pruned.report),
+            Self::Observer(_) => Ok(layer.pruned.report),
             Self::Caller(finished) => {
-                let report = pruned.report.clone();
-                let layer = FinishedLayer {
-                    variant,
-                    block,
-                    layer: index,
-                    pruned,
-                };
+                let report = layer.pruned.report.clone();
                 finished(layer).map_err(|e| {
                     failed(block, &format!("hand on {name} of variant {variant}"), e)
                 })?;
@@ -83,6 +76,7 @@ pub(super) struct Run<'a, A: ModelAdapter> {
     pruner: &'a dyn LayerPruner,
     outlet: Outlet<'a>,
     progress: &'a mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+    keeper: Option<&'a mut dyn BlockKeeper>,
     cancelled: bool,
     /// Calibration sequences, the last ones, that only judge.
     held_out: usize,
@@ -104,11 +98,18 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             pruner,
             outlet,
             progress,
+            keeper: None,
             cancelled: false,
             held_out: 0,
             reports: Vec::new(),
             seconds: ModelSeconds::default(),
         }
+    }
+
+    /// The same with a place for finished blocks, and perhaps some in it.
+    pub(super) fn keeping(mut self, keeper: &'a mut dyn BlockKeeper) -> Self {
+        self.keeper = Some(keeper);
+        self
     }
 
     /// The run, with one report a plan whatever becomes of it.
@@ -221,12 +222,19 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             let goes_on = last_calibrated.is_some_and(|last| block < last);
             let mut went_on = false;
             let mut statistics = Vec::new();
+            let restored = self.restore(block, planned)?;
             if planned.needs_hessian() {
                 // Where the block stays dense, its calibration gives the next block's inputs too.
                 went_on = goes_on && self.outlet.propagation() == Propagation::Dense;
-                statistics = self.calibrate(block, planned, &mut hidden, went_on)?;
+                if went_on || !restored {
+                    statistics = self.statistics(planned, restored)?;
+                    statistics = self.calibrate(block, statistics, &mut hidden, went_on)?;
+                }
             }
-            self.solve(block, planned, statistics)?;
+            if !restored {
+                self.solve(block, planned, statistics)?;
+                self.commit(block)?;
+            }
             if goes_on && !went_on {
                 self.propagate(block, &mut hidden)?;
             }
@@ -240,25 +248,99 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// Runs the dense block over the calibration set and collects the Hessian of each input that a layer
-    /// needs. With `go_on` the hidden states become the block's outputs.
+    /// Takes the block over from an earlier run, where its keeper has it.
+    fn restore(&mut self, block: usize, planned: &PlannedBlock<'_>) -> Result<bool> {
+        let Self {
+            adapter,
+            outlet,
+            keeper,
+            reports,
+            ..
+        } = self;
+        let Some(keeper) = keeper else {
+            return Ok(false);
+        };
+        let treatments: Vec<_> = planned.treatments().collect();
+        let mut missing: BTreeSet<_> = treatments.iter().map(|t| (t.variant, t.index)).collect();
+        let mut starved = BTreeSet::new();
+        let restored = keeper
+            .restore(block, &mut |layer| {
+                let place = (layer.variant, layer.layer);
+                let treatment = treatments.iter().find(|t| (t.variant, t.index) == place);
+                let treatment = treatment
+                    .filter(|_| layer.block == block && missing.remove(&place))
+                    .filter(|treatment| {
+                        layer.pruned.weights.dim() == (treatment.layer.rows, treatment.layer.cols)
+                    })
+                    .ok_or_else(|| foreign(block, &layer.pruned.report.layer))?;
+                if layer.starved {
+                    starved.insert(place);
+                }
+                let done = outlet.hand_on(*adapter, &treatment.layer.name, layer)?;
+                reports[treatment.variant].layers.push(done);
+                Ok(())
+            })
+            .map_err(|e| failed(block, "take over the finished block", e))?;
+        if !restored {
+            return Ok(false);
+        }
+        if let Some((_, layer)) = missing.first() {
+            return Err(foreign(block, &format!("layer {layer}, which is missing")));
+        }
+        // In the order in which a run comes upon them.
+        for input in planned.inputs() {
+            for treatment in planned.reading(input) {
+                if starved.contains(&(treatment.variant, treatment.index)) {
+                    let report = &mut reports[treatment.variant];
+                    report.starved.push(treatment.layer.name.clone());
+                }
+            }
+        }
+        self.tell(&ProgressEvent::BlockRestored { block });
+        Ok(true)
+    }
+
+    fn commit(&mut self, block: usize) -> Result<()> {
+        match &mut self.keeper {
+            Some(keeper) => keeper
+                .commit(block)
+                .map_err(|e| failed(block, "keep the finished block", e)),
+            None => Ok(()),
+        }
+    }
+
+    /// An empty Hessian for each input that a layer needs one of; none for a block that is finished.
+    fn statistics(
+        &self,
+        planned: &PlannedBlock<'_>,
+        finished: bool,
+    ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
+        let mut statistics: Vec<(usize, Box<dyn Statistics>)> = Vec::new();
+        for treatment in planned.treatments().filter(|_| !finished) {
+            let input = treatment.layer.input;
+            if treatment.needs_hessian() && statistics.iter().all(|(of, _)| *of != input) {
+                let name = planned.shared_name(input);
+                let empty = self.pruner.statistics(&name, treatment.layer.cols)?;
+                statistics.push((input, empty));
+            }
+        }
+        Ok(statistics)
+    }
+
+    /// Runs the dense block over the calibration set and fills these Hessians. With `go_on` the hidden states become the
+    /// block's outputs.
     fn calibrate(
         &mut self,
         block: usize,
-        planned: &PlannedBlock<'_>,
+        statistics: Vec<(usize, Box<dyn Statistics>)>,
         hidden: &mut [A::Hidden],
         go_on: bool,
     ) -> Result<Vec<(usize, Box<dyn Statistics>)>> {
         let start = Instant::now();
-        let mut tap = HessianTap::default();
-        for treatment in planned.treatments() {
-            let input = treatment.layer.input;
-            if treatment.needs_hessian() && !tap.wants(input) {
-                let name = planned.shared_name(input);
-                tap.statistics
-                    .push((input, self.pruner.statistics(&name, treatment.layer.cols)?));
-            }
-        }
+        let mut tap = HessianTap {
+            statistics,
+            ..HessianTap::default()
+        };
         let of = hidden.len();
         let calibrating = of - self.held_out;
         let mut done = 0;
@@ -337,13 +419,27 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 pruner,
                 outlet,
                 progress,
+                keeper,
                 cancelled,
                 reports,
                 ..
             } = self;
             pruner.prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
                 let treatment = &group[task];
-                let done = outlet.hand_on(*adapter, block, treatment, pruned)?;
+                let name = &treatment.layer.name;
+                let mut layer = FinishedLayer {
+                    variant: treatment.variant,
+                    block,
+                    layer: treatment.index,
+                    starved: starved && treatment.needs_hessian(),
+                    pruned,
+                };
+                if let Some(keeper) = keeper {
+                    keeper
+                        .keep(&mut layer)
+                        .map_err(|e| failed(block, &format!("keep {name}"), e))?;
+                }
+                let done = outlet.hand_on(*adapter, name, layer)?;
                 let report = &mut reports[treatment.variant];
                 report.seconds.solve += since.elapsed().as_secs_f64();
                 since = Instant::now();
@@ -471,6 +567,15 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
     fn tell(&mut self, event: &ProgressEvent<'_>) {
         self.cancelled |= (self.progress)(event).is_break();
     }
+}
+
+/// What was kept is not of this run.
+fn foreign(block: usize, layer: &str) -> Error {
+    Error::incompatible(
+        layer,
+        format!("what was kept of block {block} is not what this plan treats there"),
+        "start over",
+    )
 }
 
 fn failed(block: usize, action: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod dry_run;
+mod keep;
 mod progress;
 mod summary;
 mod variants;
@@ -13,7 +14,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
+use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model_resumable};
 use sparsegpt_models::calibration::{
     self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
@@ -23,6 +24,7 @@ use sparsegpt_models::checkpoint::{
     WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
+use sparsegpt_models::resume::StateFolder;
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
 use crate::console::Console;
@@ -30,6 +32,7 @@ use crate::cost::{CalibrationSize, Variants};
 use crate::failure::{Exit, Failure};
 use crate::flags::{Allocating, LayerFlags, PlanFlags, with_recipe};
 use crate::{interrupt, model};
+use keep::Keeper;
 use progress::Progress;
 
 /// What was done, in the output folder.
@@ -50,6 +53,11 @@ pub(crate) struct PruneArgs {
     /// Replace an output folder that is not empty, once the new one is complete and checked
     #[arg(long)]
     force: bool,
+
+    /// Start over, and remove the blocks that an earlier run to the same --out has left finished. Without it the same
+    /// command goes on from them
+    #[arg(long)]
+    fresh: bool,
 
     /// Only print the plan: layers, shapes, patterns, estimates of memory and time
     #[arg(long)]
@@ -279,19 +287,20 @@ impl Job<'_> {
         out: &Path,
         options: &OutputOptions,
     ) -> Result<(), Failure> {
-        let mut writer = self
+        let writer = self
             .checkpoint
             .create_output(out, options)
             .map_err(Failure::writing)?;
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
+        let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
         let calibration = self.calibration()?;
-        let plan = self.allocated(plan, 0, calibration.as_ref())?;
-        let run = self.prune(&plan, &mut writer, calibration.as_ref())?;
-        interrupt::check()?;
-
-        let mut report = self.report(run, None, calibration.as_ref())?;
-        let written = self.finish(writer, &mut report)?;
+        let mut keeper = self.keeper(state, &writer, calibration.as_ref())?;
+        let written = self
+            .pruned(plan, writer, &mut keeper, calibration.as_ref())
+            .inspect_err(|_| keeper.tell_kept(self.console));
+        let (report, written) = written?;
+        keeper.done()?;
         interrupt::left_over(None);
         self.console
             .print(&summary::of(&report, &written, self.checkpoint))?;
@@ -299,6 +308,22 @@ impl Job<'_> {
             report: &report,
             output: &written,
         })
+    }
+
+    /// The pruned checkpoint in its place, and what was done.
+    fn pruned(
+        &self,
+        plan: &ModelPlan,
+        mut writer: CheckpointWriter,
+        keeper: &mut Keeper,
+        calibration: Option<&Calibration>,
+    ) -> Result<(Report, WrittenCheckpoint), Failure> {
+        let plan = self.allocated(plan, 0, calibration)?;
+        let run = self.prune(&plan, &mut writer, keeper, calibration)?;
+        interrupt::check()?;
+        let mut report = self.report(run, None, calibration)?;
+        let written = self.finish(writer, &mut report)?;
+        Ok((report, written))
     }
 
     /// The calibration set, where the method needs one.
@@ -335,14 +360,20 @@ impl Job<'_> {
         &self,
         plan: &ModelPlan,
         writer: &mut CheckpointWriter,
+        keeper: &mut Keeper,
         calibration: Option<&Calibration>,
     ) -> Result<ModelReport, Failure> {
         let mut adapter = self.adapter(writer)?;
         let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
         let mut progress = self.progress(calibration);
-        let result = prune_model(&mut adapter, self.pruner, sequences, plan, &mut |event| {
-            progress.show(event)
-        });
+        let result = prune_model_resumable(
+            &mut adapter,
+            self.pruner,
+            sequences,
+            plan,
+            keeper,
+            &mut |event| progress.show(event),
+        );
         progress.finish();
         result.map_err(|interrupted| {
             self.ended_early(interrupted.error, interrupted.finished.layers.len())
