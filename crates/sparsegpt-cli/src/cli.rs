@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, prune,
+    bench, compare, demo, eval, export, generate, info, inspect, layer, logits, methods, prune,
 };
 
 const AFTER_HELP: &str = "\
@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Compare(Box<compare::CompareArgs>),
     /// Measure a model's perplexity on a text
     Eval(eval::EvalArgs),
+    /// Write a model as a GGUF file
+    Export(export::ExportArgs),
     /// Continue a text
     Generate(generate::GenerateArgs),
     /// Prune and/or quantize one weight matrix from a safetensors file

@@ -71,8 +71,8 @@ impl<'a> CheckpointSet<'a> {
         if self.names.iter().any(|taken| taken == name) {
             return Err(Error::setting("name", "one for each checkpoint", name));
         }
-        let writer =
-            CheckpointWriter::create(self.source, &self.staging.path.join(name), &self.options)?;
+        let folder = self.staging.path.join(name);
+        let writer = CheckpointWriter::create(self.source, &folder, &self.options, None)?;
         self.names.push(name.to_owned());
         Ok(writer)
     }

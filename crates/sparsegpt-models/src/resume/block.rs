@@ -31,6 +31,7 @@ pub(super) struct Head {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct LayerHead {
+    name: String,
     variant: usize,
     layer: usize,
     starved: bool,
@@ -60,6 +61,8 @@ enum LevelsHead {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct KeptLayer {
+    /// Its name in the checkpoint, without `.weight`.
+    pub name: String,
     /// The plan it was treated under.
     pub variant: usize,
     /// The layer's number in its block.
@@ -126,8 +129,8 @@ impl BlockWriter {
     }
 
     fn write_json(&mut self, value: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_vec(value)
-            .map_err(|e| Error::format(&self.temporary, e.to_string()))?;
+        let text =
+            serde_json::to_vec(value).map_err(|e| Error::format(&self.temporary, e.to_string()))?;
         self.write(&(text.len() as u64).to_le_bytes())?;
         self.write(&text)
     }
@@ -157,6 +160,7 @@ impl BlockWriter {
             }),
         };
         self.write_json(&LayerHead {
+            name: name.clone(),
             variant: layer.variant,
             layer: layer.layer,
             starved: layer.starved,
@@ -327,6 +331,7 @@ impl BlockFile {
             .map(|grid| self.grid(grid, rows, cols))
             .transpose()?;
         Ok(Some(KeptLayer {
+            name: head.name,
             variant: head.variant,
             layer: head.layer,
             starved: head.starved,

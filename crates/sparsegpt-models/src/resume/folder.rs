@@ -3,8 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use super::block::{BlockFile, BlockWriter, Head};
 use super::Fingerprint;
+use super::block::{BlockFile, BlockWriter, Head};
 use crate::{Error, Result};
 
 const ENDING: &str = "block";
@@ -47,8 +47,7 @@ impl StateFolder {
         if state.path.is_dir() {
             state.lock()?;
             if fresh {
-                fs::remove_dir_all(&state.path)
-                    .map_err(|e| Error::io("remove", &state.path, e))?;
+                fs::remove_dir_all(&state.path).map_err(|e| Error::io("remove", &state.path, e))?;
                 state.lock = None;
             }
         }

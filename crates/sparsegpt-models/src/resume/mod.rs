@@ -11,7 +11,7 @@
 //! |---|---|
 //! | 8 | `SGPTBLK1` |
 //! | 8 + n | length and JSON of the head: fingerprint, block, blocks of the model |
-//! | for each layer: 8 + n | length (at least 1) and JSON: variant, layer, shape, stored type, grid, its report as the writer's own text |
+//! | for each layer: 8 + n | length (at least 1) and JSON: name, variant, layer, shape, stored type, grid, its report as the writer's own text |
 //! | | weights (rows x cols in the stored type); mask (a bit each, 1 = kept, low bits first); where quantized codes (u8), scales and zeros (f32, rows x groups), the group of each column (u32) |
 //! | 8 | 0 |
 //! | 32 | SHA-256 of all before |
@@ -76,7 +76,10 @@ impl Fingerprint {
 
 /// SHA-256 of files: of each the name, the length and the contents. `go_on` is asked now and then, and returns `false` to
 /// stop.
-pub(crate) fn digest_of_files<'a>(
+///
+/// # Errors
+/// If a file cannot be read, and [`Error::Stopped`].
+pub fn digest_of_files<'a>(
     files: impl IntoIterator<Item = &'a Path>,
     go_on: &dyn Fn() -> bool,
 ) -> Result<String> {

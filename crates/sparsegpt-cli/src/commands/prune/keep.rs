@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
+use std::path::Path;
 
+use sparsegpt::driver::PlannedLayer;
 use sparsegpt::{BlockKeeper, FinishedLayer, PrunedLayer};
 use sparsegpt_models::calibration::Calibration;
-use sparsegpt_models::checkpoint::{CheckpointWriter, Dtype};
-use sparsegpt_models::resume::{BlockWriter, Fingerprint, StateFolder};
+use sparsegpt_models::checkpoint::{CheckpointWriter, Dtype, round_to_scales};
+use sparsegpt_models::masks::MaskWriter;
+use sparsegpt_models::resume::{BlockWriter, Fingerprint, KeptLayer, StateFolder, digest_of_files};
 
 use super::{Job, used};
 use crate::console::Console;
@@ -22,6 +25,8 @@ pub(super) struct Keeper {
     blocks: usize,
     /// What each layer's weight is stored in, by the layer's name.
     types: HashMap<String, Dtype>,
+    /// Where layers are packed: what their scales are stored in.
+    scales: Option<Dtype>,
 }
 
 impl Job<'_> {
@@ -46,10 +51,7 @@ impl Job<'_> {
         let types = layers
             .filter_map(|planned| {
                 let name = &planned.layer.name;
-                Some((
-                    name.clone(),
-                    writer.stored_type(&format!("{name}.weight"))?,
-                ))
+                Some((name.clone(), writer.stored_type(&format!("{name}.weight"))?))
             })
             .collect();
         Ok(Keeper {
@@ -57,6 +59,7 @@ impl Job<'_> {
             state,
             blocks,
             types,
+            scales: self.packing.as_ref().map(|_| writer.scale_type()),
         })
     }
 
@@ -79,6 +82,10 @@ impl Job<'_> {
             if flag != "threads" {
                 fingerprint = fingerprint.with(format!("--{flag}"), value);
             }
+        }
+        if let Some(masks) = &self.flags.masks {
+            let digest = digest_of_files([masks.as_path()], &interrupt::not_requested)?;
+            fingerprint = fingerprint.with("contents of --masks", digest);
         }
         if self.flags.plan.pattern_list.is_some() {
             // The list may be a file, which may change.
@@ -106,6 +113,57 @@ impl Keeper {
                 self.state.path().display()
             ));
         }
+    }
+
+    /// Packs all layers that were kept.
+    pub(super) fn pack_into(&self, writer: &mut CheckpointWriter) -> Result<(), Failure> {
+        self.each_kept(&mut |kept| {
+            let Some(quantized) = &kept.quantized else {
+                return Err(Failure::usage(format!(
+                    "{}: is not quantized; give --bits, or --format huggingface",
+                    kept.name
+                )));
+            };
+            writer
+                .store_packed(&kept.name, quantized)
+                .map_err(Failure::writing)
+        })
+    }
+
+    /// Writes the masks of all layers that were kept, and of no others.
+    pub(super) fn save_masks(
+        &self,
+        path: &Path,
+        planned: &[Vec<PlannedLayer>],
+    ) -> Result<(), Failure> {
+        let treated = planned.iter().flatten().filter(|l| l.settings.is_some());
+        let shapes = treated.map(|planned| {
+            let layer = &planned.layer;
+            (layer.name.clone(), [layer.rows, layer.cols])
+        });
+        let mut file = MaskWriter::create(path, shapes).map_err(Failure::writing)?;
+        self.each_kept(&mut |kept| {
+            file.add(&kept.name, kept.mask.view())
+                .map_err(Failure::writing)
+        })?;
+        file.finish().map_err(Failure::writing)
+    }
+
+    /// Reads all layers that were kept, one at a time.
+    fn each_kept(
+        &self,
+        see: &mut dyn FnMut(KeptLayer) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        for block in 0..self.state.finished() {
+            let Some(mut file) = self.state.block(block).map_err(Failure::reading)? else {
+                continue;
+            };
+            while let Some(kept) = file.next_layer().map_err(Failure::reading)? {
+                interrupt::check()?;
+                see(kept)?;
+            }
+        }
+        Ok(())
     }
 
     /// The run is complete, and its result in place.
@@ -139,8 +197,12 @@ impl BlockKeeper for Keeper {
     }
 
     fn keep(&mut self, layer: &mut FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>> {
+        if let Some(dtype) = self.scales {
+            let name = layer.pruned.report.layer.clone();
+            round_to_scales(&name, &mut layer.pruned, dtype)?;
+        }
         let report = &layer.pruned.report;
-        let dtype = self.types.get(&report.layer).copied();
+        let dtype = self.types.get(&report.layer).copied().or(self.scales);
         let text = toml::to_string(report)?;
         let writer = match &mut self.begun {
             Some(writer) => writer,

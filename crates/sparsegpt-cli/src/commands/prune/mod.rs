@@ -2,7 +2,9 @@
 
 mod allocation;
 mod dry_run;
+mod format;
 mod keep;
+mod masks;
 mod progress;
 mod summary;
 mod variants;
@@ -20,8 +22,8 @@ use sparsegpt_models::calibration::{
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
 };
 use sparsegpt_models::checkpoint::{
-    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
-    WrittenCheckpoint, parse_dtype,
+    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
+    PackedScheme, PackedShape, WeightSink, WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
 use sparsegpt_models::resume::StateFolder;
@@ -31,7 +33,9 @@ use crate::console::Console;
 use crate::cost::{CalibrationSize, Variants};
 use crate::failure::{Exit, Failure};
 use crate::flags::{Allocating, LayerFlags, PlanFlags, with_recipe};
+use crate::tensor_file::check_output;
 use crate::{interrupt, model};
+use format::{NotStored, OutputFormat};
 use keep::Keeper;
 use progress::Progress;
 
@@ -58,6 +62,10 @@ pub(crate) struct PruneArgs {
     /// command goes on from them
     #[arg(long)]
     fresh: bool,
+
+    /// Also write which weights were kept: a safetensors file with a tensor of u8 for each treated layer, by its name, 1 = kept
+    #[arg(long, value_name = "FILE")]
+    save_masks: Option<PathBuf>,
 
     /// Only print the plan: layers, shapes, patterns, estimates of memory and time
     #[arg(long)]
@@ -111,6 +119,21 @@ pub(crate) struct PruneFlags {
     /// Keep the last N calibration sequences out of all Hessians; the error on them judges each layer [default: 0]
     #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub(crate) held_out: Option<usize>,
+
+    /// Zeros from such a file as --save-masks writes, in place of a pattern: layers that it does not name are left as they
+    /// are. With an unstructured --pattern each mask is extended to that sparsity
+    #[arg(long, value_name = "FILE", help_heading = "Layers")]
+    pub(crate) masks: Option<PathBuf>,
+
+    /// Layout of the result: huggingface (ordinary weights), or, with --bits, gptq (version 1) or compressed-tensors
+    /// (pack-quantized), as other engines load them [default: huggingface]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help_heading = "Quantization"
+    )]
+    pub(crate) format: Option<OutputFormat>,
 
     /// Type of the written weights: f32, bf16 or f16 [default: the source's; f32 for .gguf]
     #[arg(long, value_name = "TYPE")]
@@ -204,6 +227,8 @@ struct Job<'a> {
     planned: &'a [Vec<Vec<PlannedLayer>>],
     /// How each plan's zeros are divided among the layers, where that is asked for.
     allocating: &'a [Option<Allocating>],
+    /// Where layers are packed: the scheme, and which.
+    packing: Option<(PackedScheme, Vec<PackedShape>)>,
     pruner: &'a dyn LayerPruner,
     console: &'a Console,
 }
@@ -213,15 +238,30 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (flags, threads) = args
+    let (mut flags, threads) = args
         .flags
         .with_recipe(threads, args.recipe_file.as_deref())?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
+    flags.layer.least_zero = flags.packed()? == Some(PackedFormat::Gptq);
     let patterns = flags.layer.patterns()?;
-    let plans = patterns
-        .iter()
-        .map(|&pattern| flags.model_plan(&flags.layer, pattern))
-        .collect::<Result<Vec<_>, _>>()?;
+    if let (Some(path), 2..) = (&args.save_masks, patterns.len()) {
+        return Err(Failure::usage(format!(
+            "--save-masks {}: the masks of one --pattern only",
+            path.display()
+        )));
+    }
+    if let Some(path) = &args.save_masks {
+        check_output(path, args.force)?;
+    }
+    let masks = flags.masks.as_deref().map(masks::Masks::open).transpose()?;
+    // What can be known before the model is looked at.
+    let mut plans = match &masks {
+        Some(_) => Vec::new(),
+        None => patterns
+            .iter()
+            .map(|&pattern| flags.model_plan(&flags.layer, pattern))
+            .collect::<Result<Vec<_>, _>>()?,
+    };
     let allocating = patterns
         .iter()
         .map(|&pattern| flags.plan.allocating(&flags.layer, pattern))
@@ -237,10 +277,14 @@ pub(crate) fn run(
         )));
     }
     let (checkpoint, config) = model::open(&args.model)?;
+    if let Some(masks) = &masks {
+        plans = vec![masks.plan(&checkpoint, &flags, &patterns)?];
+    }
     let planned = plans
         .iter()
         .map(|plan| resolve(&checkpoint, plan))
         .collect::<Result<Vec<_>, _>>()?;
+    let packing = flags.packing(&config, &planned)?;
     let pruner = flags.layer.solver(threads, console)?;
     let job = Job {
         args: &args,
@@ -250,6 +294,7 @@ pub(crate) fn run(
         plans: &plans,
         planned: &planned,
         allocating: &allocating,
+        packing,
         pruner: &*pruner,
         console,
     };
@@ -287,10 +332,15 @@ impl Job<'_> {
         out: &Path,
         options: &OutputOptions,
     ) -> Result<(), Failure> {
-        let writer = self
-            .checkpoint
-            .create_output(out, options)
-            .map_err(Failure::writing)?;
+        let writer = match &self.packing {
+            None => self.checkpoint.create_output(out, options),
+            Some((scheme, layers)) => {
+                let layers = layers.clone();
+                self.checkpoint
+                    .create_packed_output(out, options, *scheme, layers)
+            }
+        }
+        .map_err(Failure::writing)?;
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
         let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
@@ -319,8 +369,18 @@ impl Job<'_> {
         calibration: Option<&Calibration>,
     ) -> Result<(Report, WrittenCheckpoint), Failure> {
         let plan = self.allocated(plan, 0, calibration)?;
-        let run = self.prune(&plan, &mut writer, keeper, calibration)?;
+        let run = match &self.packing {
+            None => self.prune(&plan, &mut writer, keeper, calibration)?,
+            Some(_) => {
+                let run = self.prune(&plan, &mut NotStored, keeper, calibration)?;
+                keeper.pack_into(&mut writer)?;
+                run
+            }
+        };
         interrupt::check()?;
+        if let Some(path) = &self.args.save_masks {
+            keeper.save_masks(path, &self.planned[0])?;
+        }
         let mut report = self.report(run, None, calibration)?;
         let written = self.finish(writer, &mut report)?;
         Ok((report, written))
@@ -359,11 +419,11 @@ impl Job<'_> {
     fn prune(
         &self,
         plan: &ModelPlan,
-        writer: &mut CheckpointWriter,
+        sink: &mut dyn WeightSink,
         keeper: &mut Keeper,
         calibration: Option<&Calibration>,
     ) -> Result<ModelReport, Failure> {
-        let mut adapter = self.adapter(writer)?;
+        let mut adapter = self.adapter(sink)?;
         let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
         let mut progress = self.progress(calibration);
         let result = prune_model_resumable(

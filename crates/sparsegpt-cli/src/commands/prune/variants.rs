@@ -75,11 +75,7 @@ fn pruned(
     let runs = prune(job, &plans, &mut writers, keeper, calibration)?;
     let mut reports = Vec::new();
     let mut written = Vec::new();
-    for ((writer, run), &pattern) in writers
-        .into_iter()
-        .zip(runs)
-        .zip(&job.flags.layer.pattern)
-    {
+    for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(&job.flags.layer.pattern) {
         interrupt::check()?;
         let mut report = job.report(run, Some(pattern), calibration)?;
         written.push(job.finish(writer, &mut report)?);
