@@ -66,6 +66,10 @@ impl StateFolder {
         if !self.path.is_dir() {
             return Ok(0);
         }
+        if self.lock.is_none() {
+            // It may have come since, with another run.
+            self.lock()?;
+        }
         self.remove_temporary()?;
         while self.finished < blocks {
             if !self.file(self.finished).exists() {
@@ -104,13 +108,12 @@ impl StateFolder {
     /// # Errors
     /// If folder or file cannot be made, or another run has taken the folder.
     pub fn begin(&mut self, block: usize) -> Result<BlockWriter> {
-        if !self.path.is_dir() {
-            match fs::create_dir(&self.path) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(Error::io("create", &self.path, error));
-                }
-                _ => self.lock()?,
+        match fs::create_dir(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", &self.path, error));
             }
+            _ if self.lock.is_none() => self.lock()?,
+            _ => {}
         }
         let path = self.file(block);
         let head = Head {

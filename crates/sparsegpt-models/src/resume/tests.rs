@@ -222,6 +222,18 @@ fn what_was_begun_goes_and_two_runs_do_not_share() {
     drop(state);
     assert!(!place.exists());
 
+    // One that had begun before there was a folder keeps its hands off, too.
+    let mut early = StateFolder::open(&out, false).unwrap();
+    let mut state = StateFolder::open(&out, false).unwrap();
+    state.go_on(fingerprint(), 4).unwrap();
+    let writer = state.begin(0).unwrap();
+    let error = early.go_on(fingerprint(), 4).unwrap_err().to_string();
+    assert!(error.contains("another run"), "{error}");
+    assert!(early.begin(0).is_err());
+    drop(early);
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+    drop((writer, state));
+
     // As after a kill.
     fs::create_dir(&place).unwrap();
     fs::write(place.join("00000.tmp"), "half").unwrap();
