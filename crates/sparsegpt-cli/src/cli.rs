@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, compare, demo, eval, generate, info, inspect, layer, logits, methods, pack, prune,
-    repair,
+    bench, compare, demo, eval, export, generate, info, inspect, layer, logits, methods, pack,
+    prune, repair,
 };
 
 const AFTER_HELP: &str = "\
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Repair(repair::RepairArgs),
     /// Measure a model's perplexity on a text
     Eval(eval::EvalArgs),
+    /// Write a model as a GGUF file
+    Export(export::ExportArgs),
     /// Continue a text
     Generate(generate::GenerateArgs),
     /// Prune and/or quantize one weight matrix from a safetensors file

@@ -47,6 +47,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Bench(args) => commands::bench::run(&args, threads, &console),
                 Command::Demo(args) => commands::demo::run(&args, threads, &console),
                 Command::Eval(args) => commands::eval::run(&args, &console),
+                Command::Export(args) => commands::export::run(&args, &console),
                 Command::Generate(args) => commands::generate::run(&args, &console),
                 Command::Layer(args) => commands::layer::run(&args, threads, &console),
                 Command::Logits(args) => commands::logits::run(&args, &console),

@@ -9,6 +9,8 @@ pub mod evaluate;
 pub mod generate;
 mod gguf;
 pub mod inspect;
+pub mod masks;
+pub mod resume;
 mod source;
 pub mod staging;
 pub mod text;

@@ -21,8 +21,9 @@ pub use ndarray;
 
 pub use allocate::{Allocator, Budget};
 pub use driver::{
-    BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Rule,
-    Selector, Starved, Tap, observe_model, prune_model, prune_model_variants,
+    BlockKeeper, BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ObservedLayer,
+    ProgressEvent, Rule, Selector, Starved, Tap, observe_model, prune_model, prune_model_resumable,
+    prune_model_variants, prune_model_variants_resumable,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};

@@ -9,6 +9,7 @@ use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
 use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, Rounding, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
+use sparsegpt_models::checkpoint::LeastZero;
 
 use super::on;
 use crate::backend::BackendChoice;
@@ -102,6 +103,11 @@ pub(crate) struct LayerFlags {
     /// Where layers are solved: cpu (default), cuda (the first NVIDIA GPU), or auto (that GPU where there is one, else cpu)
     #[arg(long, hide_possible_values = true, help_heading = "Solver")]
     pub(crate) backend: Option<BackendChoice>,
+
+    /// Not a flag: whether the file format has no zero point of 0.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) least_zero: bool,
 }
 
 impl LayerFlags {
@@ -186,7 +192,10 @@ impl LayerFlags {
             settings = settings.with_mask_block_size(columns);
         }
         if let Some(quantizer) = self.quantizer()? {
-            settings = settings.with_quantizer(quantizer);
+            settings = match self.least_zero && !on(self.symmetric) {
+                true => settings.with_quantizer(LeastZero::new(quantizer)),
+                false => settings.with_quantizer(quantizer),
+            };
         }
         Ok(settings)
     }

@@ -150,6 +150,38 @@ impl PlanFlags {
                 "nothing to do{with}: give --pattern (50%, row:50%, 2:4) to prune, --bits (2 to 8) to quantize, or both; or patterns by --rule or --pattern-list",
             )));
         }
+        self.restricted(plan)
+    }
+
+    /// A plan that treats the layers of which there are settings, by their numbers, and leaves all others.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and for other flags that say what a layer gets.
+    pub(crate) fn plan_of(
+        &self,
+        layer: &LayerFlags,
+        settings: Vec<(usize, LayerSettings)>,
+    ) -> Result<ModelPlan, Failure> {
+        let others = [
+            ("--rule", !self.rule.is_empty()),
+            ("--pattern-list", self.pattern_list.is_some()),
+            ("--allocate", self.allocate.is_some()),
+        ];
+        if let Some((flag, _)) = others.iter().find(|(_, given)| *given) {
+            return Err(Failure::usage(format!(
+                "{flag} and --masks both say what a layer gets; leave one out"
+            )));
+        }
+        let dense = layer.settings(Arc::new(Pattern::Dense))?;
+        let mut plan = ModelPlan::new(dense).skipping(Selector::Name("*".to_owned()));
+        for (index, settings) in settings {
+            plan = plan.with_rule(Selector::Index(index), settings);
+        }
+        self.restricted(plan)
+    }
+
+    /// The same plan, with what `--skip`, `--only`, `--first` and `--last` leave out.
+    fn restricted(&self, mut plan: ModelPlan) -> Result<ModelPlan, Failure> {
         for layers in &self.skip {
             plan = plan.skipping(selector(layers)?);
         }

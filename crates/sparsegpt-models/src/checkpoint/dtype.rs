@@ -88,8 +88,8 @@ pub(crate) fn decode(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>>
 }
 
 /// Values as they stand in a file.
-pub(super) struct Encoded {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Encoded {
+    pub(crate) bytes: Vec<u8>,
     /// Zeros after the cast, negative zero included.
     pub(super) zeros: u64,
     /// Of those, values that were none before.
@@ -132,7 +132,7 @@ fn narrow<T, const N: usize>(
 ///
 /// # Errors
 /// Where a value is not finite, or no longer finite after the cast.
-pub(super) fn encode(name: &str, dtype: Dtype, values: &[f32]) -> Result<Encoded> {
+pub(crate) fn encode(name: &str, dtype: Dtype, values: &[f32]) -> Result<Encoded> {
     match dtype {
         Dtype::F32 => narrow(name, dtype, values, |v| v, |v| *v, f32::to_le_bytes),
         Dtype::F16 => narrow(

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::dtype::decode;
 use super::shard::{MappedShard, ShardLayout};
-use super::{CheckpointSource, INDEX_FILE, SINGLE_FILE, read_json};
+use super::{CONFIG_FILE, CheckpointSource, INDEX_FILE, SINGLE_FILE, read_json};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorInfo, TensorSource};
 
@@ -120,6 +120,15 @@ impl TensorSource for SafetensorsFolder {
 }
 
 impl CheckpointSource for SafetensorsFolder {
+    fn files(&self) -> Vec<PathBuf> {
+        let shards = self.shards.iter().map(|(file, _)| file.as_str());
+        [CONFIG_FILE]
+            .into_iter()
+            .chain(shards)
+            .map(|file| self.path.join(file))
+            .collect()
+    }
+
     fn shards(&self) -> Vec<ShardLayout> {
         self.shards
             .iter()

@@ -11,6 +11,7 @@ mod folder;
 mod lora;
 mod overlay;
 mod packed;
+mod packed_folder;
 mod packing;
 mod set;
 mod shard;
@@ -27,23 +28,27 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::gguf::GgufModel;
+use crate::gguf::{self, GgufModel};
+use crate::resume::digest_of_files;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
-use packed::PackedFolder;
+use packed::Packed;
+use packed_folder::PackedFolder;
 
+pub use crate::gguf::{GgufType, WrittenGguf};
 pub use dtype::parse_dtype;
 pub use lora::{LoraLayer, WrittenLora, check_lora_output, write_lora};
 pub use overlay::Overlay;
+pub use packed::{LeastZero, PackedFormat, PackedScheme, PackedShape, round_to_scales};
 pub use packing::{PackedCheckpoint, PackedLayer, Packing};
 pub use safetensors::Dtype;
 pub use set::CheckpointSet;
 pub use verify::{CastZeros, ExpectedLayer};
 pub use writer::{CheckpointWriter, OutputOptions, ProvenCheckpoint, WrittenCheckpoint};
 
-pub(crate) use dtype::{element_count, is_float};
-pub(crate) use shard::{ShardLayout, map_file};
+pub(crate) use dtype::{decode, element_count, encode, is_float};
+pub(crate) use shard::{MappedShard, ShardLayout, map_file};
 pub(crate) use writer::write_json;
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -89,6 +94,9 @@ pub struct StoredTensor {
 
 /// What a checkpoint's copy is made from.
 pub(crate) trait CheckpointSource: TensorSource {
+    /// The files that make up the model: its configuration and its weights.
+    fn files(&self) -> Vec<PathBuf>;
+
     /// The files that a copy has, with the tensors and types of this source.
     fn shards(&self) -> Vec<ShardLayout>;
 
@@ -204,6 +212,16 @@ impl Checkpoint {
         Arc::clone(&self.source) as Arc<dyn TensorSource>
     }
 
+    /// Identifies configuration and weights: SHA-256 of the names, lengths and contents of their files, hexadecimal. Reads
+    /// them as a whole; `go_on` is asked now and then, and returns `false` to stop.
+    ///
+    /// # Errors
+    /// If a file cannot be read, and [`Error::Stopped`].
+    pub fn fingerprint(&self, go_on: &dyn Fn() -> bool) -> Result<String> {
+        let files = self.source.files();
+        digest_of_files(files.iter().map(PathBuf::as_path), go_on)
+    }
+
     /// The model's tokenizer.
     ///
     /// # Errors
@@ -219,7 +237,43 @@ impl Checkpoint {
     /// If `out` is not empty and `options.force` is not set, if it contains this checkpoint, lies
     /// in it or is it, if the dtype is none of f32, f16, bf16, or if the disk is full.
     pub fn create_output(&self, out: &Path, options: &OutputOptions) -> Result<CheckpointWriter> {
-        CheckpointWriter::create(self, out, options)
+        CheckpointWriter::create(self, out, options, None)
+    }
+
+    /// Starts a copy in which some layers are quantized and packed: their weights are not stored, but
+    /// [packed](CheckpointWriter::store_packed).
+    ///
+    /// # Errors
+    /// As [`create_output`](Self::create_output) and [`PackedScheme::check`].
+    pub fn create_packed_output(
+        &self,
+        out: &Path,
+        options: &OutputOptions,
+        scheme: PackedScheme,
+        layers: Vec<PackedShape>,
+    ) -> Result<CheckpointWriter> {
+        scheme.check(&layers)?;
+        let layers = layers.into_iter().map(|layer| (layer.name.clone(), layer));
+        let packed = Packed {
+            scheme,
+            layers: layers.collect(),
+        };
+        CheckpointWriter::create(self, out, options, Some(packed))
+    }
+
+    /// Writes the model as a GGUF file for llama.cpp and its kin, which appears under its name when it is whole. Matrices get
+    /// the type `stored`, norms and biases stay f32. `go_on` is asked before each tensor, and returns `false` to stop.
+    ///
+    /// # Errors
+    /// If GGUF has no name for the family or the tokenizer, a value does not fit the type, `go_on` said so, or the write
+    /// fails.
+    pub fn export_gguf(
+        &self,
+        path: &Path,
+        stored: GgufType,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<WrittenGguf> {
+        gguf::write(self, path, stored, go_on)
     }
 
     /// Whether the linear layers are packed for the sparse runtime, as [`pack`](Self::pack) makes them.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use sparsegpt_runtime::{ContainerWriter, LinearLayer, SparseLinear, Value};
 
 use super::dtype::encode;
-use super::packed::{PackedIndex, WEIGHT};
+use super::packed_folder::{PackedIndex, WEIGHT};
 use super::shard::ShardLayout;
 use super::writer::{OutputFolder, preallocate, sync_folder};
 use super::{
@@ -197,7 +197,7 @@ impl<'a> Packing<'a> {
             tensors: tensors.collect::<Result<_>>()?,
         };
         let path = self.staging.path.join(DENSE_FILE);
-        let plan = layout.plan(&path, |dtype| dtype)?;
+        let plan = layout.plan(&path)?;
         let mut file = preallocate(&path, &plan)?;
         for (name, info, position) in plan.places {
             let bytes = bytes_of(source, &name, &info)?;

@@ -45,6 +45,12 @@ impl<'a> CheckpointSet<'a> {
         &self.staging.path
     }
 
+    /// The final place.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.out.path
+    }
+
     /// What was found beside the folder, left by runs that were killed.
     #[must_use]
     pub fn leftovers(&self) -> &Leftovers {
@@ -65,8 +71,8 @@ impl<'a> CheckpointSet<'a> {
         if self.names.iter().any(|taken| taken == name) {
             return Err(Error::setting("name", "one for each checkpoint", name));
         }
-        let writer =
-            CheckpointWriter::create(self.source, &self.staging.path.join(name), &self.options)?;
+        let folder = self.staging.path.join(name);
+        let writer = CheckpointWriter::create(self.source, &folder, &self.options, None)?;
         self.names.push(name.to_owned());
         Ok(writer)
     }

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Placed};
 use serde::Serialize;
 
@@ -35,7 +34,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
 }
 
 /// An opened safetensors file whose header has been checked against its size.
-pub(super) struct MappedShard {
+pub(crate) struct MappedShard {
     path: PathBuf,
     map: Mmap,
     data_start: usize,
@@ -52,7 +51,7 @@ impl fmt::Debug for MappedShard {
 }
 
 impl MappedShard {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
         let refuse = |reason: String| Error::format(path, format!("safetensors: {reason}"));
         let (length, rest) = map
@@ -91,11 +90,11 @@ impl MappedShard {
     }
 
     /// Names in the order of their values.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    pub(super) fn info(&self, name: &str) -> Option<TensorInfo> {
+    pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
         let placed = self.metadata.info(name)?;
         Some(TensorInfo {
             dtype: placed.dtype,
@@ -103,7 +102,7 @@ impl MappedShard {
         })
     }
 
-    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         let (start, end) = self.metadata.info(name)?.data_offsets;
         self.map.get(self.data_start + start..self.data_start + end)
     }
@@ -140,35 +139,20 @@ struct Header<'a> {
 }
 
 /// The header of a file to be, with the place of every tensor in it.
-pub(super) struct PlannedShard {
+pub(crate) struct PlannedShard {
     /// Length and header, as they stand at the start of the file.
-    pub(super) prefix: Vec<u8>,
+    pub(crate) prefix: Vec<u8>,
     /// Name, type and shape, and the position of the values from the start of the file.
-    pub(super) places: Vec<(String, TensorInfo, u64)>,
-    pub(super) file_len: u64,
+    pub(crate) places: Vec<(String, TensorInfo, u64)>,
+    pub(crate) file_len: u64,
     /// Bytes of values.
     pub(super) data_len: u64,
 }
 
 impl ShardLayout {
-    /// Places the tensors, those of wider types first as the format asks for alignment, each at
-    /// the type that `dtype_of` gives it.
-    pub(super) fn plan(
-        &self,
-        path: &Path,
-        dtype_of: impl Fn(Dtype) -> Dtype,
-    ) -> Result<PlannedShard> {
-        let mut tensors: Vec<_> = self
-            .tensors
-            .iter()
-            .map(|(name, info)| {
-                let info = TensorInfo {
-                    dtype: dtype_of(info.dtype),
-                    shape: info.shape.clone(),
-                };
-                (name.clone(), info)
-            })
-            .collect();
+    /// Places the tensors, those of wider types first as the format asks for alignment.
+    pub(crate) fn plan(&self, path: &Path) -> Result<PlannedShard> {
+        let mut tensors = self.tensors.clone();
         // Stable, so that a file that was in order keeps its order.
         tensors.sort_by_key(|(_, info)| std::cmp::Reverse(info.dtype));
 
@@ -223,6 +207,8 @@ impl ShardLayout {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use safetensors::Dtype;
+
     use super::*;
 
     #[test]
@@ -244,7 +230,7 @@ mod tests {
             )],
         };
         let prefix = || {
-            let plan = layout().plan(Path::new(""), |dtype| dtype).unwrap();
+            let plan = layout().plan(Path::new("")).unwrap();
             plan.prefix
         };
         let first = prefix();

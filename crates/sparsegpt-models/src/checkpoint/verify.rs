@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::packed::Packed;
 use super::writer::{Slot, Written};
 use super::{Checkpoint, CheckpointSource, Dtype};
 use crate::decoder::{LlamaConfig, transpose};
@@ -38,6 +39,7 @@ pub(super) fn verify(
     folder: &Path,
     source: &dyn CheckpointSource,
     slots: &HashMap<String, Slot>,
+    packed: Option<&Packed>,
     expected: &[ExpectedLayer],
 ) -> Result<Vec<CastZeros>> {
     let written = Checkpoint::open(folder)?;
@@ -49,10 +51,16 @@ pub(super) fn verify(
     if let Some(name) = surplus {
         return Err(Error::tensor(name, "written, but not in the source"));
     }
-    let expected: HashMap<&str, &ExpectedLayer> = expected
+    let mut expected: HashMap<&str, &ExpectedLayer> = expected
         .iter()
         .map(|layer| (layer.tensor.as_str(), layer))
         .collect();
+    for (name, shape) in packed.iter().flat_map(|packed| &packed.layers) {
+        let layer = expected.remove(format!("{name}.weight").as_str());
+        if let Some(packed) = packed {
+            packed.prove(written.source.as_ref(), shape, layer)?;
+        }
+    }
     if let Some(name) = expected.keys().find(|&&name| !slots.contains_key(name)) {
         return Err(Error::tensor(
             *name,
@@ -75,6 +83,7 @@ pub(super) fn verify(
         let layer = expected.get(name.as_str()).copied();
         match slot.written {
             Written::Missing => return Err(Error::tensor(name, "was never written")),
+            Written::Packed => {}
             Written::Copied => {
                 if written.source.stored_bytes(name)? != source.stored_bytes(name)? {
                     return Err(Error::tensor(name, "the copy differs from the source"));

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sparsegpt::quant::QuantizedLayer;
 
-use super::dtype::{config_name, encode, is_float, round_through};
+use super::dtype::{byte_len, config_name, element_count, encode, is_float, round_through};
 use super::overlay::check_length;
+use super::packed::Packed;
 use super::shard::PlannedShard;
 use super::verify::{CastZeros, ExpectedLayer, verify};
 use super::{
@@ -97,6 +99,8 @@ pub(super) enum Written {
     Missing,
     /// Byte for byte from the source.
     Copied,
+    /// A part of a packed layer, proven with the whole of it.
+    Packed,
     /// Stored or cast values.
     Values {
         zeros: u64,
@@ -116,6 +120,7 @@ pub struct CheckpointWriter {
     dtype: Option<Dtype>,
     shards: Vec<OpenShard>,
     slots: HashMap<String, Slot>,
+    packed: Option<Packed>,
 }
 
 struct OpenShard {
@@ -141,6 +146,7 @@ impl CheckpointWriter {
         checkpoint: &Checkpoint,
         out: &Path,
         options: &OutputOptions,
+        packed: Option<Packed>,
     ) -> Result<Self> {
         if let Some(dtype) = options.dtype
             && config_name(dtype).is_none()
@@ -155,10 +161,16 @@ impl CheckpointWriter {
 
         let mut shards = Vec::new();
         let mut slots = HashMap::new();
-        for layout in source.shards() {
+        for mut layout in source.shards() {
             let path = staging.path.join(&layout.file_name);
-            let target = |from| options.dtype.filter(|_| is_float(from)).unwrap_or(from);
-            let plan = layout.plan(&path, target)?;
+            for (_, info) in &mut layout.tensors {
+                let target = options.dtype.filter(|_| is_float(info.dtype));
+                info.dtype = target.unwrap_or(info.dtype);
+            }
+            if let Some(packed) = &packed {
+                layout = packed.layout(layout);
+            }
+            let plan = layout.plan(&path)?;
             let file = preallocate(&path, &plan)?;
             for (name, info, position) in plan.places {
                 let slot = Slot {
@@ -185,6 +197,7 @@ impl CheckpointWriter {
             dtype: options.dtype,
             shards,
             slots,
+            packed,
         })
     }
 
@@ -195,10 +208,22 @@ impl CheckpointWriter {
         &self.staging.path
     }
 
+    /// The final place.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.out.path
+    }
+
     /// What runs that were killed had left beside the output.
     #[must_use]
     pub fn leftovers(&self) -> &Leftovers {
         &self.leftovers
+    }
+
+    /// The type that a tensor is stored in; `None` where there is none of that name.
+    #[must_use]
+    pub fn stored_type(&self, name: &str) -> Option<Dtype> {
+        Some(self.slots.get(name)?.info.dtype)
     }
 
     /// Copies all tensors that were not stored, opens and checks the result, and gives it its
@@ -220,6 +245,7 @@ impl CheckpointWriter {
         self.copy_missing()?;
         self.write_index()?;
         self.write_dtype()?;
+        self.write_quantization_config()?;
         // `out` stands first to be dropped last: parents made for it can go only after the staging folder.
         let Self {
             out,
@@ -227,13 +253,20 @@ impl CheckpointWriter {
             source,
             shards,
             slots,
+            packed,
             ..
         } = self;
         let bytes = shards.iter().map(|shard| shard.data_len).sum();
         let files = shards.len();
         // Closed before they are mapped and renamed.
         drop(shards);
-        let cast_zeros = verify(&staging.path, source.as_ref(), &slots, expected)?;
+        let cast_zeros = verify(
+            &staging.path,
+            source.as_ref(),
+            &slots,
+            packed.as_ref(),
+            expected,
+        )?;
         Ok(ProvenCheckpoint {
             summary: WrittenCheckpoint {
                 path: out.path.clone(),
@@ -280,6 +313,65 @@ impl CheckpointWriter {
         };
         self.write(name, &encoded.bytes, written)?;
         Ok(StoredTensor { zeros })
+    }
+
+    /// Packs a layer that this copy was started for, by its name without `.weight`.
+    ///
+    /// # Errors
+    /// If it is none of those, its grid is not of the checkpoint's scheme, or the write fails.
+    pub fn store_packed(&mut self, name: &str, layer: &QuantizedLayer) -> Result<()> {
+        let Some(packed) = &self.packed else {
+            return Err(Error::tensor(name, "no layer of this checkpoint is packed"));
+        };
+        for (part, bytes) in packed.encode(name, layer, self.scale_type())? {
+            let expected = self.slot(&part)?.info.clone();
+            let len = element_count(&expected.shape).and_then(|n| byte_len(expected.dtype, n));
+            if len != Some(bytes.len()) {
+                let found = bytes.len();
+                return Err(Error::tensor(
+                    part,
+                    format!("{found} bytes for {expected:?}"),
+                ));
+            }
+            self.write(&part, &bytes, Written::Packed)?;
+        }
+        Ok(())
+    }
+
+    /// The type of the scales of packed layers; f32 where none are.
+    #[must_use]
+    pub fn scale_type(&self) -> Dtype {
+        let scales = self.slots.iter().find(|(name, _)| {
+            let packed = self.packed.as_ref();
+            let layer = [".scales", ".weight_scale"]
+                .iter()
+                .find_map(|&part| name.strip_suffix(part));
+            packed
+                .zip(layer)
+                .is_some_and(|(packed, layer)| packed.layers.contains_key(layer))
+        });
+        scales.map_or(Dtype::F32, |(_, slot)| slot.info.dtype)
+    }
+
+    /// Says in config.json how packed layers are to be read.
+    fn write_quantization_config(&self) -> Result<()> {
+        let Some(packed) = &self.packed else {
+            return Ok(());
+        };
+        let mut dense: Vec<&str> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.info.shape.len() == 2 && is_float(slot.info.dtype))
+            .filter_map(|(name, _)| name.strip_suffix(".weight"))
+            .collect();
+        dense.sort_unstable();
+        let path = self.staging.path.join(CONFIG_FILE);
+        let Value::Object(mut config) = read_json(&path)? else {
+            return Ok(());
+        };
+        let quantization = packed.quantization_config(&dense);
+        config.insert("quantization_config".to_owned(), quantization);
+        write_json(&path, &Value::Object(config))
     }
 
     fn copy_missing(&mut self) -> Result<()> {

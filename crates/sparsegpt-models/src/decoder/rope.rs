@@ -72,6 +72,18 @@ impl RotaryConfig {
         Ok(Self { theta, scaling })
     }
 
+    /// The base.
+    #[must_use]
+    pub fn theta(&self) -> f64 {
+        self.theta
+    }
+
+    /// The scaling.
+    #[must_use]
+    pub fn scaling(&self) -> RopeScaling {
+        self.scaling
+    }
+
     /// The angle per position of each pair of the `head_dim` dimensions that turn.
     #[must_use]
     pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// An architecture that can be read.
 #[derive(Debug)]
 pub(super) struct Architecture {
-    gguf_name: &'static str,
+    pub(super) gguf_name: &'static str,
     model_type: &'static str,
     class: &'static str,
     /// Whether llama.cpp's converter reorders the rows of q and k so that the two halves of each
@@ -35,6 +35,23 @@ const ARCHITECTURES: [Architecture; 2] = [
 
 /// Models with a sliding window and the layout of LLaMA.
 const MISTRAL: (&str, &str) = ("mistral", "MistralForCausalLM");
+
+/// The architecture under which GGUF has a model of this `model_type`.
+pub(super) fn architecture_of(model_type: &str) -> Option<&'static Architecture> {
+    let known = match model_type == MISTRAL.0 {
+        true => "llama",
+        false => model_type,
+    };
+    ARCHITECTURES.iter().find(|a| a.model_type == known)
+}
+
+/// Every `model_type` that there is one for.
+pub(super) fn model_types() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES
+        .iter()
+        .map(|a| a.model_type)
+        .chain([MISTRAL.0])
+}
 
 /// The sizes that the tensors are checked against.
 #[derive(Debug)]

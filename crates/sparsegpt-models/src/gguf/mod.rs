@@ -1,4 +1,4 @@
-//! GGUF files of the LLaMA family, read as if they were HuggingFace checkpoints.
+//! GGUF files of the LLaMA family, read as if they were HuggingFace checkpoints, and written from them.
 //!
 //! The format is read by `candle_core::quantized::gguf_file`; here offsets and sizes are checked
 //! against the file, names and the configuration are translated, and the reordering of q and k
@@ -10,6 +10,7 @@ mod names;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod write;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,10 @@ use crate::checkpoint::{
 };
 use crate::tokenizer::{GENERATION_CONFIG_FILE, Tokenizer};
 use crate::{Error, Result, TensorInfo, TensorSource};
+
+pub use write::{GgufType, WrittenGguf};
+
+pub(crate) use write::write;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// Not weights but settings of the rotary embedding.
@@ -150,6 +155,10 @@ impl TensorSource for GgufModel {
 }
 
 impl CheckpointSource for GgufModel {
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
     fn shards(&self) -> Vec<ShardLayout> {
         let tensors = self
             .names()

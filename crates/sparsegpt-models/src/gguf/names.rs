@@ -50,3 +50,38 @@ pub(super) fn to_hugging_face(gguf: &str) -> Option<HuggingFaceName<'_>> {
         block: Some((index, part)),
     })
 }
+
+/// The GGUF name of a HuggingFace tensor, and the part of a block that it is, as `attn_q`. `None` for a tensor that the
+/// family does not have.
+pub(super) fn to_gguf(hugging_face: &str) -> Option<(String, Option<&'static str>)> {
+    let Some(rest) = hugging_face.strip_prefix("model.layers.") else {
+        let (name, _) = MODEL.iter().find(|(_, to)| *to == hugging_face)?;
+        return Some(((*name).to_owned(), None));
+    };
+    let (index, rest) = rest.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    if !matches!(kind, "weight" | "bias") || index.parse::<usize>().is_err() {
+        return None;
+    }
+    let (part, _) = BLOCK.iter().find(|(_, to)| *to == module)?;
+    Some((format!("blk.{index}.{part}.{kind}"), Some(part)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn names_go_both_ways() {
+        let names = BLOCK.map(|(part, _)| format!("blk.12.{part}.weight"));
+        let whole = MODEL.map(|(name, _)| name.to_owned());
+        for name in names.iter().chain(&whole) {
+            let there = to_hugging_face(name).unwrap();
+            assert_eq!(to_gguf(&there.name).unwrap().0, *name);
+        }
+        assert!(to_gguf("model.layers.0.mlp.experts.0.w1.weight").is_none());
+        assert!(to_gguf("model.layers.x.mlp.up_proj.weight").is_none());
+    }
+}

@@ -779,3 +779,113 @@ fn smollm2_is_read_as_transformers_reads_it() {
     let values = read.tensors().read_f32(name).unwrap();
     assert!(values.len() == 576 * 1536 && values.iter().all(|value| value.is_finite()));
 }
+
+/// A golden checkpoint with a tokenizer, since those have none.
+fn with_tokenizer(family: &str) -> Option<(tempfile::TempDir, Checkpoint)> {
+    let golden = fixtures::shared(&format!("golden/families/{family}"))?;
+    let folder = tempdir().unwrap();
+    for entry in fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let (_small, tokens) = small().open().unwrap();
+    tokens.tokenizer().unwrap().save(folder.path()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    Some((folder, checkpoint))
+}
+
+#[test]
+fn what_is_written_is_read_as_it_was() {
+    for family in ["llama", "mistral", "qwen2"] {
+        let Some((folder, original)) = with_tokenizer(family) else {
+            return;
+        };
+        let path = folder.path().join("out.gguf");
+        let written = original
+            .export_gguf(&path, GgufType::F32, &|| true)
+            .unwrap();
+        assert_eq!(written.bytes, fs::metadata(&path).unwrap().len());
+        let read = Checkpoint::open(&path).unwrap();
+        let (tensors, before) = (read.tensors(), original.tensors());
+        assert_eq!(tensors.names().len(), written.tensors);
+        for name in tensors.names() {
+            assert_eq!(
+                tensors.read_f32(&name).unwrap(),
+                before.read_f32(&name).unwrap(),
+                "{family} {name}"
+            );
+        }
+        for key in [
+            "model_type",
+            "hidden_size",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "vocab_size",
+            "max_position_embeddings",
+            "tie_word_embeddings",
+        ] {
+            assert_eq!(read.config()[key], original.config()[key], "{family} {key}");
+        }
+        let ids =
+            |checkpoint: &Checkpoint| checkpoint.tokenizer().unwrap().encode("ab ab").unwrap();
+        assert_eq!(ids(&read), ids(&original), "{family}");
+    }
+}
+
+#[test]
+fn narrow_types_are_those_of_ggml() {
+    let Some((folder, original)) = with_tokenizer("llama") else {
+        return;
+    };
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let values = original.tensors().read_f32(name).unwrap();
+    let largest = values
+        .iter()
+        .fold(0.0_f32, |most, value| most.max(value.abs()));
+    for (stored, dtype, steps) in [
+        (GgufType::F16, GgmlDType::F16, 2048.0),
+        (GgufType::Bf16, GgmlDType::BF16, 256.0),
+        (GgufType::Q8_0, GgmlDType::Q8_0, 250.0),
+    ] {
+        let path = folder.path().join(format!("{stored}.gguf"));
+        original.export_gguf(&path, stored, &|| true).unwrap();
+        let read = Checkpoint::open(&path).unwrap().tensors();
+        let found = read.read_f32(name).unwrap();
+        // candle's own quantization of the same matrix.
+        let shape = original.tensors().info(name).unwrap().shape;
+        let tensor = Tensor::from_slice(&values, shape, &Device::Cpu).unwrap();
+        let theirs = QTensor::quantize(&tensor, dtype).unwrap();
+        let theirs: Vec<f32> = theirs
+            .dequantize(&Device::Cpu)
+            .and_then(|tensor| tensor.flatten_all()?.to_vec1())
+            .unwrap();
+        assert_eq!(found, theirs, "{stored}");
+        let error = found.iter().zip(&values).map(|(a, b)| (a - b).abs());
+        let worst = error.fold(0.0_f32, f32::max);
+        assert!(worst > 0.0 && worst <= largest / steps, "{stored}: {worst}");
+    }
+}
+
+#[test]
+fn what_gguf_has_no_name_for_is_refused() {
+    let Some(golden) = fixtures::shared("golden/families/opt") else {
+        return;
+    };
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("out.gguf");
+    let error = Checkpoint::open(&golden)
+        .unwrap()
+        .export_gguf(&path, GgufType::F16, &|| true)
+        .unwrap_err()
+        .to_string();
+    assert_contains(&error, &["\"opt\"", "llama", "mistral", "qwen2"]);
+    assert!(!path.exists());
+    let Some((_folder, original)) = with_tokenizer("llama") else {
+        return;
+    };
+    let stopped = original.export_gguf(&path, GgufType::F16, &|| false);
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

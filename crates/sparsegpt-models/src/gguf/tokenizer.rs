@@ -75,11 +75,50 @@ const PRE_TOKENIZERS: [PreTokenizer; 4] = [
 ];
 
 /// Values of `tokenizer.ggml.token_type`.
-mod token_type {
-    pub(super) const NORMAL: i64 = 1;
-    pub(super) const UNKNOWN: i64 = 2;
-    pub(super) const CONTROL: i64 = 3;
-    pub(super) const USER_DEFINED: i64 = 4;
+pub(super) mod token_type {
+    pub(in crate::gguf) const NORMAL: i64 = 1;
+    pub(in crate::gguf) const UNKNOWN: i64 = 2;
+    pub(in crate::gguf) const CONTROL: i64 = 3;
+    pub(in crate::gguf) const USER_DEFINED: i64 = 4;
+}
+
+/// The name in `tokenizer.ggml.pre` of a tokenizer.json of byte-level BPE; `None` where there is none that splits and
+/// normalizes as it does.
+pub(super) fn pre_tokenizer_name(tokenizer: &Value) -> Option<&'static str> {
+    let steps = steps(&tokenizer["pre_tokenizer"])?;
+    let composes = match &tokenizer["normalizer"] {
+        Value::Null => false,
+        normalizer if normalizer["type"] == "NFC" => true,
+        _ => return None,
+    };
+    let known = PRE_TOKENIZERS.iter().find(|known| {
+        let expected = match known.split {
+            Split::Gpt2 => vec!["bytes true".to_owned()],
+            Split::SingleDigits => vec!["digits".to_owned(), "bytes true".to_owned()],
+            Split::Pattern(pattern) => vec![format!("split {pattern}"), "bytes false".to_owned()],
+        };
+        known.compose == composes && expected == steps
+    });
+    known?.names.first().copied()
+}
+
+/// The steps of a pre-tokenizer in words; `None` for one of another kind.
+fn steps(pre_tokenizer: &Value) -> Option<Vec<String>> {
+    if let Some(steps_of) = pre_tokenizer["pretokenizers"].as_array() {
+        let parts: Option<Vec<Vec<String>>> = steps_of.iter().map(steps).collect();
+        return Some(parts?.concat());
+    }
+    let step = match pre_tokenizer["type"].as_str()? {
+        "ByteLevel" if pre_tokenizer["add_prefix_space"] != true => {
+            format!("bytes {}", pre_tokenizer["use_regex"] != false)
+        }
+        "Digits" if pre_tokenizer["individual_digits"] == true => "digits".to_owned(),
+        "Split" if pre_tokenizer["behavior"] == "Isolated" && pre_tokenizer["invert"] != true => {
+            format!("split {}", pre_tokenizer["pattern"]["Regex"].as_str()?)
+        }
+        _ => return None,
+    };
+    Some(vec![step])
 }
 
 struct Vocabulary<'a> {

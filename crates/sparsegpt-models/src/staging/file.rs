@@ -84,6 +84,14 @@ impl StagedFile {
             .map_err(|e| Error::io("write", &self.out, e))
     }
 
+    /// A second handle on the file, to write anywhere in it; what was appended has been written before.
+    pub(crate) fn random_access(&mut self) -> Result<File> {
+        self.writer
+            .flush()
+            .and_then(|()| self.writer.get_ref().try_clone())
+            .map_err(|e| Error::io("write", &self.out, e))
+    }
+
     /// Gives the file its name, once it is on the disk. A file that has that name already is replaced.
     ///
     /// # Errors

@@ -282,6 +282,30 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// Where it came from, for errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// tokenizer.json.
+    pub(crate) fn json(&self) -> Result<Value> {
+        let bytes = self
+            .files
+            .get(TOKENIZER_FILE)
+            .map_or(&[][..], Vec::as_slice);
+        serde_json::from_slice(bytes).map_err(|error| Error::tokenizer(&self.path, error))
+    }
+
+    /// The template of conversations, where there is one.
+    pub(crate) fn chat_template(&self) -> Option<String> {
+        if let Some(template) = self.files.get("chat_template.jinja") {
+            return String::from_utf8(template.clone()).ok();
+        }
+        let config = self.files.get(TOKENIZER_CONFIG_FILE)?;
+        let config: Value = serde_json::from_slice(config).ok()?;
+        Some(config["chat_template"].as_str()?.to_owned())
+    }
+
     /// Writes the tokenizer's files into an existing folder.
     ///
     /// # Errors

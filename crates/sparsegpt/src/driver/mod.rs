@@ -7,6 +7,7 @@
 
 mod adapter;
 mod block;
+mod keep;
 mod plan;
 mod run;
 mod tap;
@@ -19,6 +20,7 @@ use std::slice;
 use ndarray::ArrayView2;
 
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
+pub use keep::BlockKeeper;
 pub use plan::{ModelPlan, PlannedLayer, Rule, Selector, Starved};
 
 use crate::error::{Error, Result};
@@ -39,6 +41,11 @@ pub enum ProgressEvent<'a> {
         blocks: usize,
         /// Layers to treat in it.
         layers: usize,
+    },
+    /// A block that an earlier run has finished has been taken over from it.
+    BlockRestored {
+        /// The block.
+        block: usize,
     },
     /// One or some more sequences have gone through a block to collect its Hessians.
     Calibrated {
@@ -113,8 +120,8 @@ impl<R> From<Box<Interrupted<R>>> for Error {
     }
 }
 
-/// A layer that [`prune_model_variants`] has finished.
-#[derive(Debug)]
+/// A layer that is finished, as [`prune_model_variants`] hands it on and a [`BlockKeeper`] keeps it.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FinishedLayer {
     /// The plan it was treated under: an index into the plans.
@@ -123,8 +130,30 @@ pub struct FinishedLayer {
     pub block: usize,
     /// The layer: an index into [`ModelAdapter::layers`] of the block.
     pub layer: usize,
+    /// Whether no calibration token has reached it, and it was treated without.
+    pub starved: bool,
     /// The layer after treatment.
     pub pruned: PrunedLayer,
+}
+
+impl FinishedLayer {
+    /// A layer that was finished before, to be restored.
+    #[must_use]
+    pub fn new(
+        variant: usize,
+        block: usize,
+        layer: usize,
+        starved: bool,
+        pruned: PrunedLayer,
+    ) -> Self {
+        Self {
+            variant,
+            block,
+            layer,
+            starved,
+            pruned,
+        }
+    }
 }
 
 /// Prunes a model: every layer the plan names, block by block.
@@ -142,8 +171,36 @@ pub fn prune_model<A: ModelAdapter>(
     plan: &ModelPlan,
     progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
 ) -> Result<ModelReport, Box<Interrupted>> {
-    Run::new(adapter, pruner, Outlet::Model, progress)
-        .all(sequences, slice::from_ref(plan))
+    with_one_plan(
+        Run::new(adapter, pruner, Outlet::Model, progress),
+        sequences,
+        plan,
+    )
+}
+
+/// [`prune_model`], in which finished blocks go to a keeper, and blocks that it has from an earlier run are not treated
+/// again.
+///
+/// # Errors
+/// As [`prune_model`], and what the keeper returns.
+pub fn prune_model_resumable<A: ModelAdapter>(
+    adapter: &mut A,
+    pruner: &dyn LayerPruner,
+    sequences: &[A::Sequence],
+    plan: &ModelPlan,
+    keeper: &mut dyn BlockKeeper,
+    progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+) -> Result<ModelReport, Box<Interrupted>> {
+    let run = Run::new(adapter, pruner, Outlet::Model, progress).keeping(keeper);
+    with_one_plan(run, sequences, plan)
+}
+
+fn with_one_plan<A: ModelAdapter>(
+    run: Run<'_, A>,
+    sequences: &[A::Sequence],
+    plan: &ModelPlan,
+) -> Result<ModelReport, Box<Interrupted>> {
+    run.all(sequences, slice::from_ref(plan))
         .map(only)
         .map_err(|interrupted| {
             let Interrupted { error, finished } = *interrupted;
@@ -183,6 +240,24 @@ pub fn prune_model_variants<A: ModelAdapter>(
     progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<ModelReport>, Box<Interrupted<Vec<ModelReport>>>> {
     Run::new(adapter, pruner, Outlet::Caller(finished), progress).all(sequences, plans)
+}
+
+/// [`prune_model_variants`] with a keeper, as in [`prune_model_resumable`]. Restored layers go to `finished` too.
+///
+/// # Errors
+/// As [`prune_model_variants`], and what the keeper returns.
+pub fn prune_model_variants_resumable<A: ModelAdapter>(
+    adapter: &mut A,
+    pruner: &dyn LayerPruner,
+    sequences: &[A::Sequence],
+    plans: &[ModelPlan],
+    keeper: &mut dyn BlockKeeper,
+    finished: &mut dyn FnMut(FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>>,
+    progress: &mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+) -> Result<Vec<ModelReport>, Box<Interrupted<Vec<ModelReport>>>> {
+    Run::new(adapter, pruner, Outlet::Caller(finished), progress)
+        .keeping(keeper)
+        .all(sequences, plans)
 }
 
 /// A layer of the dense model, as [`observe_model`] shows it.

@@ -1,7 +1,7 @@
 //! The pass over the blocks.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -12,12 +12,13 @@ use ndarray::Array2;
 use super::block::{PlannedBlock, Treatment};
 use super::tap::{HessianTap, KeepingTap};
 use super::{
-    FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
+    BlockKeeper, FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer,
+    ProgressEvent, Tap,
 };
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
 use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
-use crate::solver::{LayerPruner, LayerSettings, LayerTask, PrunedLayer};
+use crate::solver::{LayerPruner, LayerSettings, LayerTask};
 
 /// Where finished layers go, and with it what the blocks behind them are calibrated on.
 pub(super) enum Outlet<'a> {
@@ -47,28 +48,20 @@ impl Outlet<'_> {
     fn hand_on<A: ModelAdapter>(
         &mut self,
         adapter: &mut A,
-        block: usize,
-        treatment: &Treatment<'_>,
-        pruned: PrunedLayer,
+        name: &str,
+        layer: FinishedLayer,
     ) -> Result<LayerReport> {
-        let Treatment { variant, index, .. } = *treatment;
-        let name = &treatment.layer.name;
+        let FinishedLayer { variant, block, .. } = layer;
         match self {
             Self::Model => {
                 adapter
-                    .replace_weight(block, index, pruned.weights)
+                    .replace_weight(block, layer.layer, layer.pruned.weights)
                     .map_err(|e| failed(block, &format!("replace the weight of {name}"), e))?;
-                Ok(pruned.report)
+                Ok(layer.pruned.report)
             }
-            Self::Observer(_) => Ok(pruned.report),
+            Self::Observer(_) => Ok(layer.pruned.report),
             Self::Caller(finished) => {
-                let report = pruned.report.clone();
-                let layer = FinishedLayer {
-                    variant,
-                    block,
-                    layer: index,
-                    pruned,
-                };
+                let report = layer.pruned.report.clone();
                 finished(layer).map_err(|e| {
                     failed(block, &format!("hand on {name} of variant {variant}"), e)
                 })?;
@@ -83,6 +76,7 @@ pub(super) struct Run<'a, A: ModelAdapter> {
     pruner: &'a dyn LayerPruner,
     outlet: Outlet<'a>,
     progress: &'a mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
+    keeper: Option<&'a mut dyn BlockKeeper>,
     cancelled: bool,
     /// Calibration sequences, the last ones, that only judge.
     held_out: usize,
@@ -106,12 +100,19 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             pruner,
             outlet,
             progress,
+            keeper: None,
             cancelled: false,
             held_out: 0,
             dense: Vec::new(),
             reports: Vec::new(),
             seconds: ModelSeconds::default(),
         }
+    }
+
+    /// The same with a place for finished blocks, and perhaps some in it.
+    pub(super) fn keeping(mut self, keeper: &'a mut dyn BlockKeeper) -> Self {
+        self.keeper = Some(keeper);
+        self
     }
 
     /// The run, with one report a plan whatever becomes of it.
@@ -217,6 +218,8 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                     embedded.map_err(|e| failed(0, "embed a calibration sequence", e))?;
                 self.dense.push(embedded);
             }
+            // Blocks that were taken over could not show what the dense ones give.
+            self.keeper = None;
         }
         let last_treated = blocks
             .iter()
@@ -242,9 +245,17 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             let went_on = goes_on
                 && planned.needs_hessian()
                 && self.outlet.propagation() == Propagation::Dense;
-            for inputs in self.stages(planned) {
-                let statistics = self.calibrate(block, planned, &inputs, &mut hidden, went_on)?;
-                self.solve(block, planned, &inputs, statistics)?;
+            if self.restore(block, planned)? {
+                if went_on {
+                    self.calibrate(block, planned, &[], &mut hidden, went_on)?;
+                }
+            } else {
+                for inputs in self.stages(planned) {
+                    let statistics =
+                        self.calibrate(block, planned, &inputs, &mut hidden, went_on)?;
+                    self.solve(block, planned, &inputs, statistics)?;
+                }
+                self.commit(block)?;
             }
             if goes_on && !went_on {
                 self.propagate(block, &mut hidden)?;
@@ -257,6 +268,67 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             self.tell(&ProgressEvent::BlockDone { block });
         }
         Ok(())
+    }
+
+    /// Takes the block over from an earlier run, where its keeper has it.
+    fn restore(&mut self, block: usize, planned: &PlannedBlock<'_>) -> Result<bool> {
+        let Self {
+            adapter,
+            outlet,
+            keeper,
+            reports,
+            ..
+        } = self;
+        let Some(keeper) = keeper else {
+            return Ok(false);
+        };
+        let treatments: Vec<_> = planned.treatments().collect();
+        let mut missing: BTreeSet<_> = treatments.iter().map(|t| (t.variant, t.index)).collect();
+        let mut starved = BTreeSet::new();
+        let restored = keeper
+            .restore(block, &mut |layer| {
+                let place = (layer.variant, layer.layer);
+                let treatment = treatments.iter().find(|t| (t.variant, t.index) == place);
+                let treatment = treatment
+                    .filter(|_| layer.block == block && missing.remove(&place))
+                    .filter(|treatment| {
+                        layer.pruned.weights.dim() == (treatment.layer.rows, treatment.layer.cols)
+                    })
+                    .ok_or_else(|| foreign(block, &layer.pruned.report.layer))?;
+                if layer.starved {
+                    starved.insert(place);
+                }
+                let done = outlet.hand_on(*adapter, &treatment.layer.name, layer)?;
+                reports[treatment.variant].layers.push(done);
+                Ok(())
+            })
+            .map_err(|e| failed(block, "take over the finished block", e))?;
+        if !restored {
+            return Ok(false);
+        }
+        if let Some((_, layer)) = missing.first() {
+            return Err(foreign(block, &format!("layer {layer}, which is missing")));
+        }
+        // In the order in which a run comes upon them.
+        for input in planned.inputs() {
+            for treatment in planned.reading(input) {
+                if starved.contains(&(treatment.variant, treatment.index)) {
+                    let report = &mut reports[treatment.variant];
+                    report.starved.push(treatment.layer.name.clone());
+                }
+            }
+        }
+        self.tell(&ProgressEvent::BlockRestored { block });
+        Ok(true)
+    }
+
+    fn commit(&mut self, block: usize) -> Result<()> {
+        match &mut self.keeper {
+            Some(keeper) => keeper
+                .commit(block)
+                .map_err(|e| failed(block, "keep the finished block", e)),
+            None => Ok(()),
+        }
     }
 
     /// The inputs whose layers are calibrated and treated together, in turn: all of a block, or those of each stage.
@@ -287,7 +359,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                     .push((input, self.pruner.statistics(&name, treatment.layer.cols)?));
             }
         }
-        if tap.statistics.is_empty() {
+        if tap.statistics.is_empty() && !go_on {
             self.dense_inputs(block, &[], 0..self.dense.len())?;
             return Ok(Vec::new());
         }
@@ -405,13 +477,27 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 pruner,
                 outlet,
                 progress,
+                keeper,
                 cancelled,
                 reports,
                 ..
             } = self;
             pruner.prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
                 let treatment = &group[task];
-                let done = outlet.hand_on(*adapter, block, treatment, pruned)?;
+                let name = &treatment.layer.name;
+                let mut layer = FinishedLayer {
+                    variant: treatment.variant,
+                    block,
+                    layer: treatment.index,
+                    starved: starved && treatment.needs_hessian(),
+                    pruned,
+                };
+                if let Some(keeper) = keeper {
+                    keeper
+                        .keep(&mut layer)
+                        .map_err(|e| failed(block, &format!("keep {name}"), e))?;
+                }
+                let done = outlet.hand_on(*adapter, name, layer)?;
                 let report = &mut reports[treatment.variant];
                 report.seconds.solve += since.elapsed().as_secs_f64();
                 since = Instant::now();
@@ -539,6 +625,15 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
     fn tell(&mut self, event: &ProgressEvent<'_>) {
         self.cancelled |= (self.progress)(event).is_break();
     }
+}
+
+/// What was kept is not of this run.
+fn foreign(block: usize, layer: &str) -> Error {
+    Error::incompatible(
+        layer,
+        format!("what was kept of block {block} is not what this plan treats there"),
+        "start over",
+    )
 }
 
 fn failed(block: usize, action: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {

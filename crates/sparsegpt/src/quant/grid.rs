@@ -6,6 +6,7 @@ use ndarray::{Array1, Array2, ArrayView2, Zip, s};
 
 use crate::backend::GridKind;
 use crate::backend::host;
+use crate::error::{Error, Result};
 
 /// The kind of levels a quantizer rounds to.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,6 +118,48 @@ impl QuantizedLayer {
             group_of_column,
             levels,
         }
+    }
+
+    /// From its parts, as they were read from a file.
+    ///
+    /// # Errors
+    /// If their shapes do not go together, or a column's group or a code is out of range.
+    pub fn from_parts(
+        codes: Array2<u8>,
+        scale: Array2<f32>,
+        zero: Array2<f32>,
+        group_of_column: Vec<usize>,
+        levels: GridLevels,
+    ) -> Result<Self> {
+        let (rows, cols) = codes.dim();
+        let codes_below = match &levels {
+            GridLevels::Affine { max_code } => *max_code as usize + 1,
+            GridLevels::Codebook { levels } => levels.len(),
+        };
+        let fits = scale.nrows() == rows
+            && scale.dim() == zero.dim()
+            && group_of_column.len() == cols
+            && group_of_column.iter().all(|&group| group < scale.ncols())
+            && codes.iter().all(|&code| usize::from(code) < codes_below);
+        if !fits {
+            return Err(Error::setting(
+                "quantized layer",
+                "scale and zero of rows x groups, a group for each column, codes within the levels",
+                format!(
+                    "codes {rows} x {cols}, scale {:?}, zero {:?}, {} groups of columns",
+                    scale.dim(),
+                    zero.dim(),
+                    group_of_column.len()
+                ),
+            ));
+        }
+        Ok(Self {
+            codes,
+            scale,
+            zero,
+            group_of_column,
+            levels,
+        })
     }
 
     /// The weights again, rows x cols.

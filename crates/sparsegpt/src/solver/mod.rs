@@ -62,6 +62,23 @@ pub struct PrunedLayer {
     pub report: LayerReport,
 }
 
+impl PrunedLayer {
+    /// A layer that was treated before, as it is kept and restored.
+    pub fn new(
+        weights: Array2<f32>,
+        mask: Array2<bool>,
+        quantized: Option<QuantizedLayer>,
+        report: LayerReport,
+    ) -> Self {
+        Self {
+            weights,
+            mask,
+            quantized,
+            report,
+        }
+    }
+}
+
 /// One of the layers that share an input.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerTask<'a> {

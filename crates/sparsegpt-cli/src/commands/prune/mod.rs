@@ -2,6 +2,9 @@
 
 mod allocation;
 mod dry_run;
+mod format;
+mod keep;
+mod masks;
 mod progress;
 mod summary;
 mod variants;
@@ -13,23 +16,27 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
+use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model_resumable};
 use sparsegpt_models::calibration::{
     self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
 };
 use sparsegpt_models::checkpoint::{
-    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
-    WrittenCheckpoint, parse_dtype,
+    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
+    PackedScheme, PackedShape, WeightSink, WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
+use sparsegpt_models::resume::StateFolder;
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
 use crate::console::Console;
 use crate::cost::{CalibrationSize, Variants};
 use crate::failure::{Exit, Failure};
 use crate::flags::{Allocating, LayerFlags, PlanFlags, with_recipe};
+use crate::tensor_file::check_output;
 use crate::{interrupt, model};
+use format::{NotStored, OutputFormat};
+use keep::Keeper;
 use progress::Progress;
 
 /// What was done, in the output folder.
@@ -50,6 +57,15 @@ pub(crate) struct PruneArgs {
     /// Replace an output folder that is not empty, once the new one is complete and checked
     #[arg(long)]
     force: bool,
+
+    /// Start over, and remove the blocks that an earlier run to the same --out has left finished. Without it the same
+    /// command goes on from them
+    #[arg(long)]
+    fresh: bool,
+
+    /// Also write which weights were kept: a safetensors file with a tensor of u8 for each treated layer, by its name, 1 = kept
+    #[arg(long, value_name = "FILE")]
+    save_masks: Option<PathBuf>,
 
     /// Only print the plan: layers, shapes, patterns, estimates of memory and time
     #[arg(long)]
@@ -103,6 +119,21 @@ pub(crate) struct PruneFlags {
     /// Keep the last N calibration sequences out of all Hessians; the error on them judges each layer [default: 0]
     #[arg(long, value_name = "N", help_heading = "Calibration")]
     pub(crate) held_out: Option<usize>,
+
+    /// Zeros from such a file as --save-masks writes, in place of a pattern: layers that it does not name are left as they
+    /// are. With an unstructured --pattern each mask is extended to that sparsity
+    #[arg(long, value_name = "FILE", help_heading = "Layers")]
+    pub(crate) masks: Option<PathBuf>,
+
+    /// Layout of the result: huggingface (ordinary weights), or, with --bits, gptq (version 1) or compressed-tensors
+    /// (pack-quantized), as other engines load them [default: huggingface]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help_heading = "Quantization"
+    )]
+    pub(crate) format: Option<OutputFormat>,
 
     /// Type of the written weights: f32, bf16 or f16 [default: the source's; f32 for .gguf]
     #[arg(long, value_name = "TYPE")]
@@ -196,6 +227,8 @@ struct Job<'a> {
     planned: &'a [Vec<Vec<PlannedLayer>>],
     /// How each plan's zeros are divided among the layers, where that is asked for.
     allocating: &'a [Option<Allocating>],
+    /// Where layers are packed: the scheme, and which.
+    packing: Option<(PackedScheme, Vec<PackedShape>)>,
     pruner: &'a dyn LayerPruner,
     console: &'a Console,
 }
@@ -205,10 +238,11 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (flags, threads) = args
+    let (mut flags, threads) = args
         .flags
         .with_recipe(threads, args.recipe_file.as_deref())?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
+    flags.layer.least_zero = flags.packed()? == Some(PackedFormat::Gptq);
     let patterns = flags.layer.patterns()?;
     if patterns.len() > 1
         && let Some(flag) = flags.plan.of_single_runs()
@@ -217,10 +251,24 @@ pub(crate) fn run(
             "{flag} needs runs of their own: with several --pattern all blocks stay dense; give one pattern"
         )));
     }
-    let plans = patterns
-        .iter()
-        .map(|&pattern| flags.model_plan(&flags.layer, pattern))
-        .collect::<Result<Vec<_>, _>>()?;
+    if let (Some(path), 2..) = (&args.save_masks, patterns.len()) {
+        return Err(Failure::usage(format!(
+            "--save-masks {}: the masks of one --pattern only",
+            path.display()
+        )));
+    }
+    if let Some(path) = &args.save_masks {
+        check_output(path, args.force)?;
+    }
+    let masks = flags.masks.as_deref().map(masks::Masks::open).transpose()?;
+    // What can be known before the model is looked at.
+    let mut plans = match &masks {
+        Some(_) => Vec::new(),
+        None => patterns
+            .iter()
+            .map(|&pattern| flags.model_plan(&flags.layer, pattern))
+            .collect::<Result<Vec<_>, _>>()?,
+    };
     let allocating = patterns
         .iter()
         .map(|&pattern| flags.plan.allocating(&flags.layer, pattern))
@@ -236,10 +284,14 @@ pub(crate) fn run(
         )));
     }
     let (checkpoint, config) = model::open(&args.model)?;
+    if let Some(masks) = &masks {
+        plans = vec![masks.plan(&checkpoint, &flags, &patterns)?];
+    }
     let planned = plans
         .iter()
         .map(|plan| resolve(&checkpoint, plan))
         .collect::<Result<Vec<_>, _>>()?;
+    let packing = flags.packing(&config, &planned)?;
     let pruner = flags.layer.solver(threads, console)?;
     let job = Job {
         args: &args,
@@ -249,6 +301,7 @@ pub(crate) fn run(
         plans: &plans,
         planned: &planned,
         allocating: &allocating,
+        packing,
         pruner: &*pruner,
         console,
     };
@@ -286,19 +339,25 @@ impl Job<'_> {
         out: &Path,
         options: &OutputOptions,
     ) -> Result<(), Failure> {
-        let mut writer = self
-            .checkpoint
-            .create_output(out, options)
-            .map_err(Failure::writing)?;
+        let writer = match &self.packing {
+            None => self.checkpoint.create_output(out, options),
+            Some((scheme, layers)) => {
+                let layers = layers.clone();
+                self.checkpoint
+                    .create_packed_output(out, options, *scheme, layers)
+            }
+        }
+        .map_err(Failure::writing)?;
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
+        let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
         let calibration = self.calibration()?;
-        let plan = self.allocated(plan, 0, calibration.as_ref())?;
-        let run = self.prune(&plan, &mut writer, calibration.as_ref())?;
-        interrupt::check()?;
-
-        let mut report = self.report(run, None, calibration.as_ref())?;
-        let written = self.finish(writer, &mut report)?;
+        let mut keeper = self.keeper(state, &writer, calibration.as_ref())?;
+        let written = self
+            .pruned(plan, writer, &mut keeper, calibration.as_ref())
+            .inspect_err(|_| keeper.tell_kept(self.console));
+        let (report, written) = written?;
+        keeper.done()?;
         interrupt::left_over(None);
         self.console
             .print(&summary::of(&report, &written, self.checkpoint))?;
@@ -306,6 +365,32 @@ impl Job<'_> {
             report: &report,
             output: &written,
         })
+    }
+
+    /// The pruned checkpoint in its place, and what was done.
+    fn pruned(
+        &self,
+        plan: &ModelPlan,
+        mut writer: CheckpointWriter,
+        keeper: &mut Keeper,
+        calibration: Option<&Calibration>,
+    ) -> Result<(Report, WrittenCheckpoint), Failure> {
+        let plan = self.allocated(plan, 0, calibration)?;
+        let run = match &self.packing {
+            None => self.prune(&plan, &mut writer, keeper, calibration)?,
+            Some(_) => {
+                let run = self.prune(&plan, &mut NotStored, keeper, calibration)?;
+                keeper.pack_into(&mut writer)?;
+                run
+            }
+        };
+        interrupt::check()?;
+        if let Some(path) = &self.args.save_masks {
+            keeper.save_masks(path, &self.planned[0])?;
+        }
+        let mut report = self.report(run, None, calibration)?;
+        let written = self.finish(writer, &mut report)?;
+        Ok((report, written))
     }
 
     /// The calibration set, where the method needs one.
@@ -341,15 +426,21 @@ impl Job<'_> {
     fn prune(
         &self,
         plan: &ModelPlan,
-        writer: &mut CheckpointWriter,
+        sink: &mut dyn WeightSink,
+        keeper: &mut Keeper,
         calibration: Option<&Calibration>,
     ) -> Result<ModelReport, Failure> {
-        let mut adapter = self.adapter(writer)?;
+        let mut adapter = self.adapter(sink)?;
         let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
         let mut progress = self.progress(calibration);
-        let result = prune_model(&mut adapter, self.pruner, sequences, plan, &mut |event| {
-            progress.show(event)
-        });
+        let result = prune_model_resumable(
+            &mut adapter,
+            self.pruner,
+            sequences,
+            plan,
+            keeper,
+            &mut |event| progress.show(event),
+        );
         progress.finish();
         result.map_err(|interrupted| {
             self.ended_early(interrupted.error, interrupted.finished.layers.len())

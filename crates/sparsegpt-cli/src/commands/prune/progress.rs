@@ -17,6 +17,7 @@ const UNIT: f64 = 1e6;
 pub(super) struct Progress {
     bar: ProgressBar,
     costs: Vec<BlockCost>,
+    sequences: usize,
     block: usize,
     done: f64,
 }
@@ -37,6 +38,7 @@ impl Progress {
         Self {
             bar: console.progress((total / UNIT) as u64),
             costs,
+            sequences: size.sequences,
             block: 0,
             done: 0.0,
         }
@@ -49,6 +51,10 @@ impl Progress {
         }
         let cost = self.costs.get(self.block).copied().unwrap_or_default();
         let (work, step) = match event {
+            ProgressEvent::BlockRestored { .. } => {
+                let rest = cost.propagate * self.sequences as f64;
+                (cost.total(self.sequences) - rest, "taking over")
+            }
             ProgressEvent::Calibrated { .. } => (cost.calibrate, "calibrating"),
             ProgressEvent::LayerDone { .. } => (cost.solve, "solving"),
             ProgressEvent::Propagated { .. } => (cost.propagate, "propagating"),

@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use sparsegpt::{ModelPlan, ModelReport, prune_model_variants};
+use sparsegpt::{ModelPlan, ModelReport, prune_model_variants_resumable};
 use sparsegpt_models::calibration::Calibration;
-use sparsegpt_models::checkpoint::{CheckpointWriter, OutputOptions, Overlay, WeightSink};
+use sparsegpt_models::checkpoint::{
+    CheckpointSet, CheckpointWriter, OutputOptions, Overlay, WeightSink, WrittenCheckpoint,
+};
+use sparsegpt_models::resume::StateFolder;
 
-use super::{Job, Outcome, summary};
+use super::keep::Keeper;
+use super::{Job, Outcome, Report, summary};
 use crate::failure::Failure;
 use crate::flags::folder_name;
 use crate::interrupt;
@@ -28,30 +32,17 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
         .map_err(Failure::writing)?;
     interrupt::left_over(Some(set.staging().to_path_buf()));
     job.console.tell_leftovers(set.leftovers());
-    let mut writers = patterns
+    let state = StateFolder::open(set.path(), job.args.fresh).map_err(Failure::writing)?;
+    let writers = patterns
         .iter()
         .map(|&pattern| set.begin(&folder_name(pattern)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(Failure::writing)?;
     let calibration = job.calibration()?;
-    let plans = job
-        .plans
-        .iter()
-        .enumerate()
-        .map(|(variant, plan)| job.allocated(plan, variant, calibration.as_ref()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let runs = prune(job, &plans, &mut writers, calibration.as_ref())?;
-
-    let mut reports = Vec::new();
-    let mut written = Vec::new();
-    for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(patterns) {
-        interrupt::check()?;
-        let mut report = job.report(run, Some(pattern), calibration.as_ref())?;
-        written.push(job.finish(writer, &mut report)?);
-        reports.push(report);
-    }
-    interrupt::check()?;
-    let written = set.finish(written).map_err(Failure::writing)?;
+    let mut keeper = job.keeper(state, &writers[0], calibration.as_ref())?;
+    let (reports, written) = pruned(job, set, writers, &mut keeper, calibration.as_ref())
+        .inspect_err(|_| keeper.tell_kept(job.console))?;
+    keeper.done()?;
     interrupt::left_over(None);
 
     let outcomes = Outcomes {
@@ -67,11 +58,40 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
     job.console.print_json(&outcomes)
 }
 
+/// The set in its place, and what was done for each pattern.
+fn pruned(
+    job: &Job<'_>,
+    set: CheckpointSet<'_>,
+    mut writers: Vec<CheckpointWriter>,
+    keeper: &mut Keeper,
+    calibration: Option<&Calibration>,
+) -> Result<(Vec<Report>, Vec<WrittenCheckpoint>), Failure> {
+    let plans = job
+        .plans
+        .iter()
+        .enumerate()
+        .map(|(variant, plan)| job.allocated(plan, variant, calibration))
+        .collect::<Result<Vec<_>, _>>()?;
+    let runs = prune(job, &plans, &mut writers, keeper, calibration)?;
+    let mut reports = Vec::new();
+    let mut written = Vec::new();
+    for ((writer, run), &pattern) in writers.into_iter().zip(runs).zip(&job.flags.layer.pattern) {
+        interrupt::check()?;
+        let mut report = job.report(run, Some(pattern), calibration)?;
+        written.push(job.finish(writer, &mut report)?);
+        reports.push(report);
+    }
+    interrupt::check()?;
+    let written = set.finish(written).map_err(Failure::writing)?;
+    Ok((reports, written))
+}
+
 /// Weights go to their writers as they are finished, and are rounded to the type in which they are stored.
 fn prune(
     job: &Job<'_>,
     plans: &[ModelPlan],
     writers: &mut [CheckpointWriter],
+    keeper: &mut Keeper,
     calibration: Option<&Calibration>,
 ) -> Result<Vec<ModelReport>, Failure> {
     // The model stays dense: nothing is ever stored in this.
@@ -79,11 +99,12 @@ fn prune(
     let mut adapter = job.adapter(&mut unchanged)?;
     let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
     let mut progress = job.progress(calibration);
-    let result = prune_model_variants(
+    let result = prune_model_variants_resumable(
         &mut adapter,
         job.pruner,
         sequences,
         plans,
+        keeper,
         &mut |layer| {
             let name = format!("{}.weight", layer.pruned.report.layer);
             let values = job.config.stored_values(&name, &layer.pruned.weights);

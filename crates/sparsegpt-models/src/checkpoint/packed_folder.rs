@@ -14,7 +14,8 @@ use super::dtype::decode;
 use super::folder::copy_companions;
 use super::shard::{MappedShard, ShardLayout};
 use super::{
-    CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE, element_count, read_json,
+    CONFIG_FILE, CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE,
+    element_count, read_json,
 };
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorInfo, TensorSource};
@@ -210,6 +211,13 @@ impl TensorSource for PackedFolder {
 }
 
 impl CheckpointSource for PackedFolder {
+    fn files(&self) -> Vec<PathBuf> {
+        [CONFIG_FILE, DENSE_FILE, PACKED_FILE, PACKED_INDEX_FILE]
+            .into_iter()
+            .map(|file| self.path.join(file))
+            .collect()
+    }
+
     fn shards(&self) -> Vec<ShardLayout> {
         let layout = |shard: &IndexShard| ShardLayout {
             file_name: shard.file.clone(),

@@ -1,0 +1,67 @@
+//! `quantization_config` of config.json.
+
+use serde_json::{Map, Value, json};
+
+use super::{Packed, PackedFormat};
+
+impl Packed {
+    /// What config.json says of the packed layers. `dense` are the names, without `.weight`, of all other matrices.
+    pub(in super::super) fn quantization_config(&self, dense: &[&str]) -> Value {
+        let scheme = &self.scheme;
+        match scheme.format {
+            PackedFormat::Gptq => {
+                // "-:" and an expression: a module that is not quantized.
+                let left_out: Map<String, Value> = dense
+                    .iter()
+                    .map(|name| (format!("-:^{}$", name.replace('.', r"\.")), json!({})))
+                    .collect();
+                json!({
+                    "quant_method": "gptq",
+                    "checkpoint_format": "gptq",
+                    "bits": scheme.bits,
+                    "group_size": scheme.group_size.map_or(-1, |size| size as i64),
+                    "sym": scheme.symmetric,
+                    "desc_act": scheme.permuted,
+                    "static_groups": false,
+                    "lm_head": false,
+                    "pack_dtype": "int32",
+                    "dynamic": left_out,
+                    "meta": { "quantizer": [concat!("sparsegpt:", env!("CARGO_PKG_VERSION"))] },
+                })
+            }
+            PackedFormat::CompressedTensors => {
+                let strategy = match scheme.group_size {
+                    Some(_) => "group",
+                    None => "channel",
+                };
+                let mut ignore: Vec<&str> = dense.to_vec();
+                if !ignore.contains(&"lm_head") {
+                    ignore.push("lm_head");
+                }
+                json!({
+                    "quant_method": "compressed-tensors",
+                    "format": "pack-quantized",
+                    "quantization_status": "compressed",
+                    "global_compression_ratio": null,
+                    "kv_cache_scheme": null,
+                    "ignore": ignore,
+                    "config_groups": {
+                        "group_0": {
+                            "targets": ["Linear"],
+                            "weights": {
+                                "num_bits": scheme.bits,
+                                "type": "int",
+                                "symmetric": scheme.symmetric,
+                                "strategy": strategy,
+                                "group_size": scheme.group_size,
+                                "dynamic": false,
+                            },
+                            "input_activations": null,
+                            "output_activations": null,
+                        },
+                    },
+                })
+            }
+        }
+    }
+}
