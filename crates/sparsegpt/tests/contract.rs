@@ -54,6 +54,7 @@ fn impossible_answers_of_a_policy_are_errors() {
 struct FixedGrid {
     scale: f32,
     zero: f32,
+    granularity: Granularity,
 }
 
 impl Quantizer for FixedGrid {
@@ -61,7 +62,7 @@ impl Quantizer for FixedGrid {
         "fixed".to_owned()
     }
     fn granularity(&self) -> Granularity {
-        Granularity::PerRow
+        self.granularity
     }
     fn represents_zero(&self) -> bool {
         true
@@ -80,7 +81,11 @@ fn grids_of_a_strange_quantizer_are_held_to_their_contract() {
     let solver = Solver::new(Host);
     let weights = arr2(&[[0.3_f32, -0.2, 0.9, 0.1]]);
     let prune = |scale, zero| {
-        let settings = LayerSettings::quantize_only(FixedGrid { scale, zero });
+        let settings = LayerSettings::quantize_only(FixedGrid {
+            scale,
+            zero,
+            granularity: Granularity::PerRow,
+        });
         let mut hessian = solver.hessian_from(Array2::eye(4).view()).unwrap();
         solver.prune(weights.view(), &mut hessian, &settings)
     };
@@ -98,6 +103,24 @@ fn grids_of_a_strange_quantizer_are_held_to_their_contract() {
             matches!(error, Error::Incompatible { .. }),
             "{scale} {zero}: {error}"
         );
+    }
+}
+
+#[test]
+fn groups_of_no_columns_are_an_error_whoever_asks_for_them() {
+    let solver = Solver::new(Host);
+    let weights = arr2(&[[0.3_f32, -0.2, 0.9, 0.1]]);
+    for fixed in [false, true] {
+        let settings = LayerSettings::quantize_only(FixedGrid {
+            scale: 0.1,
+            zero: 8.0,
+            granularity: Granularity::Group { size: 0, fixed },
+        });
+        let mut hessian = solver.hessian_from(Array2::eye(4).view()).unwrap();
+        let error = solver
+            .prune(weights.view(), &mut hessian, &settings)
+            .unwrap_err();
+        assert!(error.to_string().contains("group size"), "{error}");
     }
 }
 

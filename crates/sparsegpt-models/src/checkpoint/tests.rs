@@ -531,6 +531,18 @@ fn a_place_in_use_is_refused() {
     assert_eq!(fs::read(full.join("mine.txt")).unwrap(), b"kept");
     assert_eq!(entries(root.path()), ["full", "model"]);
 
+    // What others put there while the run went on stays, too.
+    let taken = root.path().join("taken");
+    let run = source
+        .create_output(&taken, &OutputOptions::default())
+        .unwrap();
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("mine.txt"), "kept").unwrap();
+    let error = run.finish(&[]).unwrap_err().to_string();
+    assert_contains(&error, &["taken", "not empty now", "--force"]);
+    assert_eq!(fs::read(taken.join("mine.txt")).unwrap(), b"kept");
+    fs::remove_dir_all(&taken).unwrap();
+
     // An empty folder is free.
     let empty = root.path().join("empty");
     fs::create_dir(&empty).unwrap();

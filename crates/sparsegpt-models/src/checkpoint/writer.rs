@@ -499,6 +499,8 @@ pub(super) fn sync_folder(folder: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct OutputFolder {
     pub(super) path: PathBuf,
+    /// Whether what stands there may be replaced.
+    force: bool,
     _parents: MadeParents,
 }
 
@@ -540,12 +542,20 @@ impl OutputFolder {
         }
         Ok(Self {
             path: target,
+            force,
             _parents: made,
         })
     }
 
-    /// Puts the proven folder in place; what was there is removed only after that.
+    /// Puts the proven folder in place; what was there is removed only after that. What others have put there since the
+    /// run began is no more replaced than what stood there before.
     pub(super) fn replace_by(&self, staging: &Path) -> Result<()> {
+        if !self.force && self.path.exists() && !is_empty(&self.path)? {
+            return Err(Error::output_refused(
+                &self.path,
+                "was free when this run began and is not empty now; choose another folder, or allow replacing it (--force)",
+            ));
+        }
         let aside = if self.path.exists() {
             let aside = Staging::beside(&self.path)?;
             aside.set_aside(&self.path)?;

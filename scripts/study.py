@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""The SparseGPT paper's studies (Frantar & Alistarh 2023, section 4 and appendix A) as tables: sparsity, block size of the mask
+selection, damping, calibration samples, seeds, partial 2:4.
+
+    scripts/study.py [--model FOLDER --calibration FILE --text FILE] [--methods LIST] [STUDY...]
+
+Without a model, the bundled one with its own texts. Builds nothing: takes target/release/sparsegpt, or --binary. Error is the
+geometric mean over the layers of tr(dW H dW^T) over tr(W H W^T); perplexity stands behind it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+
+BUNDLED = "crates/sparsegpt-cli/assets/jargon"
+
+
+def parse():
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("studies", nargs="*", choices=[*STUDIES, []], metavar="STUDY", help=", ".join(STUDIES))
+    flags.add_argument("--binary", default="target/release/sparsegpt")
+    flags.add_argument("--model", default=BUNDLED)
+    flags.add_argument("--calibration", default=f"{BUNDLED}/calibration.txt")
+    flags.add_argument("--text", default=f"{BUNDLED}/heldout.txt")
+    flags.add_argument("--samples", type=int, default=32)
+    flags.add_argument("--sequence-length", type=int, default=256)
+    flags.add_argument("--chunk-length", type=int, default=256)
+    flags.add_argument("--limit", type=int, default=40)
+    flags.add_argument("--methods", default="magnitude,adaprune,wanda,sparsegpt,quality", help="of the study of sparsity")
+    return flags.parse_args()
+
+
+def compare(flags, methods, patterns, *more, samples=None):
+    """The dense perplexity and (error, perplexity) by pattern and method."""
+    command = [
+        flags.binary, "compare", flags.model, "--calibration", flags.calibration, "--text", flags.text,
+        "--samples", samples or flags.samples, "--sequence-length", flags.sequence_length,
+        "--chunk-length", flags.chunk_length, "--limit", flags.limit, "--methods", methods, "--json", "--quiet",
+    ]
+    command += [part for pattern in patterns for part in ("--pattern", pattern)] + list(more)
+    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    found = json.loads(run.stdout)
+    rows = {(row["pattern"], row["method"]): (row["relative_error"], row["perplexity"]["perplexity"]) for row in found["rows"]}
+    return found["dense"]["perplexity"], rows
+
+
+def table(head, rows):
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+    print()
+
+
+def cell(result):
+    error, perplexity = result
+    return f"{error:.4f}, {perplexity:.2f}"
+
+
+def sparsity(flags):
+    patterns = [f"{percent}%" for percent in range(10, 90, 10)]
+    dense, rows = compare(flags, flags.methods, patterns)
+    print(f"Sparsity; the dense model has {dense:.2f}\n")
+    methods = flags.methods.split(",")
+    table(["sparsity", *methods], ([p, *(cell(rows[p, method]) for method in methods)] for p in patterns))
+
+
+def one_by_one(flags, name, values, of, patterns=("50%", "2:4")):
+    """SparseGPT for each value of a setting."""
+
+    def line(value):
+        _, rows = compare(flags, "sparsegpt", patterns, *of(value))
+        return [str(value), *(cell(rows[p, "sparsegpt"]) for p in patterns)]
+
+    table([name, *patterns], map(line, values))
+
+
+def block_size(flags):
+    print("Columns whose zeros are chosen together\n")
+    sizes = [1, 8, 32, 64, 128, 256, 512]
+    one_by_one(flags, "columns", sizes, lambda size: ["--mask-block-size", size, "--block-size", size], ["50%", "60%"])
+
+
+def damping(flags):
+    print("Damping, a fraction of the mean diagonal\n")
+    one_by_one(flags, "damping", [0.0001, 0.001, 0.01, 0.1, 1], lambda value: ["--damping", value])
+
+
+def samples(flags):
+    print(f"Calibration sequences of {flags.sequence_length} tokens\n")
+    counts = [1, 2, 4, 8, 16, 32, 64]
+
+    def line(count):
+        _, rows = compare(flags, "sparsegpt,quality", ["50%"], samples=count)
+        return [str(count), cell(rows["50%", "sparsegpt"]), cell(rows["50%", "quality"])]
+
+    table(["sequences", "sparsegpt 50%", "quality 50%"], map(line, counts))
+
+
+def seeds(flags):
+    print("Seeds of the calibration windows\n")
+    patterns = ["50%", "2:4"]
+    found = [compare(flags, "sparsegpt", patterns, "--seed", seed)[1] for seed in range(5)]
+
+    def line(pattern):
+        values = [rows[pattern, "sparsegpt"][1] for rows in found]
+        listed = ", ".join(f"{value:.2f}" for value in values)
+        return [pattern, listed, f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"]
+
+    table(["pattern", "perplexities", "mean and deviation"], map(line, patterns))
+
+
+def partial(flags):
+    print("2:4 in a part of the layers, the others dense\n")
+    with open(f"{flags.model}/config.json") as config:
+        blocks = json.load(config)["num_hidden_layers"]
+    third = blocks // 3
+    parts = {
+        "all": [],
+        "without the first third": ["--first", third],
+        "without the last third": ["--last", third],
+        "without attention": ["--skip", "*self_attn*"],
+        "without feed-forward": ["--skip", "*mlp*"],
+    }
+    one_by_one(flags, "layers", parts, lambda name: parts[name], ["2:4"])
+
+
+STUDIES = {
+    "sparsity": sparsity, "block-size": block_size, "damping": damping, "samples": samples, "seeds": seeds,
+    "partial": partial,
+}
+
+if __name__ == "__main__":
+    given = parse()
+    for study in given.studies or STUDIES:
+        STUDIES[study](given)
