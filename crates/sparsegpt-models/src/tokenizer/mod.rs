@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{Encoding, Model, OffsetType, PreTokenizer};
 
@@ -120,6 +121,7 @@ impl Tokenizer {
         let json = files
             .get(TOKENIZER_FILE)
             .ok_or_else(|| refuse(&format!("no {TOKENIZER_FILE}")))?;
+        let _: Buffered = serde_json::from_slice(json).map_err(|source| refuse(&source))?;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(json).map_err(|source| refuse(&source))?;
         // Calibration and evaluation texts are cut by their readers, never here.
@@ -320,6 +322,19 @@ impl Tokenizer {
 }
 
 /// The id of a token given as `"<s>"` or as `{"content": "<s>", …}`.
+/// The parts of tokenizer.json that `tokenizers` takes for well-formed JSON before it has looked, and panics where they are not.
+#[derive(Deserialize)]
+struct Buffered {
+    #[serde(rename = "normalizer")]
+    _normalizer: Option<Value>,
+    #[serde(rename = "pre_tokenizer")]
+    _pre_tokenizer: Option<Value>,
+    #[serde(rename = "post_processor")]
+    _post_processor: Option<Value>,
+    #[serde(rename = "decoder")]
+    _decoder: Option<Value>,
+}
+
 fn special_token(tokenizer: &tokenizers::Tokenizer, value: Option<&Value>) -> Option<u32> {
     let value = value?;
     let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
@@ -414,6 +429,29 @@ mod tests {
             let (calls, ids) = asked(&tokenizer, &text, stop_at);
             assert_eq!(calls, stop_at);
             assert!(matches!(ids, Err(Error::Stopped)), "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn parts_that_are_no_json_are_refused() {
+        let of_decoder = |decoder: &[u8]| {
+            let json = [
+                br#"{"version": "1.0", "added_tokens": [], "decoder": "#,
+                decoder,
+                br#", "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0}}}"#,
+            ];
+            let files = BTreeMap::from([(TOKENIZER_FILE.to_owned(), json.concat())]);
+            Tokenizer::from_files(Path::new("folder/tokenizer.json"), files, &[])
+        };
+        assert!(of_decoder(br#"{"type": "Fuse"}"#).is_ok());
+        let deep = [b"[".repeat(500), b"]".repeat(500)].concat();
+        for bad in [
+            &b"{\"type\": \"Fuse\", \"a\xffd\": 1}"[..],
+            b"{\"type\"",
+            &deep,
+        ] {
+            let error = of_decoder(bad).unwrap_err().to_string();
+            assert!(error.contains("folder/tokenizer.json"), "{error}");
         }
     }
 
