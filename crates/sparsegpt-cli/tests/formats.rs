@@ -40,6 +40,23 @@ fn refused(out: &Path, more: &[&str], named: &str) {
     assert!(!out.exists());
 }
 
+#[test]
+fn runs_that_aim_at_the_dense_model_are_packed_and_leave_their_masks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, masks) = (folder.path().join("out"), folder.path().join("masks"));
+    let joint = ["--pattern", "2:4", "--bits", "4", "--group-size", "64"];
+    let more = ["--dense-targets", "0.25", "--format", "compressed-tensors"];
+    let kept = ["--save-masks", text(&masks)];
+    run(&out, &[&joint[..], &more, &kept].concat());
+    let found = load(&out.join("model.safetensors"));
+    let name = "model.layers.0.mlp.down_proj";
+    assert_eq!(
+        found[&format!("{name}.weight_packed")].shape,
+        [192, 512 / 8]
+    );
+    assert_eq!(load(&masks)[name].shape, [192, 512]);
+}
+
 fn config(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap()
 }

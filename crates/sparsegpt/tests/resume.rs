@@ -28,18 +28,19 @@ struct Kept {
 }
 
 impl BlockKeeper for Kept {
+    fn has(&self, block: usize) -> bool {
+        self.finished.contains_key(&block)
+    }
+
     fn restore(
         &mut self,
         block: usize,
         take: &mut dyn FnMut(FinishedLayer) -> sparsegpt::Result<()>,
-    ) -> Result<bool, Boxed> {
-        let Some(layers) = self.finished.get(&block) else {
-            return Ok(false);
-        };
-        for layer in layers {
+    ) -> Result<(), Boxed> {
+        for layer in &self.finished[&block] {
             take(layer.clone())?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn keep(&mut self, layer: &mut FinishedLayer) -> Result<(), Boxed> {
@@ -115,6 +116,40 @@ fn a_run_that_is_gone_on_with_has_the_bits_of_one_that_was_never_stopped() {
         let calibrated = |block| resumed.calls.contains(&format!("tap {block}"));
         assert!((0..finished).all(|block| !calibrated(block)), "{stop}");
         assert!((finished..4).all(calibrated), "{stop}");
+    }
+}
+
+#[test]
+fn so_has_one_that_aims_at_the_dense_models_outputs_or_goes_in_stages() {
+    let (solver, data, [plan, _]) = (Solver::new(Host), sequences(4), plans());
+    let cases = [
+        plan.clone().with_dense_targets(0.25),
+        plan.with_true_sequential(true),
+    ];
+    for plan in cases {
+        let mut whole = model();
+        let expected = prune_model(&mut whole, &solver, &data, &plan, &mut go_on).unwrap();
+        let expected = without_seconds(expected);
+        for full_at in 0..4 {
+            let mut kept = Kept {
+                full_at: Some(full_at),
+                ..Kept::default()
+            };
+            prune_model_resumable(&mut model(), &solver, &data, &plan, &mut kept, &mut go_on)
+                .unwrap_err();
+            assert_eq!(kept.finished.len(), full_at);
+            let mut kept = Kept {
+                finished: kept.finished,
+                ..Kept::default()
+            };
+            let mut resumed = model();
+            let report =
+                prune_model_resumable(&mut resumed, &solver, &data, &plan, &mut kept, &mut go_on)
+                    .unwrap();
+            assert_eq!(without_seconds(report), expected, "{full_at}");
+            assert_eq!(resumed.blocks, whole.blocks, "{full_at}");
+            assert_eq!(kept.finished.len(), 4);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// Keeps finished blocks in a safe place, so that a run that ends early can be gone on with by the next.
 ///
-/// For each block the driver first asks [`restore`](Self::restore). What that hands back is taken as it is: the block is
+/// For each block the driver first asks whether it is [there](Self::has). What [`restore`](Self::restore) hands back is taken as it is: the block is
 /// neither calibrated nor solved, and only run on its weights to give the next block's inputs. The result has the bits of a
 /// run that was never interrupted, if model, plan, calibration set, backend and threads are the same; that they are is
 /// the keeper's business.
@@ -26,18 +26,18 @@ use crate::error::Result;
 /// }
 ///
 /// impl BlockKeeper for InMemory {
+///     fn has(&self, block: usize) -> bool {
+///         self.finished.contains_key(&block)
+///     }
 ///     fn restore(
 ///         &mut self,
 ///         block: usize,
 ///         take: &mut dyn FnMut(FinishedLayer) -> sparsegpt::Result<()>,
-///     ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-///         let Some(layers) = self.finished.get(&block) else {
-///             return Ok(false);
-///         };
-///         for layer in layers {
+///     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+///         for layer in &self.finished[&block] {
 ///             take(layer.clone())?;
 ///         }
-///         Ok(true)
+///         Ok(())
 ///     }
 ///     fn keep(&mut self, layer: &mut FinishedLayer) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 ///         self.begun.push(layer.clone());
@@ -50,8 +50,10 @@ use crate::error::Result;
 /// }
 /// ```
 pub trait BlockKeeper: Debug {
-    /// Hands the layers of a block that an earlier run has finished to `take`, in the order in which they were kept.
-    /// Returns whether there were such; if not, `take` must not have been called.
+    /// Whether an earlier run has finished and kept this block.
+    fn has(&self, block: usize) -> bool;
+
+    /// Hands the layers of a block that it [has](Self::has) to `take`, in the order in which they were kept.
     ///
     /// # Errors
     /// If what was kept cannot be read, and what `take` returns.
@@ -59,7 +61,7 @@ pub trait BlockKeeper: Debug {
         &mut self,
         block: usize,
         take: &mut dyn FnMut(FinishedLayer) -> Result<()>,
-    ) -> Result<bool, Box<dyn StdError + Send + Sync>>;
+    ) -> Result<(), Box<dyn StdError + Send + Sync>>;
 
     /// A layer is finished. It may be changed here, by rounding to the type it will be stored in for one: the model goes
     /// on with what this leaves.

@@ -218,8 +218,6 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                     embedded.map_err(|e| failed(0, "embed a calibration sequence", e))?;
                 self.dense.push(embedded);
             }
-            // Blocks that were taken over could not show what the dense ones give.
-            self.keeper = None;
         }
         let last_treated = blocks
             .iter()
@@ -245,7 +243,9 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             let went_on = goes_on
                 && planned.needs_hessian()
                 && self.outlet.propagation() == Propagation::Dense;
-            if self.restore(block, planned)? {
+            if self.keeper.as_ref().is_some_and(|keeper| keeper.has(block)) {
+                self.pass_dense(block, planned)?;
+                self.restore(block, planned)?;
                 if went_on {
                     self.calibrate(block, planned, &[], &mut hidden, went_on)?;
                 }
@@ -270,8 +270,23 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// Takes the block over from an earlier run, where its keeper has it.
-    fn restore(&mut self, block: usize, planned: &PlannedBlock<'_>) -> Result<bool> {
+    /// Runs the block, dense as it still is, on the dense model's hidden states, where there are any: in the batches in which
+    /// calibrating it would.
+    fn pass_dense(&mut self, block: usize, planned: &PlannedBlock<'_>) -> Result<()> {
+        let of = self.dense.len();
+        let calibrating = match planned.needs_hessian() {
+            true => of.saturating_sub(self.held_out),
+            false => of,
+        };
+        for sequences in [0..calibrating, calibrating..of] {
+            self.dense_inputs(block, &[], sequences)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the block over from an earlier run.
+    fn restore(&mut self, block: usize, planned: &PlannedBlock<'_>) -> Result<()> {
+        let inputs = self.stages(planned).concat();
         let Self {
             adapter,
             outlet,
@@ -280,12 +295,12 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             ..
         } = self;
         let Some(keeper) = keeper else {
-            return Ok(false);
+            return Ok(());
         };
         let treatments: Vec<_> = planned.treatments().collect();
         let mut missing: BTreeSet<_> = treatments.iter().map(|t| (t.variant, t.index)).collect();
         let mut starved = BTreeSet::new();
-        let restored = keeper
+        keeper
             .restore(block, &mut |layer| {
                 let place = (layer.variant, layer.layer);
                 let treatment = treatments.iter().find(|t| (t.variant, t.index) == place);
@@ -303,14 +318,11 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 Ok(())
             })
             .map_err(|e| failed(block, "take over the finished block", e))?;
-        if !restored {
-            return Ok(false);
-        }
         if let Some((_, layer)) = missing.first() {
             return Err(foreign(block, &format!("layer {layer}, which is missing")));
         }
         // In the order in which a run comes upon them.
-        for input in planned.inputs() {
+        for input in inputs {
             for treatment in planned.reading(input) {
                 if starved.contains(&(treatment.variant, treatment.index)) {
                     let report = &mut reports[treatment.variant];
@@ -319,7 +331,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             }
         }
         self.tell(&ProgressEvent::BlockRestored { block });
-        Ok(true)
+        Ok(())
     }
 
     fn commit(&mut self, block: usize) -> Result<()> {

@@ -173,13 +173,17 @@ impl Keeper {
 }
 
 impl BlockKeeper for Keeper {
+    fn has(&self, block: usize) -> bool {
+        block < self.state.finished()
+    }
+
     fn restore(
         &mut self,
         block: usize,
         take: &mut dyn FnMut(FinishedLayer) -> sparsegpt::Result<()>,
-    ) -> Result<bool, Box<dyn StdError + Send + Sync>> {
+    ) -> Result<(), Box<dyn StdError + Send + Sync>> {
         let Some(mut file) = self.state.block(block)? else {
-            return Ok(false);
+            return Ok(());
         };
         while let Some(kept) = file.next_layer()? {
             // TOML has numbers that are read as they were written, to the last bit.
@@ -193,7 +197,7 @@ impl BlockKeeper for Keeper {
                 pruned,
             ))?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn keep(&mut self, layer: &mut FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>> {
