@@ -125,22 +125,14 @@ impl Metric {
     /// [`Error::Shape`] if the difference has another number of columns than H, [`Error::NonFinite`] if it holds NaN or
     /// infinity, [`Error::InvalidSetting`] for a rank of 0, and if no singular values are found.
     pub fn repair(&self, difference: ArrayView2<'_, f32>, rank: usize) -> Result<LowRank> {
-        let (rows, cols) = difference.dim();
-        if cols != self.weights.len() {
-            return Err(Error::Shape {
-                layer: String::new(),
-                what: "the difference to repair",
-                expected: format!("{} columns, as the Hessian", self.weights.len()),
-                found_rows: rows,
-                found_cols: cols,
-            });
-        }
+        const WHAT: &str = "the difference to repair";
+        self.check_columns(WHAT, difference)?;
         if rank == 0 {
             return Err(Error::setting("rank of a repair", "at least 1", rank));
         }
-        check_finite("the difference to repair", difference)?;
-        let lost = Mat::from_fn(rows, cols, |row, col| f64::from(difference[[row, col]]));
-        let turned = &lost * &self.directions;
+        check_finite(WHAT, difference)?;
+        let (rows, cols) = difference.dim();
+        let turned = self.turned(difference);
         let weighed = Mat::from_fn(rows, cols, |row, at| turned[(row, at)] * self.weights[at]);
         let svd = weighed
             .thin_svd()
@@ -169,23 +161,35 @@ impl Metric {
     /// # Errors
     /// [`Error::Shape`] if it has another number of columns than H.
     pub fn energy(&self, difference: ArrayView2<'_, f32>) -> Result<f64> {
+        self.check_columns("the difference to measure", difference)?;
         let (rows, cols) = difference.dim();
-        if cols != self.weights.len() {
-            return Err(Error::Shape {
-                layer: String::new(),
-                what: "the difference to measure",
-                expected: format!("{} columns, as the Hessian", self.weights.len()),
-                found_rows: rows,
-                found_cols: cols,
-            });
-        }
-        let lost = Mat::from_fn(rows, cols, |row, col| f64::from(difference[[row, col]]));
-        let turned = &lost * &self.directions;
+        let turned = self.turned(difference);
         let squares = |at: usize| {
             let column = (0..rows).map(|row| turned[(row, at)].powi(2));
             column.sum::<f64>() * self.weights[at].powi(2)
         };
         Ok((0..cols).map(squares).sum())
+    }
+
+    fn check_columns(&self, what: &'static str, difference: ArrayView2<'_, f32>) -> Result<()> {
+        let (found_rows, found_cols) = difference.dim();
+        if found_cols == self.weights.len() {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            layer: String::new(),
+            what,
+            expected: format!("{} columns, as the Hessian", self.weights.len()),
+            found_rows,
+            found_cols,
+        })
+    }
+
+    /// DQ.
+    fn turned(&self, difference: ArrayView2<'_, f32>) -> Mat<f64> {
+        let (rows, cols) = difference.dim();
+        let lost = Mat::from_fn(rows, cols, |row, col| f64::from(difference[[row, col]]));
+        &lost * &self.directions
     }
 }
 

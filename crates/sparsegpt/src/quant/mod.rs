@@ -16,7 +16,7 @@ pub(crate) use grid::ROUNDER;
 pub use grid::{Grid, GridLevels, QuantizedLayer};
 pub use uniform::{UniformFit, UniformGrid};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Over which weights one scale and zero point extend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +39,18 @@ pub enum Granularity {
     },
 }
 
+impl Granularity {
+    /// Checks that groups have columns.
+    pub(crate) fn validate(self) -> Result<()> {
+        match self {
+            Self::Group { size: 0, .. } => {
+                Err(Error::setting("group size", "at least 1 column", 0))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A quantization scheme, lowered to plain data.
 pub trait Quantizer: Debug + Send + Sync {
     /// One line for reports, as in `4 bit asymmetric, groups of 128`.
@@ -53,7 +65,7 @@ pub trait Quantizer: Debug + Send + Sync {
     /// Checks the scheme's own settings.
     ///
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a setting out of range.
+    /// [`Error::InvalidSetting`] for a setting out of range.
     fn validate(&self) -> Result<()> {
         Ok(())
     }

@@ -241,10 +241,7 @@ impl Quantizer for UniformGrid {
         if !(2..=8).contains(&self.bits) {
             return Err(Error::setting("quantizer bits", "2 to 8", self.bits));
         }
-        if let Granularity::Group { size: 0, .. } = self.granularity {
-            return Err(Error::setting("group size", "at least 1 column", 0));
-        }
-        Ok(())
+        self.granularity.validate()
     }
 
     fn fit(&self, weights: ArrayView2<'_, f32>) -> Result<Grid> {

@@ -9,10 +9,10 @@ use ndarray::{Array2, ArrayView2};
 use super::chooser::{Chooser, Chosen};
 use super::job::Job;
 use super::method::Admm;
-use super::prepare::Diagonal;
+use super::prepare::{Diagonal, invert};
 use super::{Solved, in_processing_order};
 use crate::backend::{Backend, Gemm, Operation, Precision, Project};
-use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
+use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 
 /// Iterations between two growths of the penalty (ALPS, section 3.2).
@@ -97,8 +97,19 @@ pub(super) fn admm<B: Backend>(
         let shift = settings.damping + penalty;
         if shared.as_ref().is_none_or(|known| known.shift != shift) {
             *shared = None;
-            let made = job.timed(Stage::Factor, |job| invert(job, hessian, &entries, shift))?;
-            *shared = Some(made);
+            // H + shift·diag(H), in f32 or where that fails in f64.
+            let rungs = [(shift, Precision::F32), (shift, Precision::F64)];
+            let scaled = |shift: f64| {
+                let scaled = |&entry: &f32| (f64::from(entry) * (1.0 + shift)) as f32;
+                entries.iter().map(scaled).collect()
+            };
+            let (matrix, precision) =
+                job.timed(Stage::Factor, |job| invert(job, hessian, rungs, scaled))?;
+            *shared = Some(Inverse {
+                matrix,
+                shift,
+                precision,
+            });
         }
         let Some(inverse) = shared.as_ref() else {
             continue;
@@ -184,41 +195,4 @@ impl Moved {
         self.0 = Some(mask);
         (changed, zeros)
     }
-}
-
-/// (H + shift·diag(H))⁻¹, in f32 or where that fails in f64.
-fn invert<B: Backend>(
-    job: &mut Job<'_, B>,
-    hessian: &Hessian<B>,
-    entries: &[f32],
-    shift: f64,
-) -> Result<Inverse<B>> {
-    job.uses(Operation::Inverse);
-    let damped: Vec<f32> = entries
-        .iter()
-        .map(|&entry| (f64::from(entry) * (1.0 + shift)) as f32)
-        .collect();
-    let mut failed = (0, Precision::F32);
-    for precision in [Precision::F32, Precision::F64] {
-        match job.backend.inverse(hessian.matrix(), &damped, precision) {
-            Ok(matrix) => {
-                return Ok(Inverse {
-                    matrix,
-                    shift,
-                    precision,
-                });
-            }
-            Err(error) => match error.kind() {
-                BackendErrorKind::NotPositiveDefinite { column } => failed = (column, precision),
-                BackendErrorKind::Unsupported if precision == Precision::F64 => {}
-                _ => return Err(job.failed(Stage::Factor, error)),
-            },
-        }
-    }
-    Err(Error::NotPositiveDefinite {
-        layer: job.layer.to_owned(),
-        column: failed.0,
-        damping: shift,
-        precision: failed.1,
-    })
 }

@@ -2,9 +2,10 @@
 
 use ndarray::ArrayView2;
 
+use super::job::Job;
 use super::plan::Plan;
 use super::settings::{LayerSettings, MAX_DAMPING};
-use crate::backend::{Backend, Precision};
+use crate::backend::{Backend, Operation, Precision};
 use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
 use crate::hessian::Hessian;
 
@@ -233,6 +234,37 @@ pub(super) fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
     [(damping, Precision::F32), (damping, Precision::F64)]
         .into_iter()
         .chain(raised)
+}
+
+/// The inverse of H with the first of some dampings, each with its precision, for which there is one; `diagonal` is that of H with
+/// a damping. Tells the precision, too.
+pub(super) fn invert<B: Backend>(
+    job: &mut Job<'_, B>,
+    hessian: &Hessian<B>,
+    rungs: impl IntoIterator<Item = (f64, Precision)>,
+    diagonal: impl Fn(f64) -> Vec<f32>,
+) -> Result<(B::Matrix, Precision)> {
+    job.uses(Operation::Inverse);
+    let mut last = (0, 0.0, Precision::F32);
+    for (damping, precision) in rungs {
+        let damped = diagonal(damping);
+        match job.backend.inverse(hessian.matrix(), &damped, precision) {
+            Ok(inverse) => return Ok((inverse, precision)),
+            Err(error) => match error.kind() {
+                BackendErrorKind::NotPositiveDefinite { column } => {
+                    last = (column, damping, precision);
+                }
+                BackendErrorKind::Unsupported if precision == Precision::F64 => {}
+                _ => return Err(job.failed(Stage::Factor, error)),
+            },
+        }
+    }
+    Err(Error::NotPositiveDefinite {
+        layer: job.layer.to_owned(),
+        column: last.0,
+        damping: last.1,
+        precision: last.2,
+    })
 }
 
 /// A column whose pivot has no correct digit left although the factorization went through.

@@ -97,24 +97,15 @@ impl<'a, B: Backend> Judge<'a, B> {
     ) -> Result<Array2<f32>> {
         job.uses(Operation::RowEnergies);
         job.uses(Operation::Adam);
-        let target = job.upload(self.dense)?;
-        let diagonal = &*self.diagonal.values;
-        let total: f64 = job
-            .backend
-            .row_energies(&target, self.hessian.matrix(), diagonal)
-            .map_err(|e| job.failed(Stage::Refit, e))?
-            .iter()
-            .sum();
-        // Without any output to keep there is no gradient either.
-        let scale = if total > 0.0 { total.recip() } else { 0.0 };
-        let mut refitted = job.upload(weights)?;
-        let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
-        let h = (self.hessian.matrix(), diagonal);
-        let pace = AdamPace::new(steps, ADAM_RATE, scale);
-        job.backend
-            .adam(Adam::new(&mut refitted, &target, h, &pruned, pace))
-            .map_err(|e| job.failed(Stage::Refit, e))?;
-        job.download_owned(refitted)
+        let h = (self.hessian.matrix(), &*self.diagonal.values);
+        descend(job, self.dense, weights, mask, |backend, descent| {
+            let (refitted, target, pruned) = descent;
+            let total: f64 = backend.row_energies(target, h.0, h.1)?.iter().sum();
+            // Without any output to keep there is no gradient either.
+            let scale = if total > 0.0 { total.recip() } else { 0.0 };
+            let pace = AdamPace::new(steps, ADAM_RATE, scale);
+            backend.adam(Adam::new(refitted, target, h, pruned, pace))
+        })
     }
 
     fn conjugate_gradients(
@@ -124,15 +115,29 @@ impl<'a, B: Backend> Judge<'a, B> {
         mask: ArrayView2<'_, bool>,
         steps: usize,
     ) -> Result<Array2<f32>> {
-        let damped = self.diagonal.damped(job.settings.damping, None);
         job.uses(Operation::Refit);
-        let target = job.upload(self.dense)?;
-        let mut refitted = job.upload(weights)?;
-        let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
+        let damped = self.diagonal.damped(job.settings.damping, None);
         let h = (self.hessian.matrix(), &*damped);
-        job.backend
-            .refit(Refit::new(&mut refitted, &target, h, &pruned, steps))
-            .map_err(|e| job.failed(Stage::Refit, e))?;
-        job.download_owned(refitted)
+        descend(job, self.dense, weights, mask, |backend, descent| {
+            let (refitted, target, pruned) = descent;
+            backend.refit(Refit::new(refitted, target, h, pruned, steps))
+        })
     }
+}
+
+/// Takes weights to the device, with the dense ones and what the mask (`true` = kept) prunes, and brings back what `step` makes
+/// of them.
+fn descend<B: Backend>(
+    job: &Job<'_, B>,
+    dense: ArrayView2<'_, f32>,
+    weights: ArrayView2<'_, f32>,
+    mask: ArrayView2<'_, bool>,
+    step: impl FnOnce(&B, (&mut B::Matrix, &B::Matrix, &B::Mask)) -> Result<(), B::Error>,
+) -> Result<Array2<f32>> {
+    let target = job.upload(dense)?;
+    let mut refitted = job.upload(weights)?;
+    let pruned = job.upload_mask(mask.mapv(|kept| !kept).view())?;
+    step(job.backend, (&mut refitted, &target, &pruned))
+        .map_err(|e| job.failed(Stage::Refit, e))?;
+    job.download_owned(refitted)
 }

@@ -6,7 +6,7 @@ use super::method::{MaskSource, Method, Parts, Refit};
 use super::order::ColumnOrder;
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
-use crate::quant::{Granularity, Quantizer};
+use crate::quant::Quantizer;
 
 /// The largest damping: λ as large as the mean diagonal of H itself, where a factorization that keeps failing is given
 /// up too.
@@ -298,9 +298,7 @@ impl LayerSettings {
         self.mask.validate(layer, rows, cols)?;
         if let Some(quantizer) = &self.quantizer {
             quantizer.validate()?;
-            if let Granularity::Group { size: 0, .. } = quantizer.granularity() {
-                return Err(Error::setting("group size", "at least 1 column", 0));
-            }
+            quantizer.granularity().validate()?;
             if self.mask.prunes() && !quantizer.represents_zero() {
                 return Err(Error::incompatible(
                     layer,

@@ -8,9 +8,9 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::job::Job;
-use super::prepare::{Diagonal, ladder};
-use crate::backend::{Backend, Gemm, Operation, Precision};
-use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
+use super::prepare::{Diagonal, invert, ladder};
+use crate::backend::{Backend, Gemm, Operation};
+use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 
 /// C·(H + λI)⁻¹, which layers with the same input share.
@@ -36,7 +36,9 @@ pub(super) fn of_layer<B: Backend>(
     if shared.as_ref().is_none_or(|known| known.damping != damping) {
         *shared = None;
         let matrix = job.timed(Stage::Factor, |job| {
-            let inverse = invert(job, hessian)?;
+            let diagonal = Diagonal::of(hessian, job.layer)?;
+            let damped = |damping| diagonal.damped(damping, None);
+            let (inverse, _) = invert(job, hessian, ladder(damping), damped)?;
             let mut matrix = job.zeros(job.cols, job.cols)?;
             product(job, &mut matrix, factor, drift, &inverse)?;
             Ok::<_, Error>(matrix)
@@ -78,30 +80,4 @@ fn product<B: Backend>(
     job.backend
         .gemm(args)
         .map_err(|e| job.failed(Stage::Trailing, e))
-}
-
-/// (H + λI)⁻¹ by the ladder of the factorizations.
-fn invert<B: Backend>(job: &mut Job<'_, B>, hessian: &Hessian<B>) -> Result<B::Matrix> {
-    job.uses(Operation::Inverse);
-    let diagonal = Diagonal::of(hessian, job.layer)?;
-    let mut last = (0, job.settings.damping, Precision::F32);
-    for (damping, precision) in ladder(job.settings.damping) {
-        let damped = diagonal.damped(damping, None);
-        match job.backend.inverse(hessian.matrix(), &damped, precision) {
-            Ok(inverse) => return Ok(inverse),
-            Err(error) => match error.kind() {
-                BackendErrorKind::NotPositiveDefinite { column } => {
-                    last = (column, damping, precision);
-                }
-                BackendErrorKind::Unsupported if precision == Precision::F64 => {}
-                _ => return Err(job.failed(Stage::Factor, error)),
-            },
-        }
-    }
-    Err(Error::NotPositiveDefinite {
-        layer: job.layer.to_owned(),
-        column: last.0,
-        damping: last.1,
-        precision: last.2,
-    })
 }
