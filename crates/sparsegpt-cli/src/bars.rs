@@ -1,6 +1,9 @@
 //! Charts of horizontal bars.
 
+use std::path::Path;
+
 use plotters::prelude::*;
+use sparsegpt_models::staging::StagedFile;
 
 use crate::failure::{Exit, Failure};
 
@@ -21,6 +24,14 @@ pub(crate) struct Bar {
     pub(crate) length: f64,
     /// Bars of the same number have the same color.
     pub(crate) color: usize,
+}
+
+/// Writes a picture, which appears under its name when it is whole.
+pub(crate) fn write(path: &Path, picture: &str) -> Result<(), Failure> {
+    let mut file = StagedFile::create(path).map_err(Failure::writing)?;
+    file.append(picture.as_bytes())
+        .and_then(|()| file.finish())
+        .map_err(Failure::writing)
 }
 
 /// An SVG document.

@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP: the first asks the work to stop, the second ends the process.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -35,6 +36,14 @@ pub(crate) fn requested() -> bool {
 /// The same for callbacks that say whether to go on.
 pub(crate) fn not_requested() -> bool {
     !requested()
+}
+
+/// The same for callbacks of a driver.
+pub(crate) fn flow() -> ControlFlow<()> {
+    match requested() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
 }
 
 /// Ends the work if the process was asked to stop.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sparsegpt_models::TensorSource;
-use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
+use sparsegpt_models::checkpoint::{Checkpoint, Overlay, WeightSink};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
@@ -42,6 +42,15 @@ pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
         LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
     });
     adapter.err().map(|error| error.to_string())
+}
+
+/// An adapter whose finished weights go to `sink`. Reads no weights.
+pub(crate) fn adapter<'s>(
+    checkpoint: &Checkpoint,
+    sink: &'s mut dyn WeightSink,
+) -> Result<LlamaAdapter<'s>, Failure> {
+    LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), sink)
+        .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
 pub(crate) fn load(

@@ -1,13 +1,12 @@
 //! Trying things on a model in memory: prune it, measure it, and leave no file.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use sparsegpt::{LayerPruner, ModelPlan, ModelReport, ProgressEvent, prune_model};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter};
+use sparsegpt_models::decoder::Llama;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
 
 use crate::failure::Failure;
@@ -33,12 +32,7 @@ impl Trial<'_> {
     ) -> Result<(ModelReport, Arc<dyn TensorSource>), Failure> {
         let pruned = Overlay::new(self.checkpoint.tensors());
         let mut sink = pruned.clone();
-        let mut adapter = LlamaAdapter::new(
-            self.checkpoint.config(),
-            self.checkpoint.tensors(),
-            &mut sink,
-        )
-        .map_err(|error| Failure::reading_model(self.checkpoint.path(), error))?;
+        let mut adapter = model::adapter(self.checkpoint, &mut sink)?;
         let report = prune_model(
             &mut adapter,
             self.pruner,
@@ -49,11 +43,7 @@ impl Trial<'_> {
                     self.bar
                         .set_message(format!("{what}, block {} of {blocks}", block + 1));
                 }
-                if interrupt::requested() {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                interrupt::flow()
             },
         )
         .map_err(|interrupted| Failure::from(interrupted.error))?;

@@ -1,6 +1,5 @@
 //! `sparsegpt repair`: a low-rank adapter that gives a pruned model back a part of what it has lost.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use sparsegpt::{
     Error, LayerSettings, ModelAdapter, ModelPlan, Pattern, ProgressEvent, observe_model,
 };
 use sparsegpt_models::checkpoint::{
-    Checkpoint, LoraLayer, Overlay, WrittenLora, check_lora_output, write_lora,
+    LoraLayer, Overlay, WrittenLora, check_lora_output, write_lora,
 };
 use sparsegpt_models::decoder::LlamaAdapter;
 
@@ -130,7 +129,7 @@ pub(crate) fn run(args: &RepairArgs, threads: usize, console: &Console) -> Resul
         Overlay::new(pruned.tensors()),
         Overlay::new(dense.tensors()),
     );
-    let mut observed = adapter(&pruned, &mut into_pruned)?;
+    let mut observed = model::adapter(&pruned, &mut into_pruned)?;
     let mut repairs = Repairs {
         rank: args.rank,
         inputs: (0..observed.blocks())
@@ -139,7 +138,7 @@ pub(crate) fn run(args: &RepairArgs, threads: usize, console: &Console) -> Resul
                 Ok(layers.into_iter().map(|layer| layer.input).collect())
             })
             .collect::<Result<_, Failure>>()?,
-        dense: adapter(&dense, &mut into_dense)?,
+        dense: model::adapter(&dense, &mut into_dense)?,
         block: None,
         metric: None,
         layers: Vec::new(),
@@ -157,10 +156,7 @@ pub(crate) fn run(args: &RepairArgs, threads: usize, console: &Console) -> Resul
                 bar.set_message(format!("block {} of {blocks}", block + 1));
                 bar.set_position(*block as u64);
             }
-            match interrupt::requested() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
+            interrupt::flow()
         },
     )?;
     bar.finish_and_clear();
@@ -197,14 +193,6 @@ fn plan(args: &RepairArgs) -> Result<ModelPlan, Failure> {
         plan = plan.skipping(selector(layers)?);
     }
     Ok(plan)
-}
-
-fn adapter<'s>(
-    checkpoint: &Checkpoint,
-    sink: &'s mut Overlay,
-) -> Result<LlamaAdapter<'s>, Failure> {
-    LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), sink)
-        .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
 /// What has been found so far.

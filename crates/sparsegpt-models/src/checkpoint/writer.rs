@@ -323,7 +323,8 @@ impl CheckpointWriter {
         let Some(packed) = &self.packed else {
             return Err(Error::tensor(name, "no layer of this checkpoint is packed"));
         };
-        for (part, bytes) in packed.encode(name, layer, self.scale_type())? {
+        let scale_type = self.scale_type(name).unwrap_or(Dtype::F32);
+        for (part, bytes) in packed.encode(name, layer, scale_type)? {
             let expected = self.slot(&part)?.info.clone();
             let len = element_count(&expected.shape).and_then(|n| byte_len(expected.dtype, n));
             if len != Some(bytes.len()) {
@@ -338,19 +339,12 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// The type of the scales of packed layers; f32 where none are.
+    /// The type in which a packed layer's scales are stored, by the layer's name without `.weight`; `None` for one that is not
+    /// packed.
     #[must_use]
-    pub fn scale_type(&self) -> Dtype {
-        let scales = self.slots.iter().find(|(name, _)| {
-            let packed = self.packed.as_ref();
-            let layer = [".scales", ".weight_scale"]
-                .iter()
-                .find_map(|&part| name.strip_suffix(part));
-            packed
-                .zip(layer)
-                .is_some_and(|(packed, layer)| packed.layers.contains_key(layer))
-        });
-        scales.map_or(Dtype::F32, |(_, slot)| slot.info.dtype)
+    pub fn scale_type(&self, layer: &str) -> Option<Dtype> {
+        let scales = self.packed.as_ref()?.scheme.format.scales();
+        self.stored_type(&format!("{layer}.{scales}"))
     }
 
     /// Says in config.json how packed layers are to be read.
@@ -534,7 +528,7 @@ impl OutputFolder {
         if path.exists() && !target.is_dir() {
             return refuse("exists and is no folder; choose another name".to_owned());
         }
-        if path.exists() && !is_empty(&target)? && !force {
+        if is_taken(&target)? && !force {
             return refuse(
                 "exists and is not empty; choose another folder, or allow replacing it (--force)"
                     .to_owned(),
@@ -550,7 +544,7 @@ impl OutputFolder {
     /// Puts the proven folder in place; what was there is removed only after that. What others have put there since the
     /// run began is no more replaced than what stood there before.
     pub(super) fn replace_by(&self, staging: &Path) -> Result<()> {
-        if !self.force && self.path.exists() && !is_empty(&self.path)? {
+        if is_taken(&self.path)? && !self.force {
             return Err(Error::output_refused(
                 &self.path,
                 "was free when this run began and is not empty now; choose another folder, or allow replacing it (--force)",
@@ -574,7 +568,11 @@ impl OutputFolder {
     }
 }
 
-fn is_empty(folder: &Path) -> Result<bool> {
+/// Whether a folder is there and not empty.
+fn is_taken(folder: &Path) -> Result<bool> {
+    if !folder.exists() {
+        return Ok(false);
+    }
     let mut entries = fs::read_dir(folder).map_err(|source| Error::io("list", folder, source))?;
-    Ok(entries.next().is_none())
+    Ok(entries.next().is_some())
 }

@@ -10,13 +10,12 @@ use serde::{Deserialize, Serialize};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::Checkpoint;
 use sparsegpt_models::decoder::{Llama, LlamaConfig, MatrixBytes, OnRuntime, Stored};
-use sparsegpt_models::staging::StagedFile;
 
 use super::{BenchArgs, chart};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::table::{self, Table, left, right};
-use crate::{interrupt, model};
+use crate::{bars, interrupt, model};
 
 /// Tokens of the prompt where the user gives no number.
 const USUAL_PROMPT: usize = 128;
@@ -179,11 +178,7 @@ pub(super) fn run(
         sparse: Measured::new(&of_sparse, &task, sparse.matrix_bytes(), peaks[1]),
     };
     if let Some(path) = &args.chart {
-        let picture = chart::draw(&report)?;
-        let mut file = StagedFile::create(path).map_err(Failure::writing)?;
-        file.append(picture.as_bytes())
-            .and_then(|()| file.finish())
-            .map_err(Failure::writing)?;
+        bars::write(path, &chart::draw(&report)?)?;
     }
     console.print(&describe(&report))?;
     console.print_json(&report)

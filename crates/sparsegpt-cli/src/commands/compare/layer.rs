@@ -10,14 +10,14 @@ use sparsegpt::solver::{Refit, Rounding, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Statistics};
 
 use super::chart::{Bar, Measure};
-use super::{CompareArgs, draw, methods};
+use super::{CompareArgs, chart, methods};
 use crate::commands::prune::{PruneFlags, used};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::flags::LayerFlags;
-use crate::interrupt;
 use crate::layer_file::LayerFile;
 use crate::table::{Table, left, right};
+use crate::{bars, interrupt};
 
 /// Up to this rows·cols³, methods that treat every row by itself take a minute or so.
 const ROW_BY_ROW: f64 = 2e11;
@@ -133,7 +133,7 @@ pub(super) fn run(
     };
     if let Some(path) = &args.chart {
         let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
-        draw(path, &bars, Measure::Layer)?;
+        bars::write(path, &chart::draw(&bars, Measure::Layer)?)?;
     }
     console.print(&table(&report))?;
     console.print_json(&report)

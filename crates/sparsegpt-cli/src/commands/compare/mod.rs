@@ -3,13 +3,12 @@
 mod chart;
 mod layer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 use sparsegpt::{Method, ModelReport, Pattern};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions};
-use sparsegpt_models::staging::StagedFile;
 use sparsegpt_models::text::{Recipe, prepare_with_key};
 
 use super::prune::{self, PruneFlags};
@@ -18,7 +17,7 @@ use crate::failure::Failure;
 use crate::flags::LayerFlags;
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
-use crate::{interrupt, model};
+use crate::{bars, interrupt, model};
 use chart::{Bar, Measure};
 
 /// The methods that are compared where none are named: all whose time is that of a few sweeps.
@@ -213,18 +212,10 @@ pub(crate) fn run(
             },
             None => Measure::Layers,
         };
-        draw(path, &bars, measure)?;
+        bars::write(path, &chart::draw(&bars, measure)?)?;
     }
     console.print(&table(&report))?;
     console.print_json(&report)
-}
-
-fn draw(path: &Path, bars: &[Bar<'_>], measure: Measure) -> Result<(), Failure> {
-    let picture = chart::draw(bars, measure)?;
-    let mut file = StagedFile::create(path).map_err(Failure::writing)?;
-    file.append(picture.as_bytes())
-        .and_then(|()| file.finish())
-        .map_err(Failure::writing)
 }
 
 fn methods(list: Option<&str>, usual: &[Method]) -> Result<Vec<Method>, Failure> {

@@ -8,7 +8,7 @@ use sparsegpt_models::checkpoint::Overlay;
 use super::Job;
 use crate::cost::{self, CalibrationSize};
 use crate::failure::Failure;
-use crate::table;
+use crate::{model, table};
 
 impl Job<'_> {
     /// The plan with a sparsity for each layer, where that is asked for: the one of this variant.
@@ -23,7 +23,7 @@ impl Job<'_> {
         };
         let allocator = allocating.allocator();
         let mut unchanged = Overlay::new(self.checkpoint.tensors());
-        let mut adapter = self.adapter(&mut unchanged)?;
+        let mut adapter = model::adapter(self.checkpoint, &mut unchanged)?;
         let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
         let passes = vec![self.planned[variant].clone(); allocating.solutions().max(1)];
         let mut progress = self.progress_over(&passes, calibration);

@@ -23,10 +23,9 @@ pub(super) struct Keeper {
     begun: Option<BlockWriter>,
     state: StateFolder,
     blocks: usize,
-    /// What each layer's weight is stored in, by the layer's name.
+    /// What each layer's weight, or where layers are packed its scales, is stored in, by the layer's name.
     types: HashMap<String, Dtype>,
-    /// Where layers are packed: what their scales are stored in.
-    scales: Option<Dtype>,
+    packs: bool,
 }
 
 impl Job<'_> {
@@ -51,7 +50,8 @@ impl Job<'_> {
         let types = layers
             .filter_map(|planned| {
                 let name = &planned.layer.name;
-                Some((name.clone(), writer.stored_type(&format!("{name}.weight"))?))
+                let weight = writer.stored_type(&format!("{name}.weight"));
+                Some((name.clone(), weight.or_else(|| writer.scale_type(name))?))
             })
             .collect();
         Ok(Keeper {
@@ -59,7 +59,7 @@ impl Job<'_> {
             state,
             blocks,
             types,
-            scales: self.packing.as_ref().map(|_| writer.scale_type()),
+            packs: self.packing.is_some(),
         })
     }
 
@@ -201,19 +201,18 @@ impl BlockKeeper for Keeper {
     }
 
     fn keep(&mut self, layer: &mut FinishedLayer) -> Result<(), Box<dyn StdError + Send + Sync>> {
-        if let Some(dtype) = self.scales {
-            let name = layer.pruned.report.layer.clone();
+        let name = layer.pruned.report.layer.clone();
+        // Every planned layer stands in the checkpoint; without a type, nothing is lost in f32.
+        let dtype = self.types.get(&name).copied().unwrap_or(Dtype::F32);
+        if self.packs {
             round_to_scales(&name, &mut layer.pruned, dtype)?;
         }
-        let report = &layer.pruned.report;
-        let dtype = self.types.get(&report.layer).copied().or(self.scales);
-        let text = toml::to_string(report)?;
+        let text = toml::to_string(&layer.pruned.report)?;
         let writer = match &mut self.begun {
             Some(writer) => writer,
             None => self.begun.insert(self.state.begin(layer.block)?),
         };
-        // Every planned layer stands in the checkpoint; without a type, nothing is lost in f32.
-        writer.add(layer, text, dtype.unwrap_or(Dtype::F32))?;
+        writer.add(layer, text, dtype)?;
         Ok(())
     }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use sparsegpt::mask::{GivenMask, MaskPolicy};
 use sparsegpt::{ModelAdapter, ModelPlan, Pattern};
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::LlamaAdapter;
 use sparsegpt_models::masks::MaskFile;
 
 use super::PruneFlags;
 use crate::failure::Failure;
+use crate::model;
 
 /// The file that `--masks` names.
 #[derive(Debug)]
@@ -48,8 +48,7 @@ impl Masks {
             }
         };
         let mut sink = Overlay::new(checkpoint.tensors());
-        let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
-            .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
+        let adapter = model::adapter(checkpoint, &mut sink)?;
         let mut left: Vec<String> = self.file.names();
         let mut settings = Vec::new();
         let mut index = 0;

@@ -25,7 +25,7 @@ use sparsegpt_models::checkpoint::{
     CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
     PackedScheme, PackedShape, WeightSink, WrittenCheckpoint, parse_dtype,
 };
-use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
+use sparsegpt_models::decoder::LlamaConfig;
 use sparsegpt_models::resume::StateFolder;
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
@@ -327,8 +327,7 @@ pub(super) fn resolve(
     plan: &ModelPlan,
 ) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
-    let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
-        .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
+    let adapter = model::adapter(checkpoint, &mut sink)?;
     Ok(plan.resolve(&adapter)?)
 }
 
@@ -405,12 +404,6 @@ impl Job<'_> {
         Ok(None)
     }
 
-    /// An adapter whose finished weights go to `sink`.
-    fn adapter<'s>(&self, sink: &'s mut dyn WeightSink) -> Result<LlamaAdapter<'s>, Failure> {
-        LlamaAdapter::new(self.checkpoint.config(), self.checkpoint.tensors(), sink)
-            .map_err(|error| Failure::reading_model(self.checkpoint.path(), error))
-    }
-
     fn progress(&self, calibration: Option<&Calibration>) -> Progress {
         self.progress_over(self.planned, calibration)
     }
@@ -430,7 +423,7 @@ impl Job<'_> {
         keeper: &mut Keeper,
         calibration: Option<&Calibration>,
     ) -> Result<ModelReport, Failure> {
-        let mut adapter = self.adapter(sink)?;
+        let mut adapter = model::adapter(self.checkpoint, sink)?;
         let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
         let mut progress = self.progress(calibration);
         let result = prune_model_resumable(

@@ -69,11 +69,7 @@ impl Progress {
                 self.costs.len()
             ));
         }
-        if interrupt::requested() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        interrupt::flow()
     }
 
     pub(super) fn finish(&self) {

@@ -14,7 +14,7 @@ use super::keep::Keeper;
 use super::{Job, Outcome, Report, summary};
 use crate::failure::Failure;
 use crate::flags::folder_name;
-use crate::interrupt;
+use crate::{interrupt, model};
 
 /// For `--json`.
 #[derive(Debug, Serialize)]
@@ -96,7 +96,7 @@ fn prune(
 ) -> Result<Vec<ModelReport>, Failure> {
     // The model stays dense: nothing is ever stored in this.
     let mut unchanged = Overlay::new(job.checkpoint.tensors());
-    let mut adapter = job.adapter(&mut unchanged)?;
+    let mut adapter = model::adapter(job.checkpoint, &mut unchanged)?;
     let sequences = calibration.map_or(&[][..], |calibration| &calibration.sequences);
     let mut progress = job.progress(calibration);
     let result = prune_model_variants_resumable(

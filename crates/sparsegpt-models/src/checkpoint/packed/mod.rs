@@ -75,6 +75,14 @@ impl PackedFormat {
         }
     }
 
+    /// What comes behind a layer's name in that of its scales.
+    pub(super) fn scales(self) -> &'static str {
+        match self {
+            Self::Gptq => "scales",
+            Self::CompressedTensors => "weight_scale",
+        }
+    }
+
     /// The type of the scales in a checkpoint whose other weights have the type `dtype`.
     #[must_use]
     pub fn scale_type(self, dtype: Dtype) -> Dtype {
@@ -219,13 +227,13 @@ impl PackedScheme {
             PackedFormat::Gptq => vec![
                 part("qweight", Dtype::I32, &[words(cols), rows]),
                 part("qzeros", Dtype::I32, &[groups, words(rows)]),
-                part("scales", scales, &[groups, rows]),
+                part(self.format.scales(), scales, &[groups, rows]),
                 part("g_idx", Dtype::I32, &[cols]),
             ],
             PackedFormat::CompressedTensors => {
                 let mut parts = vec![
                     part("weight_packed", Dtype::I32, &[rows, words(cols)]),
-                    part("weight_scale", scales, &[rows, groups]),
+                    part(self.format.scales(), scales, &[rows, groups]),
                     part("weight_shape", Dtype::I64, &[2]),
                 ];
                 if !self.symmetric {
@@ -328,7 +336,7 @@ impl Packed {
                 vec![
                     part("qweight", little_endian(down)),
                     part("qzeros", little_endian(all_zeros)),
-                    part("scales", scales(&layer.scale.t().to_owned())?),
+                    part(scheme.format.scales(), scales(&layer.scale.t().to_owned())?),
                     part("g_idx", little_endian(index)),
                 ]
             }
@@ -337,7 +345,7 @@ impl Packed {
                 let sizes = [shape.rows as i64, shape.cols as i64];
                 let mut parts = vec![
                     part("weight_packed", little_endian(rows)),
-                    part("weight_scale", scales(&layer.scale)?),
+                    part(scheme.format.scales(), scales(&layer.scale)?),
                     part(
                         "weight_shape",
                         sizes.into_iter().flat_map(i64::to_le_bytes).collect(),

@@ -85,7 +85,7 @@ fn written(
         .create_packed_output(&root.join("out"), &options, scheme, shapes())
         .unwrap();
     let mut layer = pruned(&scheme);
-    round_to_scales(LAYER, &mut layer, writer.scale_type()).unwrap();
+    round_to_scales(LAYER, &mut layer, writer.scale_type(LAYER).unwrap()).unwrap();
     writer
         .store_packed(LAYER, layer.quantized.as_ref().unwrap())
         .unwrap();
