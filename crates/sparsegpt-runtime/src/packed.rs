@@ -244,6 +244,17 @@ impl<V: Value> Packed for PackedMatrix<V> {
     }
 }
 
+/// A matrix of this shape from its rows.
+pub(crate) fn from_rows<V: Value>(dim: (usize, usize), row: impl Fn(usize) -> Vec<V>) -> Array2<V> {
+    let mut dense = Array2::from_elem(dim, V::zeroed());
+    for (at, mut to) in dense.rows_mut().into_iter().enumerate() {
+        to.iter_mut()
+            .zip(row(at))
+            .for_each(|(to, value)| *to = value);
+    }
+    dense
+}
+
 /// The masks of a tile.
 pub(crate) fn tile_masks(masks: &[u64], rows: usize, blocks: usize, tile: usize) -> &[u64] {
     let start = tile * TILE_ROWS * blocks;

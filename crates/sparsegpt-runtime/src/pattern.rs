@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::kernel::{Codes, Packed, SHAPES, Shape, Stored};
-use crate::packed::{BLOCK_COLS, PADDING, TILE_ROWS, bits, expect_entries, unit_count};
+use crate::packed::{BLOCK_COLS, PADDING, TILE_ROWS, bits, expect_entries, from_rows, unit_count};
 use crate::value::Value;
 
 /// Groups of eight columns in a block.
@@ -166,7 +166,7 @@ impl<V: Value> PatternMatrix<V> {
         )?;
         for unit in 0..units {
             let word = word(&self.codes, unit * of.bits);
-            let code = |group: usize| (word >> (of.bits * group)) as usize & ((1 << of.bits) - 1);
+            let code = |group| code(word, of, group);
             if let Some(code) = (0..GROUPS).map(code).find(|&code| code >= of.codes) {
                 return Err(format!(
                     "unit {unit}: expected codes below {}, found {code}",
@@ -203,13 +203,7 @@ impl<V: Value> PatternMatrix<V> {
     /// The matrix as it was, bit for bit.
     #[must_use]
     pub fn unpack(&self) -> Array2<V> {
-        let mut dense = Array2::from_elem((self.rows, self.cols), V::zeroed());
-        for row in 0..self.rows {
-            for (col, value) in self.row(row).into_iter().enumerate() {
-                dense[[row, col]] = value;
-            }
-        }
-        dense
+        from_rows((self.rows, self.cols), |row| self.row(row))
     }
 
     /// The row as it was; it must be one of the matrix.
@@ -223,7 +217,7 @@ impl<V: Value> PatternMatrix<V> {
             let unit = tile * TILE_ROWS * blocks + block * rows + row % TILE_ROWS;
             let word = word(&self.codes, unit * of.bits);
             for group in 0..GROUPS {
-                let code = (word >> (of.bits * group)) as usize & ((1 << of.bits) - 1);
+                let code = code(word, of, group);
                 let values = &self.values[(unit * GROUPS + group) * of.kept..];
                 for (place, &value) in bits(u64::from(of.bytes[code])).zip(values) {
                     if let Some(to) = dense.get_mut(block * BLOCK_COLS + group * 8 + place) {
@@ -333,6 +327,11 @@ impl<V: Value, const P: usize> Packed for PatternView<'_, V, P> {
 fn shape_of(zeros: usize, group: usize) -> Option<usize> {
     let is = |shape: &Shape| (shape.zeros, shape.group) == (zeros, group);
     SHAPES.iter().position(is)
+}
+
+/// The code of one of a unit's groups.
+fn code(word: u64, of: &Shape, group: usize) -> usize {
+    (word >> (of.bits * group)) as usize & ((1 << of.bits) - 1)
 }
 
 /// The eight bytes from here on.

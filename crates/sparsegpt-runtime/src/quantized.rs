@@ -7,7 +7,9 @@ use crate::buffer::{Aligned, Buffer};
 use crate::dense::PANEL_ROWS;
 use crate::error::{Error, Result};
 use crate::kernel::{Dense, Packed, PanelGrid, QuantizedPanel, QuantizedTile, steps_of};
-use crate::packed::{BLOCK_COLS, TILE_ROWS, bits, check_masks, expect_entries, tile_masks};
+use crate::packed::{
+    BLOCK_COLS, TILE_ROWS, bits, check_masks, expect_entries, from_rows, tile_masks,
+};
 
 /// Bytes behind the last code, so that kernels may load whole words at the end.
 const CODE_PADDING: usize = 16;
@@ -293,13 +295,7 @@ impl QuantizedMatrix {
     /// The weights.
     #[must_use]
     pub fn unpack(&self) -> Array2<f32> {
-        let mut dense = Array2::zeros((self.rows, self.cols));
-        for row in 0..self.rows {
-            for (col, value) in self.row(row).into_iter().enumerate() {
-                dense[[row, col]] = value;
-            }
-        }
-        dense
+        from_rows((self.rows, self.cols), |row| self.row(row))
     }
 
     /// The row in f32; it must be one of the matrix.
@@ -467,13 +463,7 @@ impl QuantizedDense {
     /// The weights.
     #[must_use]
     pub fn unpack(&self) -> Array2<f32> {
-        let mut dense = Array2::zeros((self.rows, self.cols));
-        for row in 0..self.rows {
-            for (col, value) in self.row(row).into_iter().enumerate() {
-                dense[[row, col]] = value;
-            }
-        }
-        dense
+        from_rows((self.rows, self.cols), |row| self.row(row))
     }
 
     /// The row in f32; it must be one of the matrix.

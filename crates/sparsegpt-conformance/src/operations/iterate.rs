@@ -1,5 +1,7 @@
 //! What the iterative methods are made of: the inverse, the projection, the refit.
 
+use std::fmt::Arguments;
+
 use sparsegpt::backend::{Adam, AdamPace, Backend, Precision, Project, Refit, host};
 use sparsegpt::error::{BackendError, BackendErrorKind};
 use sparsegpt::ndarray::Array2;
@@ -219,6 +221,21 @@ impl Refitting {
     }
 }
 
+/// Weights against those of the specification.
+fn near(found: &Array2<f32>, expected: &Array2<f32>, of: Arguments<'_>) -> Verdict {
+    let largest = expected.iter().fold(1.0_f32, |max, w| max.max(w.abs()));
+    for ((at, &found), &expected) in found.indexed_iter().zip(expected) {
+        close(
+            format_args!("weight {at:?} {of}"),
+            f64::from(found),
+            f64::from(expected),
+            f64::from(largest),
+            &REFIT,
+        )?;
+    }
+    Ok(())
+}
+
 fn refit<B: Backend>(subject: &Subject<B>) -> Verdict {
     let mut random = Random::new(93);
     for layer in LAYERS {
@@ -233,16 +250,11 @@ fn refit<B: Backend>(subject: &Subject<B>) -> Verdict {
                 case.mask.view(),
                 steps,
             );
-            let largest = expected.iter().fold(1.0_f32, |max, w| max.max(w.abs()));
-            for ((at, &found), &expected) in found.indexed_iter().zip(&expected) {
-                close(
-                    format_args!("weight {at:?} of {layer:?} after {steps} steps"),
-                    f64::from(found),
-                    f64::from(expected),
-                    f64::from(largest),
-                    &REFIT,
-                )?;
-            }
+            near(
+                &found,
+                &expected,
+                format_args!("of {layer:?} after {steps} steps"),
+            )?;
         }
     }
     Ok(())
@@ -327,16 +339,11 @@ fn adam<B: Backend>(subject: &Subject<B>) -> Verdict {
                 case.mask.view(),
                 pace,
             );
-            let largest = expected.iter().fold(1.0_f32, |max, w| max.max(w.abs()));
-            for ((at, &found), &expected) in found.indexed_iter().zip(&expected) {
-                close(
-                    format_args!("weight {at:?} of {layer:?} with {pace:?}"),
-                    f64::from(found),
-                    f64::from(expected),
-                    f64::from(largest),
-                    &REFIT,
-                )?;
-            }
+            near(
+                &found,
+                &expected,
+                format_args!("of {layer:?} with {pace:?}"),
+            )?;
         }
     }
     Ok(())

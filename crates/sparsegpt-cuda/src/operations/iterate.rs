@@ -108,10 +108,11 @@ pub(crate) fn refit<D: Device>(
     // The direction's memory holds d − q until g = (d − q)H is made of it.
     combine(device, &descent.direction, 1.0, weights, -1.0)?;
     descent.times(&full, &descent.residual)?;
-    descent.begin()?;
+    let (residual, direction, product) = (&descent.residual, &descent.direction, &descent.product);
+    descent.launch(&REFIT_BEGIN, &[residual, direction])?;
     for _ in 0..steps {
-        descent.times(&full, &descent.product)?;
-        descent.step()?;
+        descent.times(&full, product)?;
+        descent.launch(&REFIT_STEP, &[weights, residual, direction, product])?;
     }
     Ok(())
 }
@@ -147,35 +148,17 @@ impl<D: Device> Descent<'_, D> {
         .launch(self.device, Units::of(self.device.limits()))
     }
 
-    fn begin(&self) -> Result<(), CudaError> {
-        let mut arguments = Vec::new();
-        for matrix in [&self.residual, &self.direction] {
-            arguments.extend(self.place(matrix)?);
-        }
-        self.launch(&REFIT_BEGIN, arguments)
-    }
-
-    fn step(&self) -> Result<(), CudaError> {
-        let mut arguments = Vec::new();
-        for matrix in [self.weights, &self.residual, &self.direction, &self.product] {
-            arguments.extend(self.place(matrix)?);
-        }
-        self.launch(&REFIT_STEP, arguments)
-    }
-
-    fn place(&self, matrix: &DeviceMatrix<D>) -> Result<[Argument; 2], CudaError> {
-        Ok([
-            Argument::Address(matrix.at(self.device, 0, 0)),
-            size(WHAT, matrix.leading())?,
-        ])
-    }
-
-    /// A warp a row; `arguments` are the matrices, and the rest is the same for all kernels.
+    /// A warp a row, on these matrices and what is the same for all kernels.
     fn launch(
         &self,
         kernel: &'static Kernel,
-        mut arguments: Vec<Argument>,
+        matrices: &[&DeviceMatrix<D>],
     ) -> Result<(), CudaError> {
+        let mut arguments = Vec::new();
+        for matrix in matrices {
+            arguments.push(Argument::Address(matrix.at(self.device, 0, 0)));
+            arguments.push(size(WHAT, matrix.leading())?);
+        }
         arguments.extend([
             Argument::Address(self.device.address(&self.inverse)),
             Argument::Address(self.mask.at(self.device, 0, 0)),
