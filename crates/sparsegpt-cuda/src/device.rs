@@ -128,6 +128,15 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
     /// [`CudaError::OutOfMemory`].
     fn allocate(&self, bytes: usize) -> Result<Self::Buffer, CudaError>;
 
+    /// The same for memory that [`upload_rows`](Self::upload_rows) fills before anything else uses it: a device may then copy
+    /// while it still works on what was enqueued before.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    fn allocate_for_upload(&self, bytes: usize) -> Result<Self::Buffer, CudaError> {
+        self.allocate(bytes)
+    }
+
     /// The address of a buffer's first byte, a multiple of 256.
     fn address(&self, buffer: &Self::Buffer) -> u64;
 
@@ -137,14 +146,15 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
     /// [`CudaError::Lost`], [`CudaError::Failed`].
     fn clear(&self, address: u64, bytes: usize) -> Result<(), CudaError>;
 
-    /// Copies rows of `row_bytes` bytes from the host; on the device they are `pitch` bytes apart.
-    /// The host's memory may be used again when this returns.
+    /// Copies rows of `row_bytes` bytes from the host; on the device they are `pitch` bytes apart, the first one `offset` bytes
+    /// from the buffer's beginning. The host's memory may be used again when this returns.
     ///
     /// # Errors
     /// [`CudaError::Lost`], [`CudaError::Failed`].
     fn upload_rows(
         &self,
-        to: u64,
+        to: &Self::Buffer,
+        offset: usize,
         pitch: usize,
         from: &[u8],
         row_bytes: usize,

@@ -36,27 +36,28 @@ pub(crate) fn leading_dimension(cols: usize) -> usize {
     }
 }
 
+/// Bytes between the beginnings of two rows of a matrix; none where they cannot be counted.
+fn pitch_of(cols: usize) -> Option<usize> {
+    leading_dimension(cols).checked_mul(size_of::<f32>())
+}
+
 /// Copies values to the device as they are.
 pub(crate) fn upload_values<D: Device, T: bytemuck::Pod>(
     device: &D,
     values: &[T],
 ) -> Result<D::Buffer, CudaError> {
     let bytes: &[u8] = bytemuck::cast_slice(values);
-    let buffer = device.allocate(bytes.len())?;
+    let buffer = device.allocate_for_upload(bytes.len())?;
     if !bytes.is_empty() {
-        device.upload_rows(device.address(&buffer), bytes.len(), bytes, bytes.len())?;
+        device.upload_rows(&buffer, 0, bytes.len(), bytes, bytes.len())?;
     }
     Ok(buffer)
 }
 
-/// Memory for rows of `pitch` bytes.
-fn allocate<D: Device>(
-    device: &D,
-    rows: usize,
-    pitch: Option<usize>,
-) -> Result<D::Buffer, CudaError> {
+/// Bytes of rows that are `pitch` bytes apart.
+fn bytes_of<D: Device>(device: &D, rows: usize, pitch: Option<usize>) -> Result<usize, CudaError> {
     match pitch.and_then(|pitch| rows.checked_mul(pitch)) {
-        Some(bytes) => device.allocate(bytes),
+        Some(bytes) => Ok(bytes),
         None => Err(CudaError::OutOfMemory {
             bytes: usize::MAX,
             free: device.free_bytes()?,
@@ -64,10 +65,23 @@ fn allocate<D: Device>(
     }
 }
 
-/// Copies a matrix of the host, some rows at a time where they do not lie one behind the other.
-pub(crate) fn upload<D: Device, T: bytemuck::NoUninit>(
+/// A matrix of the host in memory of its own, rows `pitch` bytes apart.
+fn upload<D: Device, T: bytemuck::NoUninit>(
     device: &D,
-    (to, pitch): (u64, usize),
+    pitch: Option<usize>,
+    host: ArrayView2<'_, T>,
+) -> Result<D::Buffer, CudaError> {
+    let to = device.allocate_for_upload(bytes_of(device, host.nrows(), pitch)?)?;
+    // Where it could not be counted, there was no memory either.
+    upload_rows(device, &to, pitch.unwrap_or(0), host)?;
+    Ok(to)
+}
+
+/// Copies a matrix of the host to rows `pitch` bytes apart, some at a time where they do not lie one behind the other.
+pub(crate) fn upload_rows<D: Device, T: bytemuck::NoUninit>(
+    device: &D,
+    to: &D::Buffer,
+    pitch: usize,
     host: ArrayView2<'_, T>,
 ) -> Result<(), CudaError> {
     let row_bytes = host.ncols() * size_of::<T>();
@@ -75,15 +89,15 @@ pub(crate) fn upload<D: Device, T: bytemuck::NoUninit>(
         return Ok(());
     }
     if let Some(values) = host.as_slice() {
-        return device.upload_rows(to, pitch, bytemuck::cast_slice(values), row_bytes);
+        return device.upload_rows(to, 0, pitch, bytemuck::cast_slice(values), row_bytes);
     }
     let rows = (CHUNK / row_bytes).max(1);
     let mut ordered = Vec::new();
     for (chunk, part) in host.axis_chunks_iter(Axis(0), rows).enumerate() {
         ordered.clear();
         ordered.extend(part.iter().copied());
-        let to = to + (chunk * rows * pitch) as u64;
-        device.upload_rows(to, pitch, bytemuck::cast_slice(&ordered), row_bytes)?;
+        let bytes = bytemuck::cast_slice(&ordered);
+        device.upload_rows(to, chunk * rows * pitch, pitch, bytes, row_bytes)?;
     }
     Ok(())
 }
@@ -91,9 +105,9 @@ pub(crate) fn upload<D: Device, T: bytemuck::NoUninit>(
 impl<D: Device> DeviceMatrix<D> {
     /// A matrix whose contents are not defined.
     pub(crate) fn new(device: &D, rows: usize, cols: usize) -> Result<Self, CudaError> {
-        let pitch = leading_dimension(cols).checked_mul(size_of::<f32>());
+        let bytes = bytes_of(device, rows, pitch_of(cols))?;
         Ok(Self {
-            buffer: allocate(device, rows, pitch)?,
+            buffer: device.allocate(bytes)?,
             rows,
             cols,
         })
@@ -110,13 +124,12 @@ impl<D: Device> DeviceMatrix<D> {
 
     /// A matrix of the host, of any layout.
     pub(crate) fn upload(device: &D, host: ArrayView2<'_, f32>) -> Result<Self, CudaError> {
-        let matrix = Self::new(device, host.nrows(), host.ncols())?;
-        upload(
-            device,
-            (device.address(&matrix.buffer), matrix.pitch()),
-            host,
-        )?;
-        Ok(matrix)
+        let (rows, cols) = host.dim();
+        Ok(Self {
+            buffer: upload(device, pitch_of(cols), host)?,
+            rows,
+            cols,
+        })
     }
 
     /// The matrix on the host.
@@ -173,7 +186,7 @@ impl<D: Device> DeviceMask<D> {
     /// A mask whose contents are not defined.
     pub(crate) fn new(device: &D, rows: usize, cols: usize) -> Result<Self, CudaError> {
         Ok(Self {
-            buffer: allocate(device, rows, Some(cols))?,
+            buffer: device.allocate(bytes_of(device, rows, Some(cols))?)?,
             rows,
             cols,
         })
@@ -190,18 +203,27 @@ impl<D: Device> DeviceMask<D> {
 
     /// A mask of the host, of any layout.
     pub(crate) fn upload(device: &D, host: ArrayView2<'_, bool>) -> Result<Self, CudaError> {
-        let mask = Self::new(device, host.nrows(), host.ncols())?;
-        upload(device, (device.address(&mask.buffer), mask.cols), host)?;
-        Ok(mask)
+        let (rows, cols) = host.dim();
+        Ok(Self {
+            buffer: upload(device, Some(cols), host)?,
+            rows,
+            cols,
+        })
     }
 
     /// The mask on the host.
     pub(crate) fn download(&self, device: &D) -> Result<Array2<bool>, CudaError> {
-        let mut host = Array2::<u8>::zeros((self.rows, self.cols));
-        if let Some(bytes) = host.as_slice_mut().filter(|bytes| !bytes.is_empty()) {
-            device.download_rows(bytes, device.address(&self.buffer), self.cols, self.cols)?;
+        let mut host = vec![0_u8; self.rows * self.cols];
+        if !host.is_empty() {
+            let from = device.address(&self.buffer);
+            device.download_rows(&mut host, from, self.cols, self.cols)?;
         }
-        Ok(host.mapv(|byte| byte != 0))
+        // In place: the two types are of one size.
+        let marks: Vec<bool> = host.into_iter().map(|byte| byte != 0).collect();
+        Array2::from_shape_vec((self.rows, self.cols), marks).map_err(|error| CudaError::Failed {
+            what: "a mask".to_owned(),
+            reason: error.to_string(),
+        })
     }
 
     /// The address of a weight's byte.

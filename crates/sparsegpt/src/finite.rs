@@ -1,10 +1,12 @@
 //! Looking for NaN and infinity at the speed of memory.
 
 use half::{bf16, f16};
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
+
+use crate::threads::map_ranges;
 
 /// A floating-point type whose bits tell what is finite.
-pub(crate) trait Float: Copy {
+pub(crate) trait Float: Copy + Sync {
     /// Bits without the sign; of all finite values below those of infinity.
     fn magnitude(self) -> u32;
     /// The magnitude of infinity.
@@ -34,6 +36,15 @@ impl Float for f16 {
 
 /// Row and column of the first value that is NaN or infinite.
 pub(crate) fn first_non_finite<T: Float>(values: ArrayView2<'_, T>) -> Option<(usize, usize)> {
+    let found = map_ranges(values.dim(), |rows| {
+        let (row, col) = first_in(values.slice(s![rows.clone(), ..]))?;
+        Some((rows.start + row, col))
+    });
+    found.into_iter().flatten().next()
+}
+
+/// The same, on this thread.
+fn first_in<T: Float>(values: ArrayView2<'_, T>) -> Option<(usize, usize)> {
     // The largest magnitude, unlike a search, is found without a branch; the position is looked for only
     // where there is one.
     let largest = |largest: u32, &value: &T| largest.max(value.magnitude());
@@ -53,9 +64,19 @@ pub(crate) fn first_non_finite<T: Float>(values: ArrayView2<'_, T>) -> Option<(u
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, s};
+    use ndarray::Array2;
 
     use super::*;
+
+    #[test]
+    fn the_first_of_a_large_matrix_is_found() {
+        let mut values = Array2::from_elem((3000, 500), 1.0_f32);
+        assert_eq!(first_non_finite(values.view()), None);
+        for at in [(2999, 499), (2000, 3), (1999, 499), (0, 1)] {
+            values[at] = f32::NAN;
+            assert_eq!(first_non_finite(values.view()), Some(at));
+        }
+    }
 
     #[test]
     fn nan_and_both_infinities_are_found_at_their_place() {

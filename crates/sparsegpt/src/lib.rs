@@ -15,6 +15,7 @@ pub mod repair;
 pub mod report;
 pub mod rowwise;
 pub mod solver;
+mod threads;
 
 pub use half;
 pub use ndarray;

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::counting::Counting;
+use common::counting::Copied::{From, To};
+use common::counting::{Copied, Counting};
 use ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
-use sparsegpt::{LayerSettings, Pattern, PrunedLayer, Solver};
+use sparsegpt::{LayerSettings, LayerTask, Pattern, PrunedLayer, Solver};
 
 const ROWS: usize = 37;
 const COLS: usize = 48;
@@ -99,4 +100,53 @@ fn what_joins_rows_is_not_sliced() {
 fn enough_memory_is_one_slice() {
     let settings = LayerSettings::new(Pattern::n_of_m(2, 4).unwrap());
     assert_eq!(solve(Some(1 << 30), &settings).1, ROWS);
+}
+
+/// Layers of one input are sent to a device with memory of its own while the one before is swept, once each, and come out
+/// as they do without.
+#[test]
+fn the_next_layer_is_sent_before_the_results_of_this_one_come_back() {
+    let noise = |at: usize| ((at * 7919 + 13) % 2053) as f32 / 1026.5 - 1.0;
+    let activations = Array2::from_shape_fn((3 * COLS, COLS), |(row, col)| noise(row * COLS + col));
+    let layers = [10, 11, 12].map(|rows| {
+        Array2::from_shape_fn((rows, COLS), |(row, col)| {
+            noise(rows * 1000 + row * COLS + col)
+        })
+    });
+    let sweep = LayerSettings::new(Pattern::n_of_m(2, 4).unwrap()).with_measure(false);
+    let ordered = sweep.clone().with_act_order(true);
+    let solve = |free: Option<usize>, settings: &LayerSettings| {
+        let solver = Solver::new(Counting::with_free(free));
+        let mut hessian = solver.hessian(COLS).unwrap();
+        hessian.update(activations.view()).unwrap();
+        solver.backend().take_copies();
+        let tasks = layers.each_ref().map(|layer| LayerTask {
+            name: "layer",
+            weights: layer.view(),
+            settings,
+        });
+        let solved = solver.prune_shared(&mut hessian, &tasks).unwrap();
+        let copies = solver.backend().take_copies();
+        let of_layers = |copy: &Copied| matches!(copy, To(10..=12, COLS) | From(10..=12, COLS));
+        let copies: Vec<_> = copies.into_iter().filter(of_layers).collect();
+        let weights: Vec<_> = solved.into_iter().map(|layer| layer.weights).collect();
+        (weights, copies)
+    };
+    // Operations that run on the host copy to and fro: the first copy of a layer is its own, and its last one the result.
+    let order = |copies: &[Copied]| {
+        let sent = |rows| copies.iter().position(|&copy| copy == To(rows, COLS));
+        let back = |rows| copies.iter().rposition(|&copy| copy == From(rows, COLS));
+        [10, 11].map(|rows| sent(rows + 1).unwrap() < back(rows).unwrap())
+    };
+    let (expected, in_turn) = solve(None, &sweep);
+    assert_eq!(order(&in_turn), [false; 2], "{in_turn:?}");
+    let (found, ahead) = solve(Some(1 << 30), &sweep);
+    assert_eq!(order(&ahead), [true; 2], "{ahead:?}");
+    assert_eq!(ahead.len(), in_turn.len());
+    assert_eq!(found, expected);
+    // In another order than the host's they are not what is solved for.
+    let (expected, _) = solve(None, &ordered);
+    let (found, copies) = solve(Some(1 << 30), &ordered);
+    assert_eq!(order(&copies), [false; 2], "{copies:?}");
+    assert_eq!(found, expected);
 }

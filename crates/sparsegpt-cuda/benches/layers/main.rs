@@ -10,8 +10,9 @@
 //! * `--tokens 8192`: tokens of the Hessian; `--sizes 4096,8192`: products whose rate is measured;
 //! * `--emulator`: without a GPU, to try the command at tiny sizes. Its seconds are those of no GPU.
 //!
-//! A run is from weights on the host to results on the host. Its stages come from a run of its own that waits for the device
-//! after each launch; `on_device` is their sum without copies from and to the host. Measuring the reconstruction error is left out.
+//! A run is from weights on the host to results on the host; `seconds` and `on_device` are medians, the latter of the time
+//! from a first launch until all were waited for, without copies from and to the host. The stages come from a run of their
+//! own that waits for the device after each launch, so that their sum is more. Measuring the reconstruction error is left out.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -30,7 +31,6 @@ use serde_json::json;
 use sparsegpt::backend::{Backend, Gemm};
 use sparsegpt::ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
-use sparsegpt::report::StageSeconds;
 use sparsegpt::{LayerSettings, Pattern, Solver};
 use sparsegpt_cuda::{CudaBackend, Device, Driver};
 
@@ -158,18 +158,19 @@ fn layer<D: Device>(solver: &Solver<Seen<D>>, (rows, cols): (usize, usize), flag
             let layer = solver.prune(weights.view(), &mut hessian, &settings);
             layer.unwrap().report.seconds
         };
+        let device = solver.backend().device();
         let first = solve();
-        let mut totals = Vec::new();
+        device.take_busy_seconds();
+        let (mut totals, mut on_device) = (Vec::new(), Vec::new());
         while totals.is_empty()
             || totals.len() < flags.runs && begun.elapsed().as_secs_f64() < flags.seconds
         {
             totals.push(solve().total);
+            on_device.push(device.take_busy_seconds());
         }
-        let device = solver.backend().device();
         device.wait(true);
         let stages = solve();
         device.wait(false);
-        totals.sort_by(f64::total_cmp);
         println!(
             "{}",
             json!({
@@ -178,10 +179,10 @@ fn layer<D: Device>(solver: &Solver<Seen<D>>, (rows, cols): (usize, usize), flag
                 "rows": rows,
                 "cols": cols,
                 "pattern": pattern,
-                "seconds": totals[totals.len() / 2],
+                "seconds": median(&mut totals),
                 "runs": totals.len(),
                 "first": first.total,
-                "on_device": on_device(&stages),
+                "on_device": median(&mut on_device),
                 "stages": {
                     "factor": stages.factor,
                     "select": stages.select,
@@ -196,8 +197,9 @@ fn layer<D: Device>(solver: &Solver<Seen<D>>, (rows, cols): (usize, usize), flag
     }
 }
 
-fn on_device(stages: &StageSeconds) -> f64 {
-    stages.factor + stages.select + stages.grid + stages.update_rows + stages.trailing
+fn median(seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
 /// Numbers from -1 to 1 (splitmix64): what they are does not matter, but that none are special and all are at hand.

@@ -1,6 +1,7 @@
 //! Memory on a GPU.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::queue::Queue;
@@ -14,6 +15,8 @@ pub struct Buffer {
     home: Arc<Queue>,
     /// Other queues that have used it.
     visitors: Mutex<Vec<Arc<Queue>>>,
+    /// Allocated beside the kernels, and not yet known to any.
+    fresh: AtomicBool,
 }
 
 impl fmt::Debug for Buffer {
@@ -33,12 +36,33 @@ impl Buffer {
             bytes,
             home: home.clone(),
             visitors: Mutex::default(),
+            fresh: AtomicBool::new(false),
         })
+    }
+
+    /// Memory that uploads fill before anything else uses it.
+    pub(super) fn for_upload(home: &Arc<Queue>, bytes: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            address: home.allocate_beside(bytes)?,
+            bytes,
+            home: home.clone(),
+            visitors: Mutex::default(),
+            fresh: AtomicBool::new(true),
+        })
+    }
+
+    /// The address for an upload that is about to be enqueued on `queue`, and whether it need not wait for kernels.
+    pub(super) fn address_for_upload(&self, queue: &Arc<Queue>) -> (u64, bool) {
+        if self.fresh.load(Ordering::Relaxed) && Arc::ptr_eq(queue, &self.home) {
+            return (self.address, true);
+        }
+        (self.address_for(queue), false)
     }
 
     /// The address, for something about to be enqueued on `queue`, which waits for all that other queues may have done
     /// with this memory. An error there is told by the next call.
     pub(super) fn address_for(&self, queue: &Arc<Queue>) -> u64 {
+        self.fresh.store(false, Ordering::Relaxed);
         let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
         let at_home = Arc::ptr_eq(queue, &self.home);
         if self.address == 0 || (at_home && visitors.is_empty()) {

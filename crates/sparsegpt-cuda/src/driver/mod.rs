@@ -4,6 +4,7 @@ mod blas;
 mod buffer;
 mod failure;
 mod gpu;
+mod lanes;
 mod pieces;
 mod probe;
 mod queue;
@@ -142,6 +143,13 @@ impl Device for Driver {
         Buffer::new(&self.queue, bytes)
     }
 
+    fn allocate_for_upload(&self, bytes: usize) -> Result<Buffer, CudaError> {
+        if bytes <= queue::SMALL {
+            return self.allocate(bytes);
+        }
+        Buffer::for_upload(&self.queue, bytes)
+    }
+
     fn address(&self, buffer: &Buffer) -> u64 {
         buffer.address_for(&self.queue)
     }
@@ -159,7 +167,8 @@ impl Device for Driver {
 
     fn upload_rows(
         &self,
-        to: u64,
+        to: &Buffer,
+        offset: usize,
         pitch: usize,
         from: &[u8],
         row_bytes: usize,
@@ -169,7 +178,9 @@ impl Device for Driver {
             row_bytes,
             pitch,
         };
-        self.queue.upload(to, rows, from)
+        let (address, fresh) = to.address_for_upload(&self.queue);
+        self.queue
+            .upload(address + offset as u64, rows, from, fresh)
     }
 
     fn download_rows(

@@ -1,28 +1,26 @@
 //! A queue on a GPU: a stream for kernels, and one beside it on which the next upload comes in meanwhile.
 //!
-//! An upload goes from the caller's memory to a pinned slot, over the bus to a slot on the device, both on the stream for
-//! copies, and from there to its place on the stream for kernels, which is a matter of microseconds. The bus is so busy
-//! while kernels run that were enqueued before, whatever the place held until then.
+//! An upload goes from the caller's memory to a pinned slot and from there over the bus. A large one takes the stream for
+//! copies, to memory that was allocated in that stream's order: so the bus is busy while kernels run that were enqueued
+//! before. Large copies go in lanes, each of them a thread's.
 
 use std::collections::VecDeque;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUmemorytype as Memory};
-use cudarc::driver::{CudaEvent, CudaStream, DriverError};
+use cudarc::driver::{CudaStream, DriverError};
 
 use super::failure::failed;
 use super::gpu::Gpu;
+use super::lanes::{PIECE, in_lanes};
 use super::pieces::{Piece, Rows};
 use super::staging::Ring;
 use crate::error::CudaError;
 
 /// Copies up to this size (bytes) go straight to their place: settings, lists of indices.
-const SMALL: usize = 64 << 10;
+pub(super) const SMALL: usize = 64 << 10;
 const SMALL_SLOTS: usize = 32;
-/// Size of a piece (bytes) of larger ones: at 50 GB/s it takes as long as 20 launches.
-const LARGE: usize = 8 << 20;
-const LARGE_SLOTS: usize = 4;
 
 /// A queue.
 #[derive(Debug)]
@@ -37,16 +35,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Staging {
     small: Option<Ring>,
-    large: Option<Ring>,
-    bounce: Option<Bounce>,
-}
-
-/// Slots on the device that uploads pass through, one for each large slot.
-#[derive(Debug)]
-struct Bounce {
-    address: u64,
-    /// When what came in has been copied on.
-    emptied: Vec<CudaEvent>,
+    /// One for each thread of a large copy.
+    lanes: Vec<Ring>,
 }
 
 impl Queue {
@@ -73,148 +63,153 @@ impl Queue {
         self.stream.wait(&event)
     }
 
-    /// Copies rows from the host; returns when they have been read.
-    pub(super) fn upload(&self, to: u64, rows: Rows, from: &[u8]) -> Result<(), CudaError> {
+    /// Memory for an upload that is not to wait for what is enqueued for the kernels.
+    pub(super) fn allocate_beside(&self, bytes: usize) -> Result<u64, CudaError> {
+        let address = self.gpu.allocate(&self.copies, bytes)?;
+        // What follows on the other stream, the end of this memory included, comes behind its beginning.
+        if let Err(error) = self.kernels_wait_for_copies() {
+            // SAFETY: allocated on this stream just now, and nothing uses it.
+            unsafe { self.gpu.free(&self.copies, address) };
+            return Err(failed("making room for an upload", error));
+        }
+        Ok(address)
+    }
+
+    fn kernels_wait_for_copies(&self) -> Result<(), DriverError> {
+        let event = self.copies.record_event(None)?;
+        self.stream.wait(&event)
+    }
+
+    fn copies_wait_for_kernels(&self) -> Result<(), DriverError> {
+        let event = self.stream.record_event(None)?;
+        self.copies.wait(&event)
+    }
+
+    /// Copies rows from the host; returns when they have been read. Kernels enqueued from now on find them there. `fresh`
+    /// memory is that of [`allocate_beside`](Self::allocate_beside) which no kernel has been told of.
+    pub(super) fn upload(
+        &self,
+        to: u64,
+        rows: Rows,
+        from: &[u8],
+        fresh: bool,
+    ) -> Result<(), CudaError> {
         self.gpu.bind()?;
         let mut staging = self.staging();
-        let staging = &mut *staging;
         let uploading = |error| failed(format!("an upload of {} bytes", rows.total), error);
-        if rows.total <= SMALL {
-            let ring =
-                ring(&mut staging.small, &self.gpu, SMALL_SLOTS, SMALL).map_err(uploading)?;
+        if rows.total <= SMALL && !fresh {
+            let ring = small(&mut staging.small, &self.gpu).map_err(uploading)?;
             for piece in rows.pieces(SMALL) {
-                self.send_small(ring, to, rows.pitch, &piece, from)
-                    .map_err(uploading)?;
+                let bytes = &from[piece.host.clone()];
+                send(&self.stream, ring, to, rows.pitch, &piece, bytes).map_err(uploading)?;
             }
             return Ok(());
         }
-        let ring = ring(&mut staging.large, &self.gpu, LARGE_SLOTS, LARGE).map_err(uploading)?;
-        let bounce = match &mut staging.bounce {
-            Some(bounce) => bounce,
-            none => none.insert(self.bounce()?),
-        };
-        for piece in rows.pieces(LARGE) {
-            self.send_large(ring, bounce, to, rows.pitch, &piece, from)
-                .map_err(uploading)?;
+        if !fresh {
+            self.copies_wait_for_kernels().map_err(uploading)?;
         }
-        Ok(())
-    }
-
-    fn bounce(&self) -> Result<Bounce, CudaError> {
-        let events = (0..LARGE_SLOTS).map(|_| self.gpu.context.new_event(None));
-        let emptied = events
-            .collect::<Result<_, _>>()
-            .map_err(|error| failed("making a queue", error))?;
-        Ok(Bounce {
-            address: self.gpu.allocate(&self.copies, LARGE_SLOTS * LARGE)?,
-            emptied,
-        })
-    }
-
-    fn send_small(
-        &self,
-        ring: &mut Ring,
-        to: u64,
-        pitch: usize,
-        piece: &Piece,
-        from: &[u8],
-    ) -> Result<(), DriverError> {
-        let slot = ring.take_turn()?;
-        ring.fill(slot, &from[piece.host.clone()]);
-        let there = Place::Device(to + piece.device as u64, pitch);
-        // SAFETY: the slot holds the piece and stays as it is until its event is done; the place is the caller's to name.
-        unsafe { copy(&self.stream, there, Place::Host(ring.at(slot)), piece) }?;
-        ring.used(slot, &self.stream)
-    }
-
-    fn send_large(
-        &self,
-        ring: &mut Ring,
-        bounce: &Bounce,
-        to: u64,
-        pitch: usize,
-        piece: &Piece,
-        from: &[u8],
-    ) -> Result<(), DriverError> {
-        let slot = ring.take_turn()?;
-        ring.fill(slot, &from[piece.host.clone()]);
-        self.copies.wait(&bounce.emptied[slot])?;
-        let passing = Place::Device(bounce.address + (slot * LARGE) as u64, piece.width);
-        // SAFETY: both slots have room for a piece; the pinned one stays as it is until its event is done, the other one
-        // until it was emptied, which the stream has just been told to wait for.
-        unsafe { copy(&self.copies, passing, Place::Host(ring.at(slot)), piece) }?;
-        ring.used(slot, &self.copies)?;
-        self.stream.wait(ring.done(slot))?;
-        let there = Place::Device(to + piece.device as u64, pitch);
-        // SAFETY: what the slot holds has come in, as the stream waits for it; the place is the caller's to name.
-        unsafe { copy(&self.stream, there, passing, piece) }?;
-        bounce.emptied[slot].record(&self.stream)
+        let pieces = rows.pieces(PIECE).into_iter().map(|piece| {
+            let bytes = &from[piece.host.clone()];
+            (piece, bytes)
+        });
+        in_lanes(
+            &self.gpu,
+            &mut staging.lanes,
+            pieces.collect(),
+            |ring, pieces| {
+                for (piece, bytes) in pieces {
+                    send(&self.copies, ring, to, rows.pitch, &piece, bytes).map_err(uploading)?;
+                }
+                Ok(())
+            },
+        )?;
+        self.kernels_wait_for_copies().map_err(uploading)
     }
 
     /// Copies rows to the host and waits for them.
     pub(super) fn download(&self, to: &mut [u8], from: u64, rows: Rows) -> Result<(), CudaError> {
         self.gpu.bind()?;
         let mut staging = self.staging();
-        let staging = &mut *staging;
         let downloading = |error| failed(format!("a download of {} bytes", rows.total), error);
-        let ring = if rows.total <= SMALL {
-            ring(&mut staging.small, &self.gpu, SMALL_SLOTS, SMALL)
-        } else {
-            ring(&mut staging.large, &self.gpu, LARGE_SLOTS, LARGE)
+        let receive = |ring: &mut Ring, pieces| {
+            self.receive(ring, pieces, from, rows.pitch)
+                .map_err(downloading)
+        };
+        if rows.total <= SMALL {
+            let ring = small(&mut staging.small, &self.gpu).map_err(downloading)?;
+            return receive(ring, with_places(rows.pieces(SMALL), to));
         }
-        .map_err(downloading)?;
-        self.receive(ring, to, from, rows).map_err(downloading)
+        let pieces = with_places(rows.pieces(PIECE), to);
+        in_lanes(&self.gpu, &mut staging.lanes, pieces, receive)
     }
 
     fn receive(
         &self,
         ring: &mut Ring,
-        to: &mut [u8],
+        pieces: Vec<(Piece, &mut [u8])>,
         from: u64,
-        rows: Rows,
+        pitch: usize,
     ) -> Result<(), DriverError> {
         let mut coming = VecDeque::new();
-        for piece in rows.pieces(ring.slot_bytes()) {
+        for (piece, to) in pieces {
             if coming.len() == ring.slots() {
-                take_in(ring, &mut coming, to)?;
+                take_in(ring, &mut coming)?;
             }
             let slot = ring.take_turn()?;
-            let there = Place::Device(from + piece.device as u64, rows.pitch);
+            let there = Place::Device(from + piece.device as u64, pitch);
             // SAFETY: the slot has room for the piece, and is read when its event is done; the place is the caller's to
             // name.
             unsafe { copy(&self.stream, Place::Host(ring.at(slot)), there, &piece) }?;
             ring.used(slot, &self.stream)?;
-            coming.push_back((slot, piece));
+            coming.push_back((slot, to));
         }
         while !coming.is_empty() {
-            take_in(ring, &mut coming, to)?;
+            take_in(ring, &mut coming)?;
         }
         Ok(())
     }
 }
 
-/// Waits for the oldest piece and copies it to its place.
-fn take_in(
-    ring: &Ring,
-    coming: &mut VecDeque<(usize, Piece)>,
-    to: &mut [u8],
+/// Copies a piece by way of a pinned slot.
+fn send(
+    stream: &CudaStream,
+    ring: &mut Ring,
+    to: u64,
+    pitch: usize,
+    piece: &Piece,
+    bytes: &[u8],
 ) -> Result<(), DriverError> {
-    if let Some((slot, piece)) = coming.pop_front() {
+    let slot = ring.take_turn()?;
+    ring.fill(slot, bytes);
+    let there = Place::Device(to + piece.device as u64, pitch);
+    // SAFETY: the slot holds the piece and stays as it is until its event is done; the place is the caller's to name.
+    unsafe { copy(stream, there, Place::Host(ring.at(slot)), piece) }?;
+    ring.used(slot, stream)
+}
+
+/// Each piece with its place on the host. Pieces lie there one behind the other.
+fn with_places(pieces: Vec<Piece>, mut to: &mut [u8]) -> Vec<(Piece, &mut [u8])> {
+    let with_place = |piece: Piece| {
+        let (place, behind) = std::mem::take(&mut to).split_at_mut(piece.host.len());
+        to = behind;
+        (piece, place)
+    };
+    pieces.into_iter().map(with_place).collect()
+}
+
+/// Waits for the oldest piece and copies it to its place.
+fn take_in(ring: &Ring, coming: &mut VecDeque<(usize, &mut [u8])>) -> Result<(), DriverError> {
+    if let Some((slot, place)) = coming.pop_front() {
         ring.wait(slot)?;
-        ring.read(slot, &mut to[piece.host]);
+        ring.read(slot, place);
     }
     Ok(())
 }
 
-fn ring<'a>(
-    ring: &'a mut Option<Ring>,
-    gpu: &Arc<Gpu>,
-    slots: usize,
-    slot_bytes: usize,
-) -> Result<&'a mut Ring, DriverError> {
+fn small<'a>(ring: &'a mut Option<Ring>, gpu: &Arc<Gpu>) -> Result<&'a mut Ring, DriverError> {
     match ring {
         Some(ring) => Ok(ring),
-        none => Ok(none.insert(Ring::new(gpu, slots, slot_bytes)?)),
+        none => Ok(none.insert(Ring::new(gpu, SMALL_SLOTS, SMALL)?)),
     }
 }
 
@@ -296,10 +291,5 @@ impl Drop for Queue {
         let context = &self.gpu.context;
         context.record_err(self.copies.synchronize());
         context.record_err(self.stream.synchronize());
-        let bounce = self.staging().bounce.take();
-        if let Some(bounce) = bounce {
-            // SAFETY: allocated on this stream by `bounce`, and nothing uses it any more.
-            unsafe { self.gpu.free(&self.copies, bounce.address) };
-        }
     }
 }

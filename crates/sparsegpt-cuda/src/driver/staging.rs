@@ -71,10 +71,6 @@ impl Ring {
         self.done.len()
     }
 
-    pub(super) fn slot_bytes(&self) -> usize {
-        self.slot_bytes
-    }
-
     /// The slot whose turn it is, once the copy that used it last is done.
     pub(super) fn take_turn(&mut self) -> Result<usize, DriverError> {
         let slot = self.next;
@@ -92,11 +88,6 @@ impl Ring {
     /// Says that the copy which uses a slot was enqueued on a stream just now.
     pub(super) fn used(&self, slot: usize, stream: &CudaStream) -> Result<(), DriverError> {
         self.done[slot].record(stream)
-    }
-
-    /// The event of a slot.
-    pub(super) fn done(&self, slot: usize) -> &CudaEvent {
-        &self.done[slot]
     }
 
     /// Where a slot begins.

@@ -10,7 +10,7 @@ use super::{size, size_u32};
 use crate::device::{Argument, Device};
 use crate::error::CudaError;
 use crate::kernels::gram::GRAM_16;
-use crate::matrix::{DeviceMatrix, leading_dimension, upload};
+use crate::matrix::{DeviceMatrix, leading_dimension, upload_rows};
 
 const WHAT: &str = "gram_update";
 
@@ -65,10 +65,9 @@ fn single<D: Device>(
     for chunk in chunks(x.nrows(), CHUNK / pitch) {
         let beta = if chunk.start == 0 { beta } else { 1.0 };
         let x = x.slice(s![chunk, ..]);
-        let buffer = device.allocate(x.nrows() * pitch)?;
-        let address = device.address(&buffer);
-        upload(device, (address, pitch), x)?;
-        let x_transposed = Operand::along_columns(address, leading);
+        let buffer = device.allocate_for_upload(x.nrows() * pitch)?;
+        upload_rows(device, &buffer, pitch, x)?;
+        let x_transposed = Operand::along_columns(device.address(&buffer), leading);
         let product = Multiplication::new((cols, cols, x.nrows()), x_transposed, x_transposed, c);
         Multiplication {
             alpha,
@@ -97,12 +96,12 @@ fn half<D: Device, T: bytemuck::Pod>(
         let beta = if chunk.start == 0 { beta } else { 1.0 };
         let x = x.slice(s![chunk, ..]);
         let tokens = x.nrows().next_multiple_of(SLAB);
-        let buffer = device.allocate(tokens * pitch)?;
-        let address = device.address(&buffer);
+        let buffer = device.allocate_for_upload(tokens * pitch)?;
         if tokens > 0 && (tokens, leading) != x.dim() {
-            device.clear(address, tokens * pitch)?;
+            device.clear(device.address(&buffer), tokens * pitch)?;
         }
-        upload(device, (address, pitch), x)?;
+        upload_rows(device, &buffer, pitch, x)?;
+        let address = device.address(&buffer);
         let tiles = size_u32(WHAT, cols.div_ceil(TILE))?;
         device.launch(
             &GRAM_16,

@@ -140,12 +140,13 @@ impl Device for Emulated {
 
     fn upload_rows(
         &self,
-        to: u64,
+        to: &EmulatedBuffer,
+        offset: usize,
         pitch: usize,
         from: &[u8],
         row_bytes: usize,
     ) -> Result<(), CudaError> {
-        let to = DevicePointer::from_address(to);
+        let to = to.pointer.offset(offset);
         self.with("an upload", |memory| {
             from.chunks(row_bytes.max(1))
                 .enumerate()

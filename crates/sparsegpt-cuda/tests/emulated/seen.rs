@@ -1,10 +1,12 @@
-//! A device that says it is another one, so that both the kernels for tensor cores and those for ordinary units are run; and
-//! that waits after each launch while it is told to, so that the seconds of a step are its own.
+//! A device that says it is another one, so that both the kernels for tensor cores and those for ordinary units are run; that
+//! waits after each launch while it is told to, so that the seconds of a step are its own; and that tells how long it was
+//! busy.
 
 #![allow(dead_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, Product};
 
@@ -14,6 +16,15 @@ pub(crate) struct SeenAs<D> {
     device: D,
     compute_capability: (u32, u32),
     waits: Arc<AtomicBool>,
+    busy: Mutex<Busy>,
+}
+
+/// When a device had something to do.
+#[derive(Debug, Default)]
+struct Busy {
+    /// The first launch since it was last waited for.
+    since: Option<Instant>,
+    before: Duration,
 }
 
 /// A compute capability whose products go to tensor cores.
@@ -30,6 +41,7 @@ pub(crate) fn seen_as<D: Device>(
         device,
         compute_capability,
         waits: Arc::default(),
+        busy: Mutex::default(),
     })
 }
 
@@ -38,9 +50,30 @@ impl<D> SeenAs<D> {
     pub(crate) fn wait(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
     }
+
+    /// Seconds since the last call from a first launch until all were waited for: what is done there, and what launching
+    /// takes where that is more. Copies from and to the host are left out.
+    pub(crate) fn take_busy_seconds(&self) -> f64 {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut busy.before).as_secs_f64()
+    }
+
+    fn launching(&self) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.since.get_or_insert_with(Instant::now);
+    }
 }
 
 impl<D: Device> SeenAs<D> {
+    fn finish(&self) -> Result<(), CudaError> {
+        self.device.synchronize()?;
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = busy.since.take() {
+            busy.before += since.elapsed();
+        }
+        Ok(())
+    }
+
     fn launched(&self) -> Result<(), CudaError> {
         if self.waits.load(Ordering::Relaxed) {
             self.device.synchronize()?;
@@ -73,11 +106,12 @@ impl<D: Device> Device for SeenAs<D> {
             device: self.device.fork()?,
             compute_capability: self.compute_capability,
             waits: self.waits.clone(),
+            busy: Mutex::default(),
         })
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        self.device.synchronize()
+        self.finish()
     }
 
     fn allocate(&self, bytes: usize) -> Result<D::Buffer, CudaError> {
@@ -92,14 +126,19 @@ impl<D: Device> Device for SeenAs<D> {
         self.device.clear(address, bytes)
     }
 
+    fn allocate_for_upload(&self, bytes: usize) -> Result<D::Buffer, CudaError> {
+        self.device.allocate_for_upload(bytes)
+    }
+
     fn upload_rows(
         &self,
-        to: u64,
+        to: &D::Buffer,
+        offset: usize,
         pitch: usize,
         from: &[u8],
         row_bytes: usize,
     ) -> Result<(), CudaError> {
-        self.device.upload_rows(to, pitch, from, row_bytes)
+        self.device.upload_rows(to, offset, pitch, from, row_bytes)
     }
 
     fn download_rows(
@@ -109,6 +148,8 @@ impl<D: Device> Device for SeenAs<D> {
         pitch: usize,
         row_bytes: usize,
     ) -> Result<(), CudaError> {
+        // A download waits for what was enqueued before it anyway.
+        self.finish()?;
         self.device.download_rows(to, from, pitch, row_bytes)
     }
 
@@ -122,11 +163,13 @@ impl<D: Device> Device for SeenAs<D> {
         grid: [u32; 3],
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
+        self.launching();
         self.device.launch(kernel, grid, arguments)?;
         self.launched()
     }
 
     fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
+        self.launching();
         let done = self.device.library_gemm(product)?;
         Some(done.and_then(|()| self.launched()))
     }

@@ -195,7 +195,8 @@ impl<B: Backend> Hessian<B> {
         };
         for &(start, end) in &runs {
             let part = activations.slice_tokens(start, end);
-            if let Some((row, col, value)) = part.first_non_finite() {
+            let found = self.backend.enter(|| part.first_non_finite());
+            if let Some((row, col, value)) = found {
                 return Err(Error::NonFinite {
                     layer: self.layer.clone(),
                     what: "the activations",
@@ -273,8 +274,12 @@ impl<B: Backend> Hessian<B> {
                 found_cols: dense.ncols(),
             });
         }
-        self.update(batch)?;
-        let counts = |token: usize| batch.token_mask.is_none_or(|mask| mask[token]);
+        // A mask of another length is refused with the batch.
+        let counts = |token: usize| {
+            batch
+                .token_mask
+                .is_none_or(|mask| mask.get(token).is_none_or(|&counts| counts))
+        };
         let broken = dense
             .indexed_iter()
             .find(|&((token, _), value)| counts(token) && !value.is_finite());
@@ -287,6 +292,7 @@ impl<B: Backend> Hessian<B> {
                 col,
             });
         }
+        self.update(batch)?;
         let mut inputs = Array2::zeros((tokens, cols));
         // Turned, as the left operand of a product.
         let mut drift = Array2::zeros((cols, tokens));

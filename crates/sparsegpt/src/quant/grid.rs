@@ -7,6 +7,7 @@ use ndarray::{Array1, Array2, ArrayView2, Zip, s};
 use crate::backend::GridKind;
 use crate::backend::host;
 use crate::error::{Error, Result};
+use crate::threads::for_ranges;
 
 /// The kind of levels a quantizer rounds to.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,33 +85,34 @@ impl QuantizedLayer {
         group_of_column: Vec<usize>,
     ) -> Self {
         let mut codes = Array2::zeros(weights.dim());
-        for (row, (weights, mut codes)) in
-            weights.rows().into_iter().zip(codes.rows_mut()).enumerate()
-        {
-            let mut start = 0;
-            // Runs of columns with one grid, so that the loop over them is free of lookups.
-            for run in group_of_column.chunk_by(|a, b| a == b) {
-                let columns = start..start + run.len();
-                start = columns.end;
-                let (scale, zero) = (scale[[row, run[0]]], zero[[row, run[0]]]);
-                let weights = weights.slice(s![columns.clone()]);
-                let codes = Zip::from(codes.slice_mut(s![columns])).and(weights);
-                match &levels {
-                    GridLevels::Affine { max_code } => {
-                        let (low, high) = (-zero, *max_code as f32 - zero);
-                        codes.for_each(|code, &weight| {
-                            let steps = (weight / scale).clamp(low, high);
-                            *code = (steps + ROUNDER - ROUNDER + zero) as u8;
-                        });
-                    }
-                    GridLevels::Codebook { levels } => {
-                        codes.for_each(|code, &weight| {
-                            *code = host::nearest(levels, weight / scale) as u8;
-                        });
+        for_ranges(&mut codes, |first, mut part| {
+            for (at, mut codes) in part.rows_mut().into_iter().enumerate() {
+                let row = first + at;
+                let mut start = 0;
+                // Runs of columns with one grid, so that the loop over them is free of lookups.
+                for run in group_of_column.chunk_by(|a, b| a == b) {
+                    let columns = start..start + run.len();
+                    start = columns.end;
+                    let (scale, zero) = (scale[[row, run[0]]], zero[[row, run[0]]]);
+                    let weights = weights.slice(s![row, columns.clone()]);
+                    let codes = Zip::from(codes.slice_mut(s![columns])).and(weights);
+                    match &levels {
+                        GridLevels::Affine { max_code } => {
+                            let (low, high) = (-zero, *max_code as f32 - zero);
+                            codes.for_each(|code, &weight| {
+                                let steps = (weight / scale).clamp(low, high);
+                                *code = (steps + ROUNDER - ROUNDER + zero) as u8;
+                            });
+                        }
+                        GridLevels::Codebook { levels } => {
+                            codes.for_each(|code, &weight| {
+                                *code = host::nearest(levels, weight / scale) as u8;
+                            });
+                        }
                     }
                 }
             }
-        }
+        });
         Self {
             codes,
             scale,

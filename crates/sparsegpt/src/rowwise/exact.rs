@@ -3,8 +3,9 @@
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use super::cholesky::Cholesky;
-use super::{map_rows, not_positive, same_shape, square};
+use super::{not_positive, same_shape, square};
 use crate::error::Result;
+use crate::threads::map_rows;
 
 /// The weights that are zero where `pruned` says so (`true`) and leave the least (w − q)H(w − q)ᵀ in each row.
 ///

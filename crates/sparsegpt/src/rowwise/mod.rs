@@ -22,6 +22,7 @@ pub use runs::obc_runs;
 pub use swaps::{Swaps, swap_refine};
 
 use crate::error::{Error, Result};
+use crate::threads::map_rows;
 use cholesky::Cholesky;
 
 /// Weights (rows x cols) over which a mask has no choice.
@@ -75,24 +76,6 @@ pub fn inverse(h: ArrayView2<'_, f64>) -> Result<Array2<f64>> {
     Ok(Array2::from_shape_fn((cols, cols), |(row, col)| {
         0.5 * (columns[row][col] + columns[col][row])
     }))
-}
-
-/// What `step` makes of each row, in order. Rows that one thread treats share a scratch.
-fn map_rows<S: Send, T: Send>(
-    rows: usize,
-    scratch: impl Fn() -> S + Send + Sync,
-    step: impl Fn(&mut S, usize) -> T + Send + Sync,
-) -> Vec<T> {
-    #[cfg(feature = "cpu")]
-    {
-        use rayon::prelude::*;
-        (0..rows).into_par_iter().map_init(scratch, step).collect()
-    }
-    #[cfg(not(feature = "cpu"))]
-    {
-        let mut scratch = scratch();
-        (0..rows).map(|row| step(&mut scratch, row)).collect()
-    }
 }
 
 fn square(h: ArrayView2<'_, f64>, cols: usize) -> Result<()> {

@@ -3,9 +3,10 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::elimination::Elimination;
-use super::{Bounds, map_rows, square};
+use super::{Bounds, square};
 use crate::backend::SelectRule;
 use crate::error::Result;
+use crate::threads::map_rows;
 
 /// The weights (`true`) that a greedy Optimal Brain Surgeon prunes (ExactOBS; Frantar, Singh & Alistarh 2022, arXiv
 /// 2208.11580, sections 4 and 5).

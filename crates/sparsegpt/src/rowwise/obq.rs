@@ -3,10 +3,11 @@
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use super::elimination::Elimination;
-use super::{map_rows, same_shape, square};
+use super::{same_shape, square};
 use crate::backend::GridKind;
 use crate::backend::host::{SweepGrid, round_to_grid};
 use crate::error::{Error, Result};
+use crate::threads::map_rows;
 
 /// More steps off its level than rounding makes, with what f32 adds to half a step.
 const OUTLIER: f64 = 0.5 + 1e-4;

@@ -5,8 +5,9 @@ use ndarray::{Array2, ArrayView2, s};
 use super::cholesky::Cholesky;
 use super::elimination::Elimination;
 use super::obc::{Trace, cheapest};
-use super::{map_rows, same_shape, square};
+use super::{same_shape, square};
 use crate::error::{Error, Result};
+use crate::threads::map_rows;
 
 /// The weights (`true`) that a greedy Optimal Brain Surgeon prunes in `count` runs of `run` consecutive columns, from multiples
 /// of `run` on (ExactOBS; Frantar, Singh & Alistarh 2022, arXiv 2208.11580, section 4, "block" pruning).

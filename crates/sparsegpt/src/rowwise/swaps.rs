@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-use super::{Bounds, map_rows, same_shape, square};
+use super::{Bounds, same_shape, square};
 use crate::error::{Error, Result};
+use crate::threads::map_rows;
 
 /// A swap must lower a row's loss by more than this part of what it was at first: less is rounding, or worth no search.
 const LEAST_GAIN: f64 = 1e-9;

@@ -11,6 +11,7 @@ use super::plan::Plan;
 use super::schedule::Block;
 use crate::backend::{Backend, Gemm, Operation, PruneRef, UpdateRows};
 use crate::error::{Result, Stage};
+use crate::threads::for_ranges;
 
 /// A layer in the making.
 #[derive(Debug)]
@@ -201,25 +202,30 @@ impl<B: Backend> State<B> {
 
     /// What was kept, in the original order.
     pub(super) fn kept(&mut self, job: &Job<'_, B>) -> Result<Array2<bool>> {
-        let mut kept = Array2::from_elem((job.rows, job.cols), true);
         if let Some((columns, Chosen::Mask(mask))) = self.region.take() {
             self.masks.push((columns, mask));
         }
-        for (columns, pruned) in self.masks.drain(..) {
-            let pruned = job
-                .backend
-                .download_mask(&pruned)
-                .map_err(|e| job.failed(Stage::Transfer, e))?;
-            if job.order.is_none() {
-                let mut block = kept.slice_mut(s![.., columns]);
-                block.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
-                continue;
+        let blocks = self
+            .masks
+            .drain(..)
+            .map(|(columns, pruned)| Ok((columns, job.download_mask(&pruned)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let mut kept = Array2::from_elem((job.rows, job.cols), false);
+        for_ranges(&mut kept, |first, mut rows| {
+            rows.fill(true);
+            for (columns, pruned) in &blocks {
+                let pruned = pruned.slice(s![first..first + rows.nrows(), ..]);
+                if job.order.is_none() {
+                    let mut block = rows.slice_mut(s![.., columns.clone()]);
+                    block.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
+                    continue;
+                }
+                for (at, pruned) in columns.clone().zip(pruned.columns()) {
+                    let mut column = rows.column_mut(job.original(at));
+                    column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
+                }
             }
-            for (at, pruned) in columns.zip(pruned.columns()) {
-                let mut column = kept.column_mut(job.original(at));
-                column.zip_mut_with(&pruned, |kept, &pruned| *kept = !pruned);
-            }
-        }
+        });
         Ok(kept)
     }
 }

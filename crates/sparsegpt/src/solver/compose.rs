@@ -3,6 +3,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use super::admm::{Inverse, admm};
+use super::ahead::Ahead;
 use super::job::Job;
 use super::method::{MaskSource, Method, Parts, Refit, Rounding, WeightSolver};
 use super::order::ColumnOrder;
@@ -20,18 +21,20 @@ use crate::mask::GivenMask;
 
 /// What layers with the same input share, each made when it is first asked for and kept until another is.
 #[derive(Debug)]
-pub(super) struct Shared<B: Backend> {
+pub(super) struct Shared<'t, B: Backend> {
     pub(super) factored: Option<Factored<B>>,
     pub(super) inverse: Option<Inverse<B>>,
     pub(super) recentring: Option<Recentring<B>>,
+    pub(super) ahead: Ahead<'t, B>,
 }
 
-impl<B: Backend> Default for Shared<B> {
+impl<B: Backend> Default for Shared<'_, B> {
     fn default() -> Self {
         Self {
             factored: None,
             inverse: None,
             recentring: None,
+            ahead: Ahead::default(),
         }
     }
 }
@@ -41,7 +44,7 @@ pub(super) fn solve<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: Option<&mut Hessian<B>>,
-    shared: &mut Shared<B>,
+    shared: &mut Shared<'_, B>,
 ) -> Result<Solved> {
     let parts = job.settings.parts();
     let Some(hessian) = hessian else {
@@ -81,7 +84,7 @@ fn best<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &mut Hessian<B>,
-    shared: &mut Shared<B>,
+    shared: &mut Shared<'_, B>,
 ) -> Result<Solved> {
     let mut best: Option<(f64, Solved)> = None;
     for method in Method::CANDIDATES {
@@ -129,7 +132,7 @@ fn with_swaps<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &mut Hessian<B>,
-    shared: &mut Shared<B>,
+    shared: &mut Shared<'_, B>,
     parts: Parts,
 ) -> Result<Solved> {
     let choosing = LayerSettings {
@@ -160,10 +163,10 @@ fn sweep<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &mut Hessian<B>,
-    shared: &mut Shared<B>,
+    shared: &mut Shared<'_, B>,
 ) -> Result<Solved> {
     if job.settings.order != ColumnOrder::Best {
-        return sparsegpt(job, dense, hessian, &mut shared.factored);
+        return sparsegpt(job, dense, hessian, shared);
     }
     let mut in_order = |order| {
         let settings = LayerSettings {
@@ -172,7 +175,7 @@ fn sweep<B: Backend>(
             ..job.settings.clone()
         };
         job.stage(dense, &settings, |stage| {
-            sparsegpt(stage, dense, hessian, &mut shared.factored)
+            sparsegpt(stage, dense, hessian, shared)
         })
     };
     // Where an error overflows, any that is known is better.
@@ -193,7 +196,7 @@ fn in_stages<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &mut Hessian<B>,
-    shared: &mut Shared<B>,
+    shared: &mut Shared<'_, B>,
     parts: Parts,
 ) -> Result<Solved> {
     let mut settings = LayerSettings {

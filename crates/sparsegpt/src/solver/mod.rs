@@ -4,6 +4,7 @@
 //! drivers and applications hold a `Box<dyn LayerPruner>` and never name a backend.
 
 mod admm;
+mod ahead;
 mod blocks;
 mod chooser;
 mod compose;
@@ -39,6 +40,8 @@ use crate::finite::first_non_finite;
 use crate::hessian::{Hessian, Statistics};
 use crate::quant::QuantizedLayer;
 use crate::report::LayerReport;
+use crate::threads::map_ranges;
+use ahead::is_one_sweep;
 use chooser::{Chooser, Chosen};
 use compose::Shared;
 use job::Job;
@@ -281,7 +284,11 @@ impl<B: Backend> Solver<B> {
             None => (0..tasks.len()).collect(),
         };
         let mut shared = Shared::default();
-        for task in order {
+        for (at, &task) in order.iter().enumerate() {
+            let next = order.get(at + 1).map(|&next| &tasks[next]);
+            let next = next
+                .filter(|next| is_one_sweep(tasks[task].settings) && is_one_sweep(next.settings));
+            shared.ahead.announce(next.map(|next| next.weights));
             let layer = self.prune_one(&tasks[task], hessian.as_deref_mut(), &mut shared)?;
             done(task, layer)?;
         }
@@ -292,7 +299,7 @@ impl<B: Backend> Solver<B> {
         &self,
         task: &LayerTask<'_>,
         hessian: Option<&mut Hessian<B>>,
-        shared: &mut Shared<B>,
+        shared: &mut Shared<'_, B>,
     ) -> Result<PrunedLayer> {
         self.backend
             .enter(|| self.prune_inside(task, hessian, shared))
@@ -302,7 +309,7 @@ impl<B: Backend> Solver<B> {
         &self,
         task: &LayerTask<'_>,
         hessian: Option<&mut Hessian<B>>,
-        shared: &mut Shared<B>,
+        shared: &mut Shared<'_, B>,
     ) -> Result<PrunedLayer> {
         let start = Instant::now();
         let LayerTask {
@@ -337,25 +344,7 @@ impl<B: Backend> Solver<B> {
             Some(hessian) => compose::held_out_error(&mut job, weights, &solved.weights, hessian)?,
             None => None,
         };
-        // Row by row, so that memory is read once for both questions.
-        let mut zeros = 0;
-        for (row, weights) in solved.weights.rows().into_iter().enumerate() {
-            if let Some((_, col)) = first_non_finite(weights.insert_axis(Axis(0))) {
-                return Err(Error::Overflow {
-                    layer: name.to_owned(),
-                    value: weights[col],
-                    row,
-                    col,
-                });
-            }
-            zeros += count(weights, |weight| weight == 0.0);
-        }
-        let pruned = solved
-            .mask
-            .rows()
-            .into_iter()
-            .map(|mask| count(mask, |kept| !kept))
-            .sum();
+        let (zeros, pruned) = counts_of(name, &solved)?;
         let mut seconds = job.seconds.clone();
         seconds.total = start.elapsed().as_secs_f64();
         let report = LayerReport {
@@ -398,6 +387,33 @@ impl<B: Backend> Solver<B> {
             report,
         })
     }
+}
+
+/// How many weights are zero and how many were pruned; weights that are not finite are an error.
+fn counts_of(layer: &str, solved: &Solved) -> Result<(u64, u64)> {
+    let (weights, mask) = (solved.weights.view(), solved.mask.view());
+    let parts = map_ranges(weights.dim(), |rows| {
+        let (mut zeros, mut pruned) = (0, 0);
+        // Row by row, so that memory is read once for both questions.
+        for row in rows {
+            let values = weights.row(row);
+            if let Some((_, col)) = first_non_finite(values.insert_axis(Axis(0))) {
+                return Err(Error::Overflow {
+                    layer: layer.to_owned(),
+                    value: weights[[row, col]],
+                    row,
+                    col,
+                });
+            }
+            zeros += count(values, |weight| weight == 0.0);
+            pruned += count(mask.row(row), |kept| !kept);
+        }
+        Ok((zeros, pruned))
+    });
+    parts.into_iter().try_fold((0, 0), |sum, part| {
+        let part = part?;
+        Ok((sum.0 + part.0, sum.1 + part.1))
+    })
 }
 
 /// How many of a row's values are counted; free of branches.

@@ -7,7 +7,9 @@
 
 use ndarray::{ArrayView2, s};
 
+use super::ahead::Ahead;
 use super::blocks::State;
+use super::compose::Shared;
 use super::job::Job;
 use super::levels::Levels;
 use super::plan::Plan;
@@ -22,7 +24,7 @@ pub(super) fn sparsegpt<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &mut Hessian<B>,
-    factored: &mut Option<Factored<B>>,
+    shared: &mut Shared<'_, B>,
 ) -> Result<Solved> {
     let diagonal = Diagonal::of(hessian, job.layer)?;
     let plan = Plan::new(job.settings, job.cols);
@@ -31,6 +33,9 @@ pub(super) fn sparsegpt<B: Backend>(
     job.dead.clone_from(&diagonal.dead);
 
     let start = in_processing_order(job, dense);
+    let Shared {
+        factored, ahead, ..
+    } = shared;
     if !factored.as_ref().is_some_and(|known| known.suits(&asked)) {
         // Dropped before the next one is made: its matrix may be as large as the Hessian.
         *factored = None;
@@ -49,14 +54,19 @@ pub(super) fn sparsegpt<B: Backend>(
         scales: &factored.scales,
         diagonal: diagonal.ordered(job.order.as_deref()),
     };
+    // Only weights that are solved for as they are can have been sent ahead.
+    let sent = ahead.take(start.view());
     let solved = match slices::of(job, plan.widest_block())? {
-        None => solve_rows(job, start.view(), &plan, &made)?,
+        None => {
+            let ahead = start.is_view().then_some(ahead);
+            solve_rows(job, start.view(), sent, &plan, &made, ahead)?
+        }
         Some(slices) => {
             let mut whole = slices::Whole::new(job);
             for rows in slices {
                 let mut part = job.of_rows(rows.clone());
-                let solved =
-                    solve_rows(&mut part, start.slice(s![rows.clone(), ..]), &plan, &made)?;
+                let start = start.slice(s![rows.clone(), ..]);
+                let solved = solve_rows(&mut part, start, None, &plan, &made, None)?;
                 job.merge(part);
                 whole.put(rows, solved);
             }
@@ -82,19 +92,27 @@ struct Made<'a, B: Backend> {
     diagonal: Vec<f32>,
 }
 
-/// Solves the rows of a job, dense weights in the order of processing.
+/// Solves the rows of a job, dense weights in the order of processing, which may have been `sent` before.
 fn solve_rows<B: Backend>(
     job: &mut Job<'_, B>,
     start: ArrayView2<'_, f32>,
+    sent: Option<B::Matrix>,
     plan: &Plan,
     made: &Made<'_, B>,
+    ahead: Option<&mut Ahead<'_, B>>,
 ) -> Result<Solved> {
-    let rest = job.timed(Stage::Transfer, |job| job.upload(start))?;
+    let rest = job.timed(Stage::Transfer, |job| match sent {
+        Some(sent) => Ok(sent),
+        None => job.upload(start),
+    })?;
     let levels = job.timed(Stage::Grid, |job| {
         Levels::new(job, in_original_order(job, start.into()).view(), &rest)
     })?;
     let mut state = State::new(job, plan, rest, levels)?;
     state.solve(job, plan, made.factor, made.scales)?;
+    if let Some(ahead) = ahead {
+        job.timed(Stage::Transfer, |job| ahead.send(job));
+    }
 
     let squares = job.download(&state.losses)?;
     let solver_loss = 0.5 * squares.iter().map(|&square| f64::from(square)).sum::<f64>();

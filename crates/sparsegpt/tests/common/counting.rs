@@ -1,5 +1,6 @@
 //! The host backend with a count of what it does, and a memory of its own that it only tells the size of.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array2, ArrayView2};
@@ -12,6 +13,14 @@ pub(crate) struct Counting {
     free: Option<usize>,
     factorizations: AtomicUsize,
     rows_swept: AtomicUsize,
+    copies: Mutex<Vec<Copied>>,
+}
+
+/// A copy from or to the host, with rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    To(usize, usize),
+    From(usize, usize),
 }
 
 impl Counting {
@@ -25,6 +34,11 @@ impl Counting {
 
     pub(crate) fn factorizations(&self) -> usize {
         self.factorizations.load(Ordering::Relaxed)
+    }
+
+    /// Copies since the last call, in order.
+    pub(crate) fn take_copies(&self) -> Vec<Copied> {
+        std::mem::take(&mut *self.copies.lock().unwrap())
     }
 
     /// Rows of the largest matrix swept.
@@ -57,9 +71,13 @@ impl Backend for Counting {
         Host.shape(matrix)
     }
     fn upload(&self, host: ArrayView2<'_, f32>) -> Result<Array2<f32>, HostError> {
+        let (rows, cols) = host.dim();
+        self.copies.lock().unwrap().push(Copied::To(rows, cols));
         Host.upload(host)
     }
     fn download(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
+        let (rows, cols) = matrix.dim();
+        self.copies.lock().unwrap().push(Copied::From(rows, cols));
         Host.download(matrix)
     }
     fn copy(&self, matrix: &Array2<f32>) -> Result<Array2<f32>, HostError> {
