@@ -88,6 +88,13 @@ impl LayerFile {
                     format!("expected {cols} x {cols}, as `weight` has {cols} columns, found {rows} x {found}"),
                 ));
             }
+            if let Some((row, col)) = contradicted(hessian.view()) {
+                let (upper, lower) = (hessian[[row, col]], hessian[[col, row]]);
+                return Err(file.wrong(
+                    HESSIAN,
+                    format!("expected a symmetric matrix, or its lower triangle with zeros above, found {upper:e} in row {row}, column {col}, and {lower:e} in row {col}, column {row}"),
+                ));
+            }
             if held_out > 0 {
                 return Err(Failure::usage(format!(
                     "--held-out {held_out}: `{HESSIAN}` does not tell its sequences apart; give `{INPUTS}` in its place"
@@ -183,4 +190,22 @@ where
         }
     }
     Ok(())
+}
+
+/// Row and column of an entry above the diagonal of a square matrix that its twin below, which alone is read,
+/// contradicts by more than rounding does; none where all above are 0.
+fn contradicted(hessian: ArrayView2<'_, f32>) -> Option<(usize, usize)> {
+    // Of √(Hᵢᵢ·Hⱼⱼ), the most that |Hᵢⱼ| can be: far above the rounding of f16 and bf16.
+    const ROUNDING: f32 = 0.02;
+    let above = || {
+        (0..hessian.nrows()).flat_map(|row| (row + 1..hessian.ncols()).map(move |col| (row, col)))
+    };
+    if above().all(|at| hessian[at] == 0.0) {
+        return None;
+    }
+    above().find(|&(row, col)| {
+        let most = (hessian[[row, row]] * hessian[[col, col]]).abs().sqrt();
+        let apart = (hessian[[row, col]] - hessian[[col, row]]).abs();
+        apart.is_nan() || apart > ROUNDING * most
+    })
 }

@@ -503,6 +503,21 @@ fn mistakes_are_named() {
             named,
         );
     }
+    // What lies above the diagonal is not read: it must not say something else.
+    for (above, named) in [(f32::NAN, "NaN"), (0.5, "row 1, column 4")] {
+        let mut values = vec![0.0; COLS * COLS];
+        for column in 0..COLS {
+            values[column * (COLS + 1)] = 1.0;
+        }
+        values[COLS + 4] = above;
+        let hessian = Tensor::f32(&[COLS, COLS], &values);
+        fails(
+            &[("weight", weight()), ("hessian", hessian)],
+            &fifty,
+            3,
+            named,
+        );
+    }
     for damping in ["1.5", "1e30", "inf", "NaN", "-0.1"] {
         let flags = ["--pattern", "50%", "--damping", damping];
         fails(&good, &flags, 2, "from 0 to 1");

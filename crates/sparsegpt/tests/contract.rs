@@ -106,6 +106,55 @@ fn grids_of_a_strange_quantizer_are_held_to_their_contract() {
     }
 }
 
+#[cfg(feature = "cpu")]
+#[test]
+fn a_slip_in_the_number_of_threads_is_an_error_at_once() {
+    for threads in [1025, 100_000, usize::MAX] {
+        let error = sparsegpt::backend::Cpu::new(threads).unwrap_err();
+        assert!(error.to_string().contains(&threads.to_string()), "{error}");
+    }
+}
+
+/// A code book without 0 that says it has one.
+#[derive(Debug)]
+struct Boaster;
+
+impl Quantizer for Boaster {
+    fn describe(&self) -> String {
+        "boaster".to_owned()
+    }
+    fn granularity(&self) -> Granularity {
+        Granularity::PerRow
+    }
+    fn represents_zero(&self) -> bool {
+        true
+    }
+    fn fit(&self, weights: ArrayView2<'_, f32>) -> Result<Grid> {
+        let row = |value: f32| arr1(&vec![value; weights.nrows()]);
+        Ok(Grid::new(row(1.0), row(0.0)))
+    }
+    fn levels(&self) -> GridLevels {
+        GridLevels::Codebook {
+            levels: vec![-0.5, 0.25, 1.0].into(),
+        }
+    }
+}
+
+#[test]
+fn a_code_book_that_says_it_has_zero_must_have_it() {
+    let solver = Solver::new(Host);
+    let weights = arr2(&[[0.3_f32, -0.2, 0.9, 0.1]]);
+    let settings = LayerSettings::new(Pattern::unstructured(0.5).unwrap()).with_quantizer(Boaster);
+    let mut hessian = solver.hessian_from(Array2::eye(4).view()).unwrap();
+    let error = solver
+        .prune(weights.view(), &mut hessian, &settings)
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Incompatible { .. }) && error.to_string().contains("boaster"),
+        "{error}"
+    );
+}
+
 #[test]
 fn groups_of_no_columns_are_an_error_whoever_asks_for_them() {
     let solver = Solver::new(Host);
@@ -220,4 +269,20 @@ fn errors_that_overflow_are_unknown_and_not_zero() {
     assert_eq!(report.pruned, 16);
     assert_eq!(report.solver_loss, None);
     assert_ne!(report.relative_error, Some(0.0));
+}
+
+#[test]
+fn dense_activations_that_are_refused_leave_the_statistics_as_they_were() {
+    let solver = Solver::new(Host);
+    let x = arr2(&[[1.0_f32, 2.0], [3.0, -1.0]]);
+    let mut hessian = solver.hessian(2).unwrap();
+    hessian.update(x.view()).unwrap();
+    let before = hessian.to_array().unwrap();
+    let dense = arr2(&[[1.0_f32, f32::NAN], [3.0, -1.0]]);
+    let error = hessian
+        .update_from_dense(x.view(), dense.view())
+        .unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+    assert_eq!((hessian.tokens(), hessian.sequences()), (2, 1));
+    assert_eq!(hessian.to_array().unwrap(), before);
 }

@@ -528,6 +528,11 @@ impl OutputFolder {
         if path.exists() && !target.is_dir() {
             return refuse("exists and is no folder; choose another name".to_owned());
         }
+        if is_mount_point(&target) {
+            return refuse(
+                "is a mount point, which no finished folder can take the place of; choose a folder in it".to_owned(),
+            );
+        }
         if is_taken(&target)? && !force {
             return refuse(
                 "exists and is not empty; choose another folder, or allow replacing it (--force)"
@@ -566,6 +571,22 @@ impl OutputFolder {
         result?;
         self.path.parent().map_or(Ok(()), sync_names)
     }
+}
+
+/// Whether a folder lies in another file system than its parent: a folder of either cannot be renamed to it.
+#[cfg(unix)]
+fn is_mount_point(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    match (device(folder), device(parent_of(folder))) {
+        (Ok(own), Ok(outer)) => own != outer,
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_mount_point(_folder: &Path) -> bool {
+    false
 }
 
 /// Whether a folder is there and not empty.

@@ -44,7 +44,7 @@ impl<B: Backend> Levels<B> {
             return Ok(None);
         };
         let kind = quantizer.levels();
-        check_levels(job.layer, &kind)?;
+        check_levels(job.layer, &*quantizer, &kind)?;
         let dynamic = fitted_on_the_way(&*quantizer, job.cols);
         let fixed = dynamic.is_none();
         let size = match quantizer.granularity() {
@@ -229,7 +229,7 @@ impl<B: Backend> Levels<B> {
     }
 }
 
-fn check_levels(layer: &str, kind: &GridLevels) -> Result<()> {
+fn check_levels(layer: &str, quantizer: &dyn Quantizer, kind: &GridLevels) -> Result<()> {
     let reason = match kind {
         GridLevels::Affine { max_code } if !(1..=255).contains(max_code) => {
             format!("largest code {max_code}, expected 1 to 255")
@@ -241,6 +241,14 @@ fn check_levels(layer: &str, kind: &GridLevels) -> Result<()> {
                 || levels.windows(2).any(|pair| pair[0] >= pair[1]) =>
         {
             "a code book must have 1 to 256 finite levels in ascending order".to_owned()
+        }
+        GridLevels::Codebook { levels }
+            if quantizer.represents_zero() && !levels.contains(&0.0) =>
+        {
+            format!(
+                "quantizer {:?} says that 0 is a level, its code book has none",
+                quantizer.describe()
+            )
         }
         _ => return Ok(()),
     };

@@ -311,6 +311,7 @@ pub(crate) fn run(
     let Some(out) = &args.out else {
         return Err(Failure::usage("--out DIR is missing"));
     };
+    spares_inputs(out, &flags)?;
     let options = OutputOptions {
         dtype,
         force: args.force,
@@ -319,6 +320,30 @@ pub(crate) fn run(
         [plan] => job.write_one(plan, out, &options),
         _ => variants::write(&job, out, &options),
     }
+}
+
+/// Refuses an output folder whose replacement would remove files that the run reads.
+fn spares_inputs(out: &Path, flags: &PruneFlags) -> Result<(), Failure> {
+    let Ok(folder) = out.canonicalize() else {
+        return Ok(());
+    };
+    for (flag, path) in [
+        ("--calibration", &flags.calibration),
+        ("--masks", &flags.masks),
+    ] {
+        let lies_in = |path: &PathBuf| {
+            path.canonicalize()
+                .is_ok_and(|path| path.starts_with(&folder))
+        };
+        if let Some(path) = path.as_ref().filter(|path| lies_in(path)) {
+            return Err(Failure::usage(format!(
+                "--out {}: {flag} {} lies in it, and would be removed; choose another folder",
+                out.display(),
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The plan for this model's layers; reads no weights.

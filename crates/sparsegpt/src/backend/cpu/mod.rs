@@ -55,16 +55,25 @@ pub struct Cpu {
     products: Products,
 }
 
+/// More threads than this are a slip of the hand: they would take minutes to start.
+const MOST_THREADS: usize = 1024;
+
 /// A mask of the [`Cpu`] backend.
 #[derive(Debug)]
 pub struct CpuMask(Array2<bool>);
 
 impl Cpu {
-    /// A backend with its own pool of `threads` threads; 0 means one a core.
+    /// A backend with its own pool of `threads` threads, at most 1024; 0 means one a core.
     ///
     /// # Errors
-    /// [`HostError::Threads`] if the threads cannot be started.
+    /// [`HostError::Threads`] if the threads cannot be started, or are more than 1024.
     pub fn new(threads: usize) -> Result<Self, HostError> {
+        if threads > MOST_THREADS {
+            return Err(HostError::Threads {
+                threads,
+                reason: format!("at most {MOST_THREADS} are supported"),
+            });
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("sparsegpt-{index}"))
