@@ -4,7 +4,7 @@
     SPARSEGPT_FAMILIES=FOLDER cargo test -p sparsegpt-models --test families further -- --nocapture
 
 Needs torch, transformers (5.23 was used) and safetensors. One folder a case: config.json, model.safetensors,
-expected.safetensors (tokens, logits), as the golden families have them.
+expected.safetensors (tokens, logits, where sequences are padded attention_mask too), as the golden families have them.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 SIZES = dict(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
              bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -21,6 +21,7 @@ MOE = dict(LLAMA, moe_intermediate_size=48, num_experts=6, num_experts_per_tok=2
 NEOX = dict(SIZES, intermediate_size=160, max_position_embeddings=128)
 OPT = dict(SIZES, ffn_dim=160, max_position_embeddings=128, word_embed_proj_dim=64)
 GPT2 = dict(SIZES, n_positions=128)
+BERT = dict(SIZES, intermediate_size=160, max_position_embeddings=128)
 
 CASES = {
     "qwen3": ("qwen3", dict(LLAMA, head_dim=16)),
@@ -53,7 +54,15 @@ CASES = {
     "gemma2": ("gemma2", dict(LLAMA, head_dim=16, sliding_window=16, query_pre_attn_scalar=20)),
     "gemma3": ("gemma3_text", dict(LLAMA, num_hidden_layers=7, head_dim=16, sliding_window=16,
                                    query_pre_attn_scalar=20)),
+    "bert": ("bert", dict(BERT, hidden_size=96, num_attention_heads=6)),
+    "bert_untied": ("bert", dict(BERT, tie_word_embeddings=False, hidden_act="gelu_new", type_vocab_size=3)),
+    "roberta": ("roberta", dict(BERT, pad_token_id=1, max_position_embeddings=50, type_vocab_size=1)),
+    "roberta_untied": ("roberta", dict(BERT, tie_word_embeddings=False, pad_token_id=7, hidden_act="relu",
+                                       num_attention_heads=2)),
+    "xlm_roberta": ("xlm-roberta", dict(BERT, pad_token_id=1)),
 }
+
+ENCODERS = {"bert", "roberta", "xlm-roberta"}
 
 
 def main() -> None:
@@ -63,7 +72,8 @@ def main() -> None:
         if wanted and name not in wanted:
             continue
         torch.manual_seed(len(name))
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), attn_implementation="eager")
+        kind = AutoModelForMaskedLM if model_type in ENCODERS else AutoModelForCausalLM
+        model = kind.from_config(AutoConfig.for_model(model_type, **settings), attn_implementation="eager")
         with torch.no_grad():
             for parameter in model.parameters():
                 # Larger than the initialization, so that a part left out shows in the logits.
@@ -71,12 +81,24 @@ def main() -> None:
                 width = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
                 parameter.copy_(centre + width * torch.randn_like(parameter))
         model.eval()
-        tokens = torch.randint(3, 256, (3, 48))
-        with torch.no_grad():
-            logits = model(tokens).logits
         folder = root / name
         model.save_pretrained(folder)
-        save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, folder / "expected.safetensors")
+        # What the files say, not what was in memory.
+        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+        inputs = {"input_ids": torch.randint(8, 256, (3, 48))}
+        stored = {}
+        if model_type in ENCODERS:
+            # One whole, one filled up at its end, one at its start.
+            mask = torch.ones(3, 48, dtype=torch.long)
+            mask[1, 31:] = 0
+            mask[2, :5] = 0
+            inputs["input_ids"][mask == 0] = settings["pad_token_id"]
+            inputs["attention_mask"] = mask
+            stored["attention_mask"] = mask.int()
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        stored |= {"tokens": inputs["input_ids"].int(), "logits": logits.float().contiguous()}
+        save_file(stored, folder / "expected.safetensors")
         print(name, f"largest logit {logits.abs().max():.1f}")
 
 

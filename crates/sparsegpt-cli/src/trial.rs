@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use sparsegpt::{LayerPruner, ModelPlan, ModelReport, ProgressEvent, prune_model};
-use sparsegpt_models::TensorSource;
+use sparsegpt_models::{Sequence, TensorSource};
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
@@ -17,7 +17,7 @@ use crate::{interrupt, model};
 pub(crate) struct Trial<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) pruner: &'a dyn LayerPruner,
-    pub(crate) calibration: &'a [Vec<u32>],
+    pub(crate) calibration: &'a [Sequence],
     /// The tokens that perplexity is measured on.
     pub(crate) text: &'a [u32],
     pub(crate) options: PerplexityOptions,

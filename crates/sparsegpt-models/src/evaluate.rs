@@ -58,6 +58,7 @@ pub fn perplexity(
     options: &PerplexityOptions,
     progress: &mut dyn FnMut(usize, usize, f64) -> bool,
 ) -> Result<Perplexity> {
+    model.config().require_decoder("perplexity")?;
     let length = options.sequence_length;
     if length < 2 {
         return Err(Error::setting(

@@ -94,6 +94,7 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> bool,
 ) -> Result<Generated> {
     options.validate()?;
+    model.config().require_decoder("generating text")?;
     if prompt.is_empty() {
         return Err(Error::setting("prompt", "at least one token", "none"));
     }

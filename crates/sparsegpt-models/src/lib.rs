@@ -9,10 +9,12 @@ pub mod evaluate;
 pub mod generate;
 mod gguf;
 pub mod inspect;
+mod sequence;
 mod source;
 pub mod staging;
 pub mod text;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
+pub use sequence::Sequence;
 pub use source::{TensorInfo, TensorSource};

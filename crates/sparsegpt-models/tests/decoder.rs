@@ -449,7 +449,7 @@ fn adapter_streams_the_same_blocks_and_shows_their_inputs() {
         let mut sink = Overlay::new(model.source());
         let mut adapter = LlamaAdapter::new(&model.config, model.source(), &mut sink).unwrap();
         assert_eq!(adapter.blocks(), BLOCKS);
-        let mut hidden = adapter.embed(&tokens).unwrap();
+        let mut hidden = adapter.embed(&tokens.clone().into()).unwrap();
         let mut expected = model.embed(&tokens);
         for block in 0..BLOCKS {
             adapter.begin_block(block).unwrap();
@@ -464,10 +464,10 @@ fn adapter_streams_the_same_blocks_and_shows_their_inputs() {
             let next = adapter.run_block(block, &hidden, &mut all).unwrap();
             let again = adapter.run_block(block, &hidden, &mut two).unwrap();
             let untapped = adapter.run_block(block, &hidden, &mut NoTap).unwrap();
-            assert_eq!(values(&next), values(&again));
-            assert_eq!(values(&next), values(&untapped));
+            assert_eq!(values(next.states()), values(again.states()));
+            assert_eq!(values(next.states()), values(untapped.states()));
             let (output, inputs) = model.block(block, &expected);
-            assert_close(&values(&next), &output, name);
+            assert_close(&values(next.states()), &output, name);
             assert_eq!(
                 all.seen.iter().map(|(input, _)| *input).collect::<Vec<_>>(),
                 [0, 1, 2, 3]
@@ -494,7 +494,7 @@ fn replaced_weights_are_used_at_once_and_reach_the_sink_alone() {
     let mut sink = Overlay::new(model.source());
     let stored = sink.clone();
     let mut adapter = LlamaAdapter::new(&model.config, model.source(), &mut sink).unwrap();
-    let hidden = adapter.embed(&tokens).unwrap();
+    let hidden = adapter.embed(&tokens.clone().into()).unwrap();
     adapter.begin_block(0).unwrap();
     let layers = adapter.layers(0).unwrap();
     let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
@@ -527,7 +527,7 @@ fn replaced_weights_are_used_at_once_and_reach_the_sink_alone() {
     }
     let output = adapter.run_block(0, &hidden, &mut NoTap).unwrap();
     assert_close(
-        &values(&output),
+        &values(output.states()),
         &changed.block(0, &model.embed(&tokens)).0,
         "replaced",
     );

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use sparsegpt::backend::Cpu;
 use sparsegpt::quant::UniformGrid;
-use sparsegpt::{LayerSettings, ModelPlan, Pattern, Solver, prune_model};
+use sparsegpt::{LayerSettings, ModelPlan, ModelReport, Pattern, Solver, prune_model};
 use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter};
+use sparsegpt_models::decoder::{Llama, LlamaAdapter, ModelKind};
 use sparsegpt_models::evaluate::token_nll;
 use sparsegpt_models::generate::{GenerateOptions, generate};
 use sparsegpt_models::inspect::inspect;
+use sparsegpt_models::{Error, Sequence};
 
 fn golden(part: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("SPARSEGPT_SHARED").map_or_else(
@@ -79,17 +80,50 @@ impl File {
             .map(<[u32]>::to_vec)
             .collect()
     }
+
+    /// The sequences of a tensor of token ids, with their padding where the file tells it.
+    fn sequences(&self, name: &str) -> Vec<Sequence> {
+        let sequences = self.tokens(name).into_iter().map(Sequence::from);
+        if !self.tensors.contains_key("attention_mask") {
+            return sequences.collect();
+        }
+        let masks = self.tokens("attention_mask").into_iter();
+        sequences
+            .zip(masks)
+            .map(|(sequence, mask)| {
+                let mask = mask.into_iter().map(|entry| entry != 0).collect();
+                sequence.with_attention_mask(mask).unwrap()
+            })
+            .collect()
+    }
 }
 
-fn logits(model: &Llama, tokens: &[Vec<u32>]) -> Vec<f32> {
-    let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    model
-        .forward(&sequences)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+fn plain(tokens: &[Vec<u32>]) -> Vec<Sequence> {
+    tokens.iter().cloned().map(Sequence::from).collect()
+}
+
+fn logits(model: &Llama, sequences: &[Sequence]) -> Vec<f32> {
+    let logits = model.forward_sequences(sequences).unwrap();
+    logits.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest difference of any logit of a token that counts.
+fn logit_difference(model: &Llama, expected: &File) -> f32 {
+    let sequences = expected.sequences("tokens");
+    let vocabulary = model.config().vocab_size;
+    let (found, expected) = (logits(model, &sequences), expected.floats("logits"));
+    assert_eq!(found.len(), expected.len());
+    let counts = sequences
+        .iter()
+        .flat_map(|sequence| match &sequence.attention_mask {
+            Some(mask) => mask.clone(),
+            None => vec![true; found.len() / vocabulary / sequences.len()],
+        });
+    let rows = found.chunks(vocabulary).zip(expected.chunks(vocabulary));
+    rows.zip(counts)
+        .filter(|(_, counts)| *counts)
+        .map(|((found, expected), _)| largest_difference(found, expected))
+        .fold(0.0, f32::max)
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -115,6 +149,7 @@ fn logits_equal_those_of_transformers() {
         "gpt2",
         "gptj",
         "mixtral",
+        "bert",
     ] {
         let Some(folder) = golden(&format!("families/{family}")) else {
             return;
@@ -122,10 +157,7 @@ fn logits_equal_those_of_transformers() {
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
         let expected = File::read(&folder.join("expected.safetensors"));
-        let difference = largest_difference(
-            &logits(&model, &expected.tokens("tokens")),
-            &expected.floats("logits"),
-        );
+        let difference = logit_difference(&model, &expected);
         eprintln!("{family}: largest logit difference {difference:.1e}");
         assert!(difference < 2e-3, "{family}: {difference}");
     }
@@ -154,19 +186,21 @@ fn further_families_equal_transformers() {
             }
         };
         let expected = File::read(&folder.join("expected.safetensors"));
-        let tokens = expected.tokens("tokens");
-        let difference = largest_difference(&logits(&model, &tokens), &expected.floats("logits"));
-        let mut cache = model.cache();
-        let (first, rest) = tokens[0].split_at(20);
-        model.next(first, &mut cache).unwrap();
-        let last = model.next(rest, &mut cache).unwrap();
-        let vocabulary = model.config().vocab_size;
-        let at = (tokens[0].len() - 1) * vocabulary;
-        let cached = largest_difference(&last, &expected.floats("logits")[at..at + vocabulary]);
-        let line = format!(
-            "{}: largest logit difference {difference:.1e}, in two steps {cached:.1e}",
-            folder.file_name().unwrap().display()
-        );
+        let difference = logit_difference(&model, &expected);
+        let name = folder.file_name().unwrap().display();
+        let mut line = format!("{name}: largest logit difference {difference:.1e}");
+        let mut cached = 0.0;
+        if model.config().kind() == ModelKind::Decoder {
+            let tokens = expected.tokens("tokens");
+            let mut cache = model.cache();
+            let (first, rest) = tokens[0].split_at(20);
+            model.next(first, &mut cache).unwrap();
+            let last = model.next(rest, &mut cache).unwrap();
+            let vocabulary = model.config().vocab_size;
+            let at = (tokens[0].len() - 1) * vocabulary;
+            cached = largest_difference(&last, &expected.floats("logits")[at..at + vocabulary]);
+            line += &format!(", in two steps {cached:.1e}");
+        }
         eprintln!("{line}");
         if difference.max(cached) >= 2e-3 {
             wrong.push(line);
@@ -181,7 +215,7 @@ fn experts_are_calibrated_on_their_own_tokens() {
         return;
     };
     let checkpoint = Checkpoint::open(&folder).unwrap();
-    let run = |sequences: &[Vec<u32>]| {
+    let run = |sequences: &[Sequence]| {
         let mut sink = Overlay::new(checkpoint.tensors());
         let mut adapter =
             LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
@@ -196,7 +230,7 @@ fn experts_are_calibrated_on_their_own_tokens() {
         .unwrap()
     };
     let tokens = File::read(&folder.join("expected.safetensors")).tokens("tokens");
-    let report = run(&tokens);
+    let report = run(&plain(&tokens));
     // q, k, v and o, and three layers for each of 4 experts, in 2 blocks.
     assert_eq!(report.layers.len(), 2 * (4 + 3 * 4));
     assert!(report.starved.is_empty());
@@ -210,13 +244,85 @@ fn experts_are_calibrated_on_their_own_tokens() {
         assert_eq!(seen.iter().sum::<u64>(), 2 * 3 * 48, "{seen:?}");
     }
     // One token reaches two experts of four.
-    let report = run(&[tokens[0][..1].to_vec()]);
+    let report = run(&[tokens[0][..1].into()]);
     assert_eq!(report.layers.len(), 32);
     assert_eq!(report.starved.len(), 2 * 2 * 3, "{:?}", report.starved);
     for layer in &report.layers {
         assert_eq!(layer.tokens == 0, report.starved.contains(&layer.layer));
         assert_eq!(layer.zeros as usize, layer.rows * layer.cols / 2);
     }
+}
+
+/// Prunes a model to 50 % in memory.
+fn prune(folder: &Path, sequences: &[Sequence]) -> (ModelReport, Overlay) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let pruned = Overlay::new(checkpoint.tensors());
+    let mut sink = pruned.clone();
+    let mut adapter =
+        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+    let report = prune_model(
+        &mut adapter,
+        &Solver::new(Cpu::new(2).unwrap()),
+        sequences,
+        &ModelPlan::new(LayerSettings::new("50%".parse::<Pattern>().unwrap())),
+        &mut |_| ControlFlow::Continue(()),
+    )
+    .unwrap();
+    (report, pruned)
+}
+
+#[test]
+fn padding_stays_out_of_an_encoders_statistics() {
+    let Some(folder) = golden("families/bert") else {
+        return;
+    };
+    let tokens = File::read(&folder.join("expected.safetensors")).tokens("tokens");
+    // Sequences of 48, 30 and 17 tokens, each alone, and filled up with the padding token.
+    let lengths = [48, 30, 17];
+    let cut = |at: usize| tokens[at][..lengths[at]].to_vec();
+    let alone: Vec<Sequence> = (0..3).map(|at| cut(at).into()).collect();
+    let filled = |at: usize| [cut(at), vec![0; 48 - lengths[at]]].concat().into();
+    let filled: Vec<Sequence> = (0..3).map(filled).collect();
+    let (expected, of_alone) = prune(&folder, &alone);
+    let (found, of_filled) = prune(&folder, &filled);
+    assert_eq!(found.layers.len(), 2 * 6);
+    for (found, expected) in found.layers.iter().zip(&expected.layers) {
+        assert_eq!(
+            (&found.layer, found.tokens),
+            (&expected.layer, 48 + 30 + 17)
+        );
+        assert_eq!(expected.tokens, found.tokens);
+        let (a, b) = (found.solver_loss.unwrap(), expected.solver_loss.unwrap());
+        assert!(
+            (a / b - 1.0).abs() < 1e-3,
+            "{}: {a} against {b}",
+            found.layer
+        );
+    }
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let load = |pruned: Overlay| {
+        let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> =
+            std::sync::Arc::new(pruned);
+        Llama::load(checkpoint.config(), &source).unwrap()
+    };
+    let [a, b] = [of_alone, of_filled].map(|pruned| logits(&load(pruned), &alone[..1]));
+    assert!(largest_difference(&a, &b) < 2e-2);
+}
+
+#[test]
+fn an_encoder_has_no_next_token() {
+    let Some(folder) = golden("families/bert") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+    let refused = |error: Error| {
+        let message = error.to_string();
+        assert!(message.contains("bert is an encoder"), "{message}");
+    };
+    refused(generate(&model, &[5], &GenerateOptions::default(), &mut |_| true).unwrap_err());
+    refused(model.next(&[5], &mut model.cache()).unwrap_err());
+    refused(token_nll(&model, &[5, 6]).unwrap_err());
 }
 
 #[test]
@@ -253,7 +359,7 @@ fn pruned_models_equal_those_of_the_reference() {
         let report = prune_model(
             &mut adapter,
             &Solver::new(Cpu::new(2).unwrap()),
-            &golden.tokens("calibration_tokens"),
+            &golden.sequences("calibration_tokens"),
             &ModelPlan::new(settings),
             &mut |_| ControlFlow::Continue(()),
         )
@@ -288,7 +394,7 @@ fn pruned_models_equal_those_of_the_reference() {
         let model = Llama::load(checkpoint.config(), &source).unwrap();
         let expected = File::read(&folder.join("expected.safetensors"));
         let difference = largest_difference(
-            &logits(&model, &expected.tokens("tokens")),
+            &logits(&model, &expected.sequences("tokens")),
             &golden.floats("logits"),
         );
         eprintln!(
@@ -319,7 +425,7 @@ fn patterns_hold_along_the_inputs_of_weights_stored_the_other_way_round() {
     let report = prune_model(
         &mut adapter,
         &Solver::new(Cpu::new(2).unwrap()),
-        &golden.tokens("calibration_tokens"),
+        &golden.sequences("calibration_tokens"),
         &ModelPlan::new(settings),
         &mut |_| ControlFlow::Continue(()),
     )

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Calibration, SHORTEST_SEQUENCE};
 use crate::error::listed;
-use crate::{Error, Result};
+use crate::{Error, Result, Sequence};
 
 /// Tensors that hold token ids, the preferred one first.
 const TENSOR_NAMES: [&str; 2] = ["calibration_tokens", "tokens"];
+/// Beside them: 0 for padding, sequences x length.
+const MASK_NAME: &str = "attention_mask";
 
 /// Reads the first `samples` sequences and the first `sequence_length` tokens of each.
 pub(super) fn read(
@@ -59,45 +62,90 @@ pub(super) fn read(
              {length}; ask for no more than there is"
         )));
     }
-
-    let id_bytes = match view.dtype() {
-        Dtype::I32 | Dtype::U32 => 4,
-        Dtype::I64 => 8,
-        other => {
-            return Err(error(format!(
-                "expected i32, i64 or u32 token ids, found {other}"
-            )));
+    let part = Part {
+        path,
+        samples,
+        sequence_length,
+    };
+    let rows = part.read(name, &view)?;
+    let mask = tensors.tensor(MASK_NAME).ok();
+    let sequences = match &mask {
+        None => rows.into_iter().map(Sequence::from).collect(),
+        Some(mask) if mask.shape() == view.shape() => {
+            let masks = part.read(MASK_NAME, mask)?;
+            let pairs = rows.into_iter().zip(masks);
+            pairs
+                .map(|(tokens, mask)| {
+                    let counts = mask.into_iter().map(|entry| entry != 0).collect();
+                    Sequence::from(tokens).with_attention_mask(counts)
+                })
+                .collect::<Result<_>>()?
+        }
+        Some(mask) => {
+            return Err(Error::format(
+                path,
+                format!(
+                    "tensor {MASK_NAME:?}: expected the shape of {name:?}, {:?}, found {:?}",
+                    view.shape(),
+                    mask.shape()
+                ),
+            ));
         }
     };
-    let token = |bytes: &[u8]| -> Result<u32> {
-        let value = match (view.dtype(), bytes) {
-            (Dtype::U32, &[a, b, c, d]) => i64::from(u32::from_le_bytes([a, b, c, d])),
-            (_, &[a, b, c, d]) => i64::from(i32::from_le_bytes([a, b, c, d])),
-            (_, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => return Err(error("its data ends within a token id".to_owned())),
-        };
-        u32::try_from(value).map_err(|_| {
-            error(format!(
-                "expected token ids from 0 to {}, found {value}",
-                u32::MAX
-            ))
-        })
-    };
-    // The safetensors crate has checked that the data is as long as the shape says.
-    let sequences = view
-        .data()
-        .chunks_exact(length * id_bytes)
-        .take(samples)
-        .map(|row| {
-            row.chunks_exact(id_bytes)
-                .take(sequence_length)
-                .map(token)
-                .collect()
-        })
-        .collect::<Result<_>>()?;
     Ok(Calibration {
         sequences,
         source: format!("{}: tensor {name}", path.display()),
         tokens_available: available * length,
     })
+}
+
+/// How much of a file is read.
+struct Part<'a> {
+    path: &'a Path,
+    samples: usize,
+    sequence_length: usize,
+}
+
+impl Part<'_> {
+    /// The first entries of the first rows of a matrix of integers.
+    fn read(&self, name: &str, view: &TensorView<'_>) -> Result<Vec<Vec<u32>>> {
+        let error = |reason: String| Error::format(self.path, format!("tensor {name:?}: {reason}"));
+        let id_bytes = match view.dtype() {
+            Dtype::BOOL | Dtype::U8 => 1,
+            Dtype::I32 | Dtype::U32 => 4,
+            Dtype::I64 => 8,
+            other => {
+                return Err(error(format!(
+                    "expected i32, i64 or u32 token ids, found {other}"
+                )));
+            }
+        };
+        let token = |bytes: &[u8]| -> Result<u32> {
+            let value = match (view.dtype(), bytes) {
+                (_, &[byte]) => i64::from(byte),
+                (Dtype::U32, &[a, b, c, d]) => i64::from(u32::from_le_bytes([a, b, c, d])),
+                (_, &[a, b, c, d]) => i64::from(i32::from_le_bytes([a, b, c, d])),
+                (_, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                _ => return Err(error("its data ends within a token id".to_owned())),
+            };
+            u32::try_from(value).map_err(|_| {
+                error(format!(
+                    "expected token ids from 0 to {}, found {value}",
+                    u32::MAX
+                ))
+            })
+        };
+        let length = view.shape().get(1).copied().unwrap_or(1);
+        // The safetensors crate has checked that the data is as long as the shape says.
+        view.data()
+            .chunks_exact(length * id_bytes)
+            .take(self.samples)
+            .map(|row| {
+                row.chunks_exact(id_bytes)
+                    .take(self.sequence_length)
+                    .map(token)
+                    .collect()
+            })
+            .collect()
+    }
 }

@@ -1,4 +1,4 @@
-//! The decoder as the pruning driver sees it.
+//! A model as the pruning driver sees it.
 
 use std::sync::Arc;
 
@@ -8,13 +8,14 @@ use serde_json::Value;
 use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 
 use super::LlamaConfig;
-use super::block::{Block, Position};
+use super::block::Block;
 use super::ends::Embedding;
+use super::hidden::Hidden;
 use super::rope::AllTables;
 use super::scratch::Scratch;
 use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
 use crate::checkpoint::WeightSink;
-use crate::{Error, Result, TensorSource};
+use crate::{Error, Result, Sequence, TensorSource};
 
 /// Tokens that run through a block together: enough for its products to run at full speed.
 const BATCH_TOKENS: usize = 2048;
@@ -93,25 +94,18 @@ impl<'a> LlamaAdapter<'a> {
     }
 
     /// Makes the rotary tables those of some sequences' length.
-    fn turn_to(&mut self, hidden: &Tensor) -> Result<()> {
-        let time = hidden.dims3()?.1;
+    fn turn_to(&mut self, hidden: &Hidden) -> Result<()> {
+        let time = hidden.time()?;
         if self.rotary.as_ref().is_none_or(|(of, _)| *of != time) {
             self.rotary = Some((time, self.weights.config.rotary_tables(0, time)));
         }
         Ok(())
     }
 
-    /// The block at hand, and the position of whole sequences.
-    fn ready(&self, block: usize) -> Result<(&Block, Position<'_>)> {
+    /// The block at hand, and the angles of whole sequences.
+    fn ready(&self, block: usize) -> Result<(&Block, Option<&AllTables>)> {
         let (_, rotary) = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
-        Ok((
-            &self.current(block)?.block,
-            Position {
-                past: 0,
-                rotary: rotary.as_ref(),
-                scratch: &self.scratch,
-            },
-        ))
+        Ok((&self.current(block)?.block, rotary.as_ref()))
     }
 
     fn current(&self, block: usize) -> Result<&Current> {
@@ -127,8 +121,8 @@ fn not_begun(block: usize) -> Error {
 }
 
 impl ModelAdapter for LlamaAdapter<'_> {
-    type Sequence = Vec<u32>;
-    type Hidden = Tensor;
+    type Sequence = Sequence;
+    type Hidden = Hidden;
     type Error = Error;
 
     fn blocks(&self) -> usize {
@@ -152,12 +146,17 @@ impl ModelAdapter for LlamaAdapter<'_> {
         input > MLP_OUTPUT
     }
 
-    fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {
+    /// In an encoder's sequences the padding token is padding, where no mask says otherwise.
+    fn embed(&mut self, sequence: &Sequence) -> Result<Hidden> {
         let embedding = match &self.embedding {
             Some(embedding) => embedding,
             None => self.embedding.insert(Embedding::load(&self.weights)?),
         };
-        embedding.embed(&self.weights.config, &[sequence], 0)
+        let config = &self.weights.config;
+        match config.padding {
+            Some(id) => embedding.begin(config, &[&sequence.clone().with_padding(id)?]),
+            None => embedding.begin(config, &[sequence]),
+        }
     }
 
     fn begin_block(&mut self, block: usize) -> Result<()> {
@@ -190,38 +189,39 @@ impl ModelAdapter for LlamaAdapter<'_> {
         Ok(())
     }
 
-    fn run_block(&mut self, block: usize, hidden: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
+    fn run_block(&mut self, block: usize, hidden: &Hidden, tap: &mut dyn Tap) -> Result<Hidden> {
         self.turn_to(hidden)?;
-        let (block, position) = self.ready(block)?;
-        block.forward(hidden, &position, None, tap)
+        let (block, rotary) = self.ready(block)?;
+        let position = hidden.position(rotary, &self.scratch);
+        let states = block.forward(&hidden.states, &position, None, tap)?;
+        Ok(hidden.clone().after(states))
     }
 
-    fn batch(&self, hidden: &[Tensor]) -> usize {
+    fn batch(&self, hidden: &[Hidden]) -> usize {
         let Some(first) = hidden.first() else {
             return 1;
         };
-        let alike = hidden
-            .iter()
-            .take_while(|other| other.dims() == first.dims());
-        let tokens = first.dims().get(1).copied().unwrap_or(1).max(1);
+        let alike = hidden.iter().take_while(|other| other.like(first));
+        let tokens = first.time().unwrap_or(1).max(1);
         alike.take((BATCH_TOKENS / tokens).max(1)).count()
     }
 
     fn run_batch(
         &mut self,
         block: usize,
-        hidden: &[Tensor],
+        hidden: &[Hidden],
         tap: &mut dyn Tap,
-    ) -> Result<Vec<Tensor>> {
-        let next = self.run_block(block, &Tensor::cat(hidden, 0)?, tap)?;
-        Ok(next.chunk(hidden.len(), 0)?)
+    ) -> Result<Vec<Hidden>> {
+        let next = self.run_block(block, &Hidden::together(hidden)?, tap)?;
+        next.apart(hidden.len())
     }
 
-    fn observe_batch(&mut self, block: usize, hidden: &[Tensor], tap: &mut dyn Tap) -> Result<()> {
-        let hidden = Tensor::cat(hidden, 0)?;
+    fn observe_batch(&mut self, block: usize, hidden: &[Hidden], tap: &mut dyn Tap) -> Result<()> {
+        let hidden = Hidden::together(hidden)?;
         self.turn_to(&hidden)?;
-        let (block, position) = self.ready(block)?;
-        block.observe(&hidden, &position, tap)
+        let (block, rotary) = self.ready(block)?;
+        let position = hidden.position(rotary, &self.scratch);
+        block.observe(&hidden.states, &position, tap)
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {

@@ -1,5 +1,7 @@
-//! Causal attention, head by head, in blocks of queries: no score is computed that a later mask would drop,
-//! and only one block of scores is held a thread.
+//! Attention, head by head, in blocks of queries: no score is computed that causality or a window would drop, and only
+//! one block of scores is held a thread.
+
+use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::ReborrowMut;
@@ -13,12 +15,15 @@ use super::elementwise::exponentials;
 /// Queries whose scores are held at a time.
 const QUERY_BLOCK: usize = 128;
 
-/// Where the queries stand and what they see. Query i of a sequence stands at position `past + i` and sees the
-/// keys at its own and earlier positions, at most `window` of them.
+/// Where the queries stand and what they see. Query i of a sequence stands at position `past + i`. If `causal` it sees
+/// the keys at its own and earlier positions, at most `window` of them; otherwise all.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Causal<'a> {
+pub(super) struct Mixer<'a> {
     pub(super) past: usize,
+    pub(super) causal: bool,
     pub(super) window: Option<usize>,
+    /// `true` for every key that counts, sequence by sequence; the others are not seen. `None`: all count.
+    pub(super) counts: Option<&'a [bool]>,
     pub(super) head_dim: usize,
     /// What the products of queries and keys are multiplied by.
     pub(super) scale: f32,
@@ -29,7 +34,7 @@ pub(super) struct Causal<'a> {
     pub(super) softcap: Option<f32>,
 }
 
-impl Causal<'_> {
+impl Mixer<'_> {
     /// softmax(scale·Q Kᵀ − slope·distance) V for the queries of some sequences after each other (batch·time x heads·d), and their
     /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result, in
     /// `mixed`, has the queries' shape.
@@ -69,9 +74,13 @@ impl Causal<'_> {
             heads_of_sequence.for_each(|(head, mixed)| {
                 let own = (sequence * time, head * self.head_dim);
                 let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
+                let biases = Biases {
+                    slope: self.slopes.get(head).copied(),
+                    counts: self.counts.map(|counts| &counts[sequence * seen..][..seen]),
+                };
                 self.attend_head(
                     arch,
-                    self.slopes.get(head).copied(),
+                    biases,
                     q.submatrix(own.0, own.1, time, self.head_dim),
                     k.submatrix(shared.0, shared.1, seen, self.head_dim),
                     v.submatrix(shared.0, shared.1, seen, self.head_dim),
@@ -84,7 +93,7 @@ impl Causal<'_> {
     fn attend_head(
         self,
         arch: Arch,
-        slope: Option<f32>,
+        biases: Biases<'_>,
         q: MatRef<'_, f32>,
         k: MatRef<'_, f32>,
         v: MatRef<'_, f32>,
@@ -95,8 +104,8 @@ impl Causal<'_> {
         for start in (0..time).step_by(QUERY_BLOCK) {
             let count = QUERY_BLOCK.min(time - start);
             // Keys that any query of the block sees.
-            let first = self.first_key(start);
-            let keys = self.past + start + count - first;
+            let first = self.seen(start, k.nrows()).start;
+            let keys = self.seen(start + count - 1, k.nrows()).end - first;
             scores.resize(count * keys, 0.0);
             matmul(
                 MatMut::from_row_major_slice_mut(&mut scores, count, keys),
@@ -111,17 +120,12 @@ impl Causal<'_> {
                     .iter_mut()
                     .for_each(|score| *score = cap * (*score / cap).tanh());
             }
-            if let Some(slope) = slope {
-                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    let own = self.past + start + row - first;
-                    for (key, score) in scores.iter_mut().enumerate() {
-                        *score += slope * (key as f32 - own as f32);
-                    }
-                }
+            for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                biases.add(scores, self.past + start + row, first);
             }
             let seen = |row| {
-                let query = start + row;
-                self.first_key(query) - first..self.past + query + 1 - first
+                let seen = self.seen(start + row, k.nrows());
+                seen.start - first..seen.end - first
             };
             exponentials(arch, &mut scores, keys, seen, &mut sums);
             let mut mixed = mixed.rb_mut().subrows_mut(start, count);
@@ -142,10 +146,38 @@ impl Causal<'_> {
         }
     }
 
-    /// The first key that a query sees.
-    fn first_key(self, query: usize) -> usize {
-        self.window
-            .map_or(0, |window| (self.past + query + 1).saturating_sub(window))
+    /// The keys that a query sees, of so many.
+    fn seen(self, query: usize, keys: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..keys;
+        }
+        let end = self.past + query + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// What is added to the scores of one head in one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Biases<'a> {
+    slope: Option<f32>,
+    counts: Option<&'a [bool]>,
+}
+
+impl Biases<'_> {
+    /// Adds to the scores of the query at a position, of which the first is that of the key at `first`.
+    fn add(self, scores: &mut [f32], position: usize, first: usize) {
+        if let Some(slope) = self.slope {
+            for (key, score) in scores.iter_mut().enumerate() {
+                *score += slope * ((first + key) as f32 - position as f32);
+            }
+        }
+        if let Some(counts) = self.counts {
+            for (score, counts) in scores.iter_mut().zip(&counts[first..]) {
+                if !counts {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 }
 
@@ -191,9 +223,11 @@ mod tests {
                     tokens(kv_heads, seen),
                     tokens(kv_heads, seen),
                 );
-                let causal = Causal {
+                let causal = Mixer {
                     past,
+                    causal: true,
                     window,
+                    counts: None,
                     head_dim: width,
                     scale: 0.3,
                     slopes,
@@ -240,6 +274,52 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn without_causality_all_keys_that_count_are_seen() {
+        // More queries than one block of them, other keys than queries, as in cross-attention.
+        let (batch, heads, width, time, seen) = (2, 2, 4, QUERY_BLOCK + 2, 5);
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut tokens = |time| {
+            Array2::from_shape_simple_fn((batch * time, heads * width), || {
+                random.random_range(-2.0..2.0_f32)
+            })
+        };
+        let (q, k, v) = (tokens(time), tokens(seen), tokens(seen));
+        let counts = [
+            true, false, true, true, true, true, true, true, false, false,
+        ];
+        let mixer = Mixer {
+            past: 0,
+            causal: false,
+            window: None,
+            counts: Some(&counts),
+            head_dim: width,
+            scale: 0.5,
+            slopes: &[],
+            softcap: None,
+        };
+        let mut found = Array2::zeros(q.dim());
+        mixer.attend(batch, &q, k.view(), v.view(), &mut found);
+        for ((row, col), found) in found.indexed_iter() {
+            let (sequence, head) = (row / time, col / width * width);
+            let keys = (sequence * seen..(sequence + 1) * seen).filter(|&key| counts[key]);
+            let weights: Vec<(usize, f64)> = keys
+                .map(|key| {
+                    let dot: f32 = (head..head + width)
+                        .map(|d| q[[row, d]] * k[[key, d]])
+                        .sum();
+                    (key, f64::from(dot * 0.5).exp())
+                })
+                .collect();
+            let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+            let mixed = weights
+                .iter()
+                .map(|&(key, weight)| weight * f64::from(v[[key, col]]));
+            let expected = mixed.sum::<f64>() / sum;
+            assert!((expected - f64::from(*found)).abs() < 1e-5, "{row}, {col}");
         }
     }
 

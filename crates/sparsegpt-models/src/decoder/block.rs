@@ -1,4 +1,4 @@
-//! One decoder block.
+//! One block.
 
 use candle_core::Tensor;
 use ndarray::Array2;
@@ -19,17 +19,19 @@ use super::weights::{
 use crate::{Error, Result};
 
 /// Where a forward pass stands in its sequences.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Position<'a> {
     /// Tokens in the cache.
     pub(super) past: usize,
     /// The angles of the new tokens, for rotary families.
     pub(super) rotary: Option<&'a AllTables>,
+    /// `true` for every new token that counts, sequence by sequence; `None`: all count.
+    pub(super) counts: Option<&'a [bool]>,
     /// Memory for the pass.
     pub(super) scratch: &'a Scratch,
 }
 
-/// One decoder block, weights in f32.
+/// One block, weights in f32.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// In the order of [`linear_specs`].
@@ -117,9 +119,9 @@ impl Block {
             Residual::PostNorm => copy(scratch, &sum),
             _ => self.norm(0)?.apply(scratch, &sum),
         };
-        observe(tap, ATTENTION_INPUT, batch, &x);
+        observe(tap, ATTENTION_INPUT, batch, &x, position.counts);
         let mixed = self.attention.mixed(qkv, &x, batch, position, cache)?;
-        observe(tap, ATTENTION_OUTPUT, batch, &mixed);
+        observe(tap, ATTENTION_OUTPUT, batch, &mixed, position.counts);
         // What the feed-forward part reads, where that is not a sum with the attention's output.
         let beside = match self.residual {
             Residual::Parallel => Some(self.norm(1)?.apply(scratch, &sum)),
@@ -145,15 +147,15 @@ impl Block {
         }
         if let Some(router) = &self.router {
             let sum = finish.then_some(&mut sum);
-            router.add_output(feed_forward, scratch, &x, batch, tap, sum)?;
+            router.add_output(feed_forward, position, &x, batch, tap, sum)?;
         } else {
             match self.residual {
                 // Seen already, as the attention's input.
                 Residual::ParallelShared => {}
-                _ => observe(tap, MLP_INPUT, batch, &x),
+                _ => observe(tap, MLP_INPUT, batch, &x, position.counts),
             }
             let inner = inner(feed_forward, self.activation, scratch, &x)?;
-            observe(tap, MLP_OUTPUT, batch, &inner);
+            observe(tap, MLP_OUTPUT, batch, &inner, position.counts);
             if finish {
                 let last = feed_forward.last().ok_or_else(|| incomplete(self))?;
                 self.add(scratch, &mut sum, 1, last, &inner)?;
@@ -208,9 +210,22 @@ fn copy<'s>(scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
     copied
 }
 
-/// Hands the activations (tokens x features) of some sequences to a tap without copying them.
-pub(super) fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
-    if tap.wants(input) {
-        tap.observe(input, Batch::new(x.view()).sequences(sequences as u64));
+/// Hands the activations (tokens x features) of some sequences to a tap without copying them, and which of the tokens
+/// count.
+pub(super) fn observe(
+    tap: &mut dyn Tap,
+    input: usize,
+    sequences: usize,
+    x: &Array2<f32>,
+    counts: Option<&[bool]>,
+) {
+    if !tap.wants(input) {
+        return;
     }
+    let batch = Batch::new(x.view()).sequences(sequences as u64);
+    let batch = match counts {
+        Some(counts) => batch.token_mask(counts),
+        None => batch,
+    };
+    tap.observe(input, batch);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::family::{
-    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, PositionKind, RotaryPart, Windows,
+    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, ModelKind, PositionKind, RotaryPart, Windows,
 };
 use super::rope::{RopeScaling, RotaryConfig};
 use crate::checkpoint::Checkpoint;
@@ -65,6 +65,8 @@ pub enum Positions {
     Learned {
         /// The row of position 0.
         offset: usize,
+        /// A token that is not counted; it stands in the row before that of position 0.
+        uncounted: Option<u32>,
     },
     /// Linear biases on the scores, at another slope in each head.
     Alibi,
@@ -108,6 +110,10 @@ pub struct LlamaConfig {
     pub head_dim: usize,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
+    /// The token that fills sequences up, for the families that know padding.
+    pub padding: Option<u32>,
+    /// Token types, for the families that have them; all tokens are of the first.
+    pub token_types: Option<usize>,
     /// Longest sequence.
     pub max_positions: usize,
     /// Width of the embedding and the head; other than `hidden_size` only where two projections lead from one to
@@ -146,6 +152,29 @@ pub struct LlamaConfig {
 }
 
 impl LlamaConfig {
+    /// What the model reads and predicts.
+    #[must_use]
+    pub fn kind(&self) -> ModelKind {
+        self.family.kind()
+    }
+
+    /// Refuses models that do not predict the token behind those they have seen.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the family and `purpose`, which is what a decoder is needed for.
+    pub fn require_decoder(&self, purpose: &str) -> Result<()> {
+        match self.kind() {
+            ModelKind::Decoder => Ok(()),
+            ModelKind::Encoder => Err(Error::config(
+                "model_type",
+                format!(
+                    "{purpose} needs a decoder; {} is an encoder, which predicts masked tokens and not the next one",
+                    self.family.model_type()
+                ),
+            )),
+        }
+    }
+
     /// The configuration of a checkpoint.
     ///
     /// # Errors
@@ -204,6 +233,25 @@ impl LlamaConfig {
             }
         };
         let residual = keys.choose(spec.residual)?;
+        let vocab_size = keys.required("vocab_size")?;
+        let padding = keys.padding(spec, vocab_size)?;
+        let rows = keys
+            .count("max_position_embeddings")?
+            .unwrap_or(spec.max_positions);
+        let positions = keys.positions(spec, head_dim, padding)?;
+        let max_positions = match (spec.positions, &positions) {
+            // Here the key counts the rows of the table.
+            (PositionKind::LearnedBehindPadding, Positions::Learned { offset, .. }) => {
+                rows.saturating_sub(*offset)
+            }
+            _ => rows,
+        };
+        if max_positions == 0 {
+            return Err(Error::config(
+                keys.name("max_position_embeddings"),
+                format!("{rows} rows leave no position behind that of pad_token_id"),
+            ));
+        }
         let intermediate_size = match keys.count("intermediate_size")? {
             Some(size) => size,
             None if spec.inner_is_four_times => 4 * hidden_size,
@@ -224,10 +272,13 @@ impl LlamaConfig {
             heads,
             kv_heads,
             head_dim,
-            vocab_size: keys.required("vocab_size")?,
-            max_positions: keys
-                .count("max_position_embeddings")?
-                .unwrap_or(spec.max_positions),
+            vocab_size,
+            padding,
+            token_types: match spec.names.token_types {
+                Some(_) => Some(keys.count("type_vocab_size")?.unwrap_or(2)),
+                None => None,
+            },
+            max_positions,
             embedding_size: match spec.names.projections {
                 Some(_) => keys.count("word_embed_proj_dim")?.unwrap_or(hidden_size),
                 None => hidden_size,
@@ -236,7 +287,7 @@ impl LlamaConfig {
             norm_weights: keys.choose(spec.norm_weights)?,
             final_norm: residual != Residual::PostNorm
                 && keys.flag("_remove_final_layer_norm")? != Some(true),
-            positions: keys.positions(spec, head_dim)?,
+            positions,
             residual,
             score_scales: keys.score_scales(spec, head_dim, blocks)?,
             score_softcap: keys.softcap("attn_logit_softcapping", spec.softcaps[0])?,
@@ -279,7 +330,7 @@ fn family_of(object: &Map<String, Value>) -> Result<&'static FamilySpec> {
 }
 
 /// Switches of one family or another. Where a family does not know one, on is refused.
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 10] = [
     "attention_bias",
     "mlp_bias",
     "use_qkv_bias",
@@ -287,6 +338,7 @@ const FLAGS: [&str; 9] = [
     "qk_layernorm",
     "apply_residual_connection_post_layernorm",
     "add_cross_attention",
+    "is_decoder",
     "is_encoder_decoder",
     "use_bidirectional_attention",
 ];
@@ -349,7 +401,31 @@ impl<'a> Keys<'a> {
                 ));
             }
         }
-        Ok(())
+        match self.text("position_embedding_type")? {
+            None | Some("absolute") => Ok(()),
+            Some(other) => Err(Error::config(
+                "position_embedding_type",
+                format!("{other:?} is not supported; absolute is"),
+            )),
+        }
+    }
+
+    /// The token that fills sequences up, where the family knows padding.
+    fn padding(&self, spec: &FamilySpec, vocab_size: usize) -> Result<Option<u32>> {
+        let Some(default) = spec.padding else {
+            return Ok(None);
+        };
+        let Some(value) = self.get("pad_token_id") else {
+            return Ok(Some(default));
+        };
+        let token = value.as_u64().and_then(|token| u32::try_from(token).ok());
+        match token {
+            Some(token) if (token as usize) < vocab_size => Ok(Some(token)),
+            _ => Err(Error::config(
+                "pad_token_id",
+                format!("expected a token below vocab_size = {vocab_size}, found {value}"),
+            )),
+        }
     }
 
     fn activation(&self, spec: &FamilySpec) -> Result<Activation> {
@@ -443,9 +519,25 @@ impl<'a> Keys<'a> {
         Ok((0..blocks).map(scale_of).collect())
     }
 
-    fn positions(&self, spec: &FamilySpec, head_dim: usize) -> Result<Positions> {
+    fn positions(
+        &self,
+        spec: &FamilySpec,
+        head_dim: usize,
+        padding: Option<u32>,
+    ) -> Result<Positions> {
         let (part, interleaved) = match spec.positions {
-            PositionKind::Learned { offset } => return Ok(Positions::Learned { offset }),
+            PositionKind::Learned { offset } => {
+                return Ok(Positions::Learned {
+                    offset,
+                    uncounted: None,
+                });
+            }
+            PositionKind::LearnedBehindPadding => {
+                return Ok(Positions::Learned {
+                    offset: padding.map_or(0, |padding| padding as usize + 1),
+                    uncounted: padding,
+                });
+            }
             PositionKind::Alibi => return Ok(Positions::Alibi),
             PositionKind::Rotary { part, interleaved } => (part, interleaved),
         };

@@ -2,22 +2,28 @@
 
 use candle_core::{Device, Tensor};
 use faer::Accum;
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView1, s};
 
 use super::LlamaConfig;
+use super::config::{Activation, Positions};
+use super::elementwise::activate;
+use super::family::ModelKind;
+use super::hidden::{Hidden, counted};
 use super::norm::Norm;
 use super::product::products;
 use super::scratch::Scratch;
 use super::tensors::{tensor, with_rows};
 use super::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, Sequence};
 
 /// From tokens to the first block's input.
 #[derive(Clone, Debug)]
 pub(super) struct Embedding {
     table: Tensor,
-    /// Learned positions, and the row of position 0.
-    positions: Option<(Tensor, usize)>,
+    /// Learned positions, the row of position 0, and the token that is not counted.
+    positions: Option<(Tensor, usize, Option<u32>)>,
+    /// Those of the first token type.
+    token_type: Option<Vec<f32>>,
     norm: Option<Norm>,
     /// From the table's width to the blocks'.
     projection: Option<Tensor>,
@@ -32,15 +38,22 @@ impl Embedding {
         let read = |part: &str, shape: &[usize]| {
             weights.read(&weights.name(&format!("{part}.weight")), shape)
         };
-        let offset = match config.positions {
-            super::Positions::Learned { offset } => offset,
-            _ => 0,
+        let (offset, uncounted) = match config.positions {
+            Positions::Learned { offset, uncounted } => (offset, uncounted),
+            _ => (0, None),
         };
         Ok(Self {
             table: read(spec.names.embedding, &[config.vocab_size, width])?,
             positions: match config.position_table() {
-                Some((part, rows)) => Some((read(part, &[rows, hidden])?, offset)),
+                Some((part, rows)) => Some((read(part, &[rows, hidden])?, offset, uncounted)),
                 None => None,
+            },
+            token_type: match (spec.names.token_types, config.token_types) {
+                (Some(part), Some(types)) => {
+                    let table: Vec<f32> = read(part, &[types, hidden])?.flatten_all()?.to_vec1()?;
+                    Some(table[..hidden].to_vec())
+                }
+                _ => None,
             },
             norm: match spec.names.embedding_norm {
                 Some(part) => Some(weights.norm(&weights.name(part), hidden)?),
@@ -57,7 +70,19 @@ impl Embedding {
         })
     }
 
-    /// The first block's input, batch x time x width, after checking the tokens.
+    /// The first block's input for whole sequences, after checking them.
+    pub(super) fn begin(&self, config: &LlamaConfig, sequences: &[&Sequence]) -> Result<Hidden> {
+        let tokens: Vec<&[u32]> = sequences.iter().map(|s| s.tokens.as_slice()).collect();
+        for sequence in sequences {
+            check_padding(config, sequence)?;
+        }
+        Ok(Hidden {
+            states: self.embed(config, &tokens, 0)?,
+            counts: counted(sequences),
+        })
+    }
+
+    /// The first block's input, batch x time x width, after checking the tokens, which follow `past` others.
     pub(super) fn embed(
         &self,
         config: &LlamaConfig,
@@ -67,7 +92,7 @@ impl Embedding {
         let time = checked_length(config, sequences, past)?;
         let tokens = sequences.concat();
         let count = tokens.len();
-        let tokens = Tensor::from_vec(tokens, (count,), &Device::Cpu)?;
+        let tokens = Tensor::from_slice(&tokens, (count,), &Device::Cpu)?;
         let rows = self.table.index_select(&tokens, 0)?;
         let mut hidden = with_rows(&rows, |rows| match &self.projection {
             None => Ok(rows.to_owned()),
@@ -80,21 +105,60 @@ impl Embedding {
         if self.scale != 1.0 {
             hidden *= self.scale;
         }
-        if let Some((table, offset)) = &self.positions {
+        if let Some((table, offset, uncounted)) = &self.positions {
             let first = offset + past;
             with_rows(table, |table| {
-                let table = table.slice(s![first..first + time, ..]);
-                for start in (0..count).step_by(time) {
-                    let mut sequence = hidden.slice_mut(s![start..start + time, ..]);
-                    sequence += &table;
+                for (sequence, start) in sequences.iter().zip((0..count).step_by(time)) {
+                    let mut hidden = hidden.slice_mut(s![start..start + time, ..]);
+                    let Some(uncounted) = uncounted else {
+                        hidden += &table.slice(s![first..first + time, ..]);
+                        continue;
+                    };
+                    let mut next = first;
+                    for (token, mut row) in sequence.iter().zip(hidden.rows_mut()) {
+                        let counts = token != uncounted;
+                        row += &table.row(if counts { next } else { first - 1 });
+                        next += usize::from(counts);
+                    }
                 }
                 Ok(())
             })?;
+        }
+        if let Some(of_type) = &self.token_type {
+            hidden += &ArrayView1::from(of_type);
         }
         if let Some(norm) = &self.norm {
             hidden = norm.apply(&Scratch::default(), &hidden).clone();
         }
         tensor(hidden, (sequences.len(), time, config.hidden_size))
+    }
+}
+
+/// Whether padding stands where the model can do without it.
+fn check_padding(config: &LlamaConfig, sequence: &Sequence) -> Result<()> {
+    let Some(mask) = &sequence.attention_mask else {
+        return Ok(());
+    };
+    if mask.len() != sequence.tokens.len() || !mask.contains(&true) {
+        return Err(Error::setting(
+            "attention mask",
+            format!(
+                "{} entries, at least one of them of a token that counts",
+                sequence.tokens.len()
+            ),
+            format!("{} of {}", sequence.counted(), mask.len()),
+        ));
+    }
+    match config.kind() {
+        // No token sees what stands behind it, so that padding there needs no mask.
+        ModelKind::Decoder if !mask.is_sorted_by(|before, after| before >= after) => {
+            Err(Error::setting(
+                "attention mask",
+                "padding behind all tokens, as this is a decoder",
+                "padding in front of a token",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -129,12 +193,49 @@ fn checked_length(config: &LlamaConfig, sequences: &[&[u32]], past: usize) -> Re
     }
 }
 
+/// What a head makes of the last block's output before it compares with the vocabulary.
+#[derive(Clone, Debug)]
+struct Transform {
+    dense: Tensor,
+    bias: Tensor,
+    activation: Activation,
+    norm: Norm,
+}
+
+impl Transform {
+    fn load(weights: &Weights) -> Result<Option<Self>> {
+        let config = &weights.config;
+        let Some(names) = config.family.spec().names.head_transform else {
+            return Ok(None);
+        };
+        let width = config.hidden_size;
+        Ok(Some(Self {
+            dense: weights.read(&format!("{}.weight", names.dense), &[width, width])?,
+            bias: weights.read(&format!("{}.bias", names.dense), &[width])?,
+            activation: names.activation.unwrap_or(config.activation),
+            norm: weights.norm(names.norm, width)?,
+        }))
+    }
+
+    fn apply(&self, scratch: &Scratch, x: &Array2<f32>) -> Result<Array2<f32>> {
+        let mut made = Array2::zeros(x.raw_dim());
+        products(x.view(), vec![(&mut made, Accum::Replace, &self.dense)])?;
+        with_rows(&self.bias, |bias| {
+            made += &bias;
+            Ok(())
+        })?;
+        activate(self.activation, &mut made);
+        Ok(self.norm.apply(scratch, &made).clone())
+    }
+}
+
 /// From the last block's output to logits.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     norm: Option<Norm>,
     /// From the blocks' width to the head's.
     projection: Option<Tensor>,
+    transform: Option<Transform>,
     weight: Tensor,
     bias: Option<Tensor>,
     softcap: Option<f32>,
@@ -158,13 +259,14 @@ impl Head {
                 }
                 None => None,
             },
+            transform: Transform::load(weights)?,
             weight: match config.tied {
                 true => embedding.table.clone(),
                 false => weights.read(&format!("{head}.weight"), &[config.vocab_size, width])?,
             },
-            bias: match spec.head_bias {
-                true => Some(weights.read(&format!("{head}.bias"), &[config.vocab_size])?),
-                false => None,
+            bias: match weights.head_bias() {
+                Some(name) => Some(weights.read(name, &[config.vocab_size])?),
+                None => None,
             },
             softcap: config.logit_softcap.map(|cap| cap as f32),
         })
@@ -182,6 +284,9 @@ impl Head {
             let product = (&mut projected, Accum::Replace, projection);
             products(last.view(), vec![product])?;
             last = projected;
+        }
+        if let Some(transform) = &self.transform {
+            last = transform.apply(scratch, &last)?;
         }
         let width = last.ncols();
         tensor(last, (batch, time, width))

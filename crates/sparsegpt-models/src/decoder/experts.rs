@@ -5,7 +5,7 @@ use faer::Accum;
 use ndarray::{Array2, Axis};
 use sparsegpt::Tap;
 
-use super::block::observe;
+use super::block::{Position, observe};
 use super::config::Activation;
 use super::feed_forward::inner;
 use super::linear::{Linear, outputs};
@@ -62,18 +62,19 @@ impl Router {
     pub(super) fn add_output(
         &self,
         linears: &[Linear],
-        scratch: &Scratch,
+        position: &Position<'_>,
         x: &Array2<f32>,
         sequences: usize,
         tap: &mut dyn Tap,
         mut sum: Option<&mut Array2<f32>>,
     ) -> Result<()> {
+        let scratch = position.scratch;
         let shared = self.shared.as_ref().map_or(0, |_| LAYERS);
         let (of_all, experts) = linears.split_at(shared);
         if let (Some(gate), [_, _, down]) = (&self.shared, of_all) {
-            observe(tap, MLP_INPUT, sequences, x);
+            observe(tap, MLP_INPUT, sequences, x, position.counts);
             let inner = inner(of_all, self.activation, scratch, x)?;
-            observe(tap, MLP_OUTPUT, sequences, &inner);
+            observe(tap, MLP_OUTPUT, sequences, &inner, position.counts);
             if let Some(sum) = &mut sum {
                 let mut weights = scratch.matrix(x.nrows(), 1);
                 let product = (&mut *weights, Accum::Replace, gate);
@@ -92,10 +93,13 @@ impl Router {
             for (mut row, (token, _)) in own.rows_mut().into_iter().zip(share) {
                 row.assign(&x.row(*token));
             }
+            let counts: Option<Vec<bool>> = position
+                .counts
+                .map(|counts| share.iter().map(|(token, _)| counts[*token]).collect());
             let [input, output] = expert_inputs(expert);
-            observe(tap, input, sequences, &own);
+            observe(tap, input, sequences, &own, counts.as_deref());
             let inner = inner(layers, self.activation, scratch, &own)?;
-            observe(tap, output, sequences, &inner);
+            observe(tap, output, sequences, &inner, counts.as_deref());
             if let (Some(sum), Some(down)) = (&mut sum, layers.last()) {
                 add_weighed(sum, scratch, down, &inner, share)?;
             }

@@ -1,4 +1,4 @@
-//! Decoders of the GPT and LLaMA kind on candle tensors: one decoder in parts (norms, positions, attention,
+//! Models of the GPT, LLaMA and BERT kind on candle tensors: one stack of blocks in parts (norms, positions, attention,
 //! feed-forward, residual order, weight layout), families as tables of names and choices, and the adapter that prunes.
 //!
 //! A model is a [`LlamaConfig`] and a [`TensorSource`](crate::TensorSource). [`Llama`] loads all of it, for
@@ -13,6 +13,7 @@ mod ends;
 mod experts;
 mod family;
 mod feed_forward;
+mod hidden;
 mod linear;
 mod model;
 mod norm;
@@ -25,7 +26,8 @@ mod weights;
 
 pub use adapter::LlamaAdapter;
 pub use config::{Activation, Experts, LlamaConfig, Positions, Residual};
-pub use family::Family;
+pub use family::{Family, ModelKind};
+pub use hidden::Hidden;
 pub use model::{KvCache, Llama};
 pub use rope::{RopeScaling, RotaryConfig};
 pub(crate) use tensors::values;

@@ -3,11 +3,11 @@
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
 use rayon::prelude::*;
 
-use super::attention::{Causal, alibi_slopes};
+use super::attention::{Mixer, alibi_slopes};
 use super::block::Position;
 use super::config::Positions;
 use super::elementwise::rotate;
-use super::family::Qkv;
+use super::family::{ModelKind, Qkv};
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
 use super::scratch::{Scrap, Scratch};
@@ -26,6 +26,7 @@ pub(super) struct SelfAttention {
     /// Width of queries, keys and values.
     widths: [usize; 3],
     head_dim: usize,
+    causal: bool,
     window: Option<usize>,
     scale: f32,
     slopes: Vec<f32>,
@@ -47,6 +48,7 @@ impl SelfAttention {
             },
             widths: [config.heads * head_dim, kv, kv],
             head_dim,
+            causal: config.kind() == ModelKind::Decoder,
             window: config.sliding_windows[block],
             scale: config.score_scales[block] as f32,
             slopes: match config.positions {
@@ -86,9 +88,12 @@ impl SelfAttention {
             rotate(&mut queries, self.head_dim, tables);
             rotate(&mut keys, self.head_dim, tables);
         }
-        let causal = Causal {
+        let mixer = Mixer {
             past: position.past,
+            causal: self.causal,
             window: self.window,
+            // Padding stands behind the tokens of a decoder, where none sees it.
+            counts: position.counts.filter(|_| !self.causal),
             head_dim: self.head_dim,
             scale: self.scale,
             slopes: &self.slopes,
@@ -96,10 +101,10 @@ impl SelfAttention {
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
         match cache {
-            None => causal.attend(batch, &queries, keys.view(), values.view(), &mut mixed),
+            None => mixer.attend(batch, &queries, keys.view(), values.view(), &mut mixed),
             Some(cache) => {
                 let [keys, values] = extend(cache, batch, [&keys, &values])?;
-                causal.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
+                mixer.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
             }
         }
         Ok(mixed)

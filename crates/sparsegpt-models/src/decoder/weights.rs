@@ -142,7 +142,7 @@ impl LlamaConfig {
     /// The table of learned positions and its rows.
     pub(super) fn position_table(&self) -> Option<(&'static str, usize)> {
         match self.positions {
-            Positions::Learned { offset } => {
+            Positions::Learned { offset, .. } => {
                 let name = self.family.spec().names.positions?;
                 Some((name, self.max_positions + offset))
             }
@@ -265,14 +265,31 @@ impl Weights {
             eps: config.norm_eps as f32,
         };
         if config.norm_weights {
-            norm.weight = self.values(&format!("{name}.weight"), &[width])?;
+            let [weight, bias] = self.norm_names(name);
+            norm.weight = self.values(&weight, &[width])?;
             match kind {
                 NormKind::Rms => {}
                 NormKind::RmsOffset => norm.weight.iter_mut().for_each(|weight| *weight += 1.0),
-                NormKind::Layer => norm.bias = self.values(&format!("{name}.bias"), &[width])?,
+                NormKind::Layer => norm.bias = self.values(&bias, &[width])?,
             }
         }
         Ok(norm)
+    }
+
+    /// The whole names of a norm's weight and bias: those of today, or TensorFlow's in old BERT files.
+    fn norm_names(&self, name: &str) -> [String; 2] {
+        let old = [format!("{name}.gamma"), format!("{name}.beta")];
+        match self.source.info(&old[0]) {
+            Some(_) => old,
+            None => [format!("{name}.weight"), format!("{name}.bias")],
+        }
+    }
+
+    /// The whole name of the head's bias, where the family has one.
+    pub(super) fn head_bias(&self) -> Option<&'static str> {
+        let names = self.names().head_bias;
+        let there = names.iter().find(|name| self.source.info(name).is_some());
+        there.or_else(|| names.last()).copied()
     }
 
     /// Hands each tensor's name and shape to `expect`, until that fails.
@@ -281,9 +298,10 @@ impl Weights {
         let (hidden, width) = (config.hidden_size, config.embedding_size);
         let norm = |expect: &mut dyn FnMut(String, &[usize]) -> Result<()>, name: &str, width| {
             if config.norm_weights {
-                expect(format!("{name}.weight"), &[width])?;
+                let [weight, bias] = self.norm_names(name);
+                expect(weight, &[width])?;
                 if config.family.spec().norm == NormKind::Layer {
-                    expect(format!("{name}.bias"), &[width])?;
+                    expect(bias, &[width])?;
                 }
             }
             Ok::<(), Error>(())
@@ -292,6 +310,9 @@ impl Weights {
         expect(weight(names.embedding), &[config.vocab_size, width])?;
         if let Some((part, rows)) = config.position_table() {
             expect(weight(part), &[rows, hidden])?;
+        }
+        if let (Some(part), Some(types)) = (names.token_types, config.token_types) {
+            expect(weight(part), &[types, hidden])?;
         }
         if let Some(part) = names.embedding_norm {
             norm(expect, &self.name(part), hidden)?;
@@ -309,8 +330,13 @@ impl Weights {
                 &[config.vocab_size, width],
             )?;
         }
-        if config.family.spec().head_bias {
-            expect(format!("{}.bias", names.head), &[config.vocab_size])?;
+        if let Some(transform) = names.head_transform {
+            expect(format!("{}.weight", transform.dense), &[hidden, hidden])?;
+            expect(format!("{}.bias", transform.dense), &[hidden])?;
+            norm(expect, transform.norm, hidden)?;
+        }
+        if let Some(name) = self.head_bias() {
+            expect(name.to_owned(), &[config.vocab_size])?;
         }
         for block in 0..config.blocks {
             for part in config.block_norms() {
