@@ -57,14 +57,15 @@ fn treated(variants: &Variants, block: usize) -> Vec<&PlannedLayer> {
     layers.filter(|layer| layer.settings.is_some()).collect()
 }
 
-/// Columns of each input of a block for which a Hessian is taken.
-fn hessians(treated: &[&PlannedLayer]) -> Vec<f64> {
+/// Each input of a block for which a Hessian is taken, and its columns.
+fn hessians(treated: &[&PlannedLayer]) -> Vec<(usize, f64)> {
     let inputs: BTreeMap<usize, usize> = treated
         .iter()
         .filter(|layer| needs_hessian(layer))
         .map(|layer| (layer.layer.input, layer.layer.cols))
         .collect();
-    inputs.into_values().map(|cols| cols as f64).collect()
+    let columns = inputs.into_iter();
+    columns.map(|(input, cols)| (input, cols as f64)).collect()
 }
 
 fn area(layer: &PlannedLayer) -> f64 {
@@ -86,13 +87,20 @@ pub(crate) fn blocks(
     (0..blocks)
         .map(|block| {
             let layers = &variants[0][block];
-            let forward = attention + layers.iter().map(|l| 2.0 * tokens * area(l)).sum::<f64>();
+            let share = |layer: &PlannedLayer| config.token_share(layer.layer.input);
+            let forward = attention
+                + layers
+                    .iter()
+                    .map(|l| 2.0 * tokens * share(l) * area(l))
+                    .sum::<f64>();
             let treated = treated(variants, block);
             let inputs = hessians(&treated);
             let mut cost = BlockCost::default();
             if !inputs.is_empty() {
-                cost.calibrate =
-                    forward + inputs.iter().map(|cols| tokens * cols * cols).sum::<f64>();
+                let grams = inputs
+                    .iter()
+                    .map(|(input, cols)| tokens * config.token_share(*input) * cols * cols);
+                cost.calibrate = forward + grams.sum::<f64>();
             }
             // With several plans the block stays dense, and calibration gives the next block's inputs.
             let goes_on = variants.len() > 1 && !inputs.is_empty();
@@ -102,7 +110,7 @@ pub(crate) fn blocks(
             cost.layers = treated.len();
             // Factor and inverse of the factor (n³ together), the sweep (one product with half of R), and
             // two products with the Hessian to measure the error.
-            let factors: f64 = inputs.iter().map(|cols| cols.powi(3)).sum();
+            let factors: f64 = inputs.iter().map(|(_, cols)| cols.powi(3)).sum();
             let sweeps: f64 = treated
                 .iter()
                 .filter(|layer| needs_hessian(layer))
@@ -143,8 +151,11 @@ pub(crate) fn peak_bytes(variants: &Variants, config: &LlamaConfig, size: Calibr
             let weights: f64 = variants[0][block].iter().map(area).sum();
             let treated = treated(variants, block);
             let inputs = hessians(&treated);
-            let squares: f64 = inputs.iter().map(|cols| cols * cols).sum();
-            let largest_square = inputs.iter().map(|cols| cols * cols).fold(0.0, f64::max);
+            let squares: f64 = inputs.iter().map(|(_, cols)| cols * cols).sum();
+            let largest_square = inputs
+                .iter()
+                .map(|(_, cols)| cols * cols)
+                .fold(0.0, f64::max);
             let largest = treated.iter().map(|layer| area(layer)).fold(0.0, f64::max);
             // A layer is held dense, in work, as a result and as a mask; a group that shares an input is
             // read at once.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig};
+use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig, ModelKind};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use crate::failure::{Exit, Failure};
 
 /// Longest sequence where the user names none; the paper's.
 const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+/// The same for an encoder with a decoder; that of T5's pre-training, whose tokenizer has names for so many spans.
+const DEFAULT_ENCODER_LENGTH: usize = 512;
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
@@ -58,16 +60,20 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
-/// The sequence length asked for, or min(2048, the model's longest), and a remark on which.
+/// The sequence length asked for, or the lesser of the default and the model's longest, and a remark on which.
 pub(crate) fn sequence_length(
     asked: Option<usize>,
     config: &LlamaConfig,
     console: &crate::console::Console,
 ) -> usize {
     asked.unwrap_or_else(|| {
-        let length = DEFAULT_SEQUENCE_LENGTH.min(config.max_positions);
+        let default = match config.kind() {
+            ModelKind::EncoderDecoder => DEFAULT_ENCODER_LENGTH,
+            _ => DEFAULT_SEQUENCE_LENGTH,
+        };
+        let length = default.min(config.max_positions);
         console.note(&format!(
-            "sequence length {length} (none given: the lesser of {DEFAULT_SEQUENCE_LENGTH} and the model's {})",
+            "sequence length {length} (none given: the lesser of {default} and the model's {})",
             config.max_positions
         ));
         length

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use sparsegpt::{LayerPruner, ModelPlan, ModelReport, ProgressEvent, prune_model};
-use sparsegpt_models::{Sequence, TensorSource};
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
+use sparsegpt_models::{Sequence, TensorSource};
 
 use crate::failure::Failure;
 use crate::{interrupt, model};

@@ -1,4 +1,4 @@
-//! One sequence as a model takes it: tokens, and which of them count.
+//! One sequence as a model takes it: tokens, which of them count, and what a decoder behind an encoder reads.
 
 use crate::{Error, Result};
 
@@ -19,9 +19,19 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// `true` for every token that counts, `false` for padding, one entry a token; `None`: all count.
     pub attention_mask: Option<Vec<bool>>,
+    /// Token ids that the decoder of an encoder-decoder model reads; `tokens` are the encoder's. Padding behind them needs
+    /// no mask. Empty for all other models.
+    pub decoder_tokens: Vec<u32>,
 }
 
 impl Sequence {
+    /// The same with what a decoder behind an encoder reads.
+    #[must_use]
+    pub fn with_decoder_tokens(mut self, tokens: Vec<u32>) -> Self {
+        self.decoder_tokens = tokens;
+        self
+    }
+
     /// The same with its padding told.
     ///
     /// # Errors
@@ -72,7 +82,7 @@ impl From<Vec<u32>> for Sequence {
     fn from(tokens: Vec<u32>) -> Self {
         Self {
             tokens,
-            attention_mask: None,
+            ..Self::default()
         }
     }
 }

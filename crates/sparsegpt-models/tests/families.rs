@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use sparsegpt::backend::Cpu;
 use sparsegpt::quant::UniformGrid;
-use sparsegpt::{LayerSettings, ModelPlan, ModelReport, Pattern, Solver, prune_model};
+use sparsegpt::{
+    LayerSettings, LeastTokens, ModelPlan, ModelReport, Pattern, ProgressEvent, Selector, Solver,
+    Starved, prune_model,
+};
 use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
 use sparsegpt_models::decoder::{Llama, LlamaAdapter, ModelKind};
 use sparsegpt_models::evaluate::token_nll;
@@ -83,12 +86,19 @@ impl File {
 
     /// The sequences of a tensor of token ids, with their padding where the file tells it.
     fn sequences(&self, name: &str) -> Vec<Sequence> {
-        let sequences = self.tokens(name).into_iter().map(Sequence::from);
+        let mut sequences: Vec<Sequence> =
+            self.tokens(name).into_iter().map(Sequence::from).collect();
+        if self.tensors.contains_key("decoder_tokens") {
+            for (sequence, tokens) in sequences.iter_mut().zip(self.tokens("decoder_tokens")) {
+                sequence.decoder_tokens = tokens;
+            }
+        }
         if !self.tensors.contains_key("attention_mask") {
-            return sequences.collect();
+            return sequences;
         }
         let masks = self.tokens("attention_mask").into_iter();
         sequences
+            .into_iter()
             .zip(masks)
             .map(|(sequence, mask)| {
                 let mask = mask.into_iter().map(|entry| entry != 0).collect();
@@ -150,6 +160,7 @@ fn logits_equal_those_of_transformers() {
         "gptj",
         "mixtral",
         "bert",
+        "t5",
     ] {
         let Some(folder) = golden(&format!("families/{family}")) else {
             return;
@@ -248,7 +259,11 @@ fn experts_are_calibrated_on_their_own_tokens() {
     assert_eq!(report.layers.len(), 32);
     assert_eq!(report.starved.len(), 2 * 2 * 3, "{:?}", report.starved);
     for layer in &report.layers {
-        assert_eq!(layer.tokens == 0, report.starved.contains(&layer.layer));
+        let starved = report
+            .starved
+            .iter()
+            .any(|starved| starved.layer == layer.layer);
+        assert_eq!(layer.tokens == 0, starved);
         assert_eq!(layer.zeros as usize, layer.rows * layer.cols / 2);
     }
 }
@@ -307,6 +322,134 @@ fn padding_stays_out_of_an_encoders_statistics() {
     };
     let [a, b] = [of_alone, of_filled].map(|pruned| logits(&load(pruned), &alone[..1]));
     assert!(largest_difference(&a, &b) < 2e-2);
+}
+
+/// The published implementation's order for a model with two stacks: the encoder's blocks, then the decoder's, which see
+/// the pruned encoder's output.
+#[test]
+fn an_encoders_output_reaches_the_decoder_pruned() {
+    let Some(folder) = golden("families/t5") else {
+        return;
+    };
+    let sequences = File::read(&folder.join("expected.safetensors")).sequences("tokens");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let (report, pruned) = prune(&folder, &sequences);
+    // q, k, v, o and two feed-forward layers in each of two blocks, and q, k, v, o of cross-attention in the decoder's.
+    assert_eq!(report.layers.len(), 2 * 6 + 2 * 10);
+    let of = |name: &str| {
+        report
+            .layers
+            .iter()
+            .find(|layer| layer.layer == name)
+            .unwrap()
+    };
+    for block in 0..2 {
+        let cross = |part: &str| {
+            of(&format!(
+                "decoder.block.{block}.layer.1.EncDecAttention.{part}"
+            ))
+        };
+        assert_eq!(
+            (cross("q").tokens, cross("k").tokens, cross("v").tokens),
+            (72, 144, 144)
+        );
+        assert_eq!(
+            of(&format!("decoder.block.{block}.layer.0.SelfAttention.q")).tokens,
+            72
+        );
+        assert_eq!(
+            of(&format!("encoder.block.{block}.layer.0.SelfAttention.q")).tokens,
+            144
+        );
+    }
+    let order: Vec<&str> = report.layers.iter().map(|layer| &*layer.layer).collect();
+    let first_of_decoder = order
+        .iter()
+        .position(|name| name.starts_with("decoder"))
+        .unwrap();
+    assert_eq!(first_of_decoder, 12);
+    // With the encoder pruned beforehand, the decoder comes out the same as in one run.
+    let of_encoder = Overlay::new(checkpoint.tensors());
+    let mut sink = of_encoder.clone();
+    let plan = || ModelPlan::new(LayerSettings::new("50%".parse::<Pattern>().unwrap()));
+    let solver = Solver::new(Cpu::new(2).unwrap());
+    let mut go_on = |_: &ProgressEvent<'_>| ControlFlow::Continue(());
+    let mut adapter =
+        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+    let encoder = plan().only(Selector::Name("encoder*".into()));
+    prune_model(&mut adapter, &solver, &sequences, &encoder, &mut go_on).unwrap();
+    drop(adapter);
+    let encoder: std::sync::Arc<dyn sparsegpt_models::TensorSource> =
+        std::sync::Arc::new(of_encoder);
+    let both = Overlay::new(encoder.clone());
+    let mut sink = both.clone();
+    let mut adapter = LlamaAdapter::new(checkpoint.config(), encoder, &mut sink).unwrap();
+    let decoder = plan().only(Selector::Name("decoder*".into()));
+    prune_model(&mut adapter, &solver, &sequences, &decoder, &mut go_on).unwrap();
+    drop(adapter);
+    let name = "decoder.block.1.layer.1.EncDecAttention.v.weight";
+    let read = |source: &Overlay| sparsegpt_models::TensorSource::read_f32(source, name).unwrap();
+    assert_eq!(read(&both), read(&pruned));
+
+    let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> = std::sync::Arc::new(pruned);
+    let model = Llama::load(checkpoint.config(), &source).unwrap();
+    assert!(
+        logits(&model, &sequences)
+            .iter()
+            .all(|logit| logit.is_finite())
+    );
+    let alone = model.forward(&[&[5, 6]]).unwrap_err().to_string();
+    assert!(alone.contains("decoder tokens"), "{alone}");
+}
+
+#[test]
+fn starved_experts_share_the_tokens_of_their_block() {
+    let Some(folder) = golden("families/mixtral") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let tokens = File::read(&folder.join("expected.safetensors")).tokens("tokens");
+    let run = |tokens: &[Vec<u32>], plan: ModelPlan| {
+        let mut sink = Overlay::new(checkpoint.tensors());
+        let mut adapter =
+            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        let solver = Solver::new(Cpu::new(2).unwrap());
+        let go_on = &mut |_: &ProgressEvent<'_>| ControlFlow::Continue(());
+        prune_model(&mut adapter, &solver, &plain(tokens), &plan, go_on).unwrap()
+    };
+    let sharing = || {
+        ModelPlan::new(LayerSettings::new("50%".parse::<Pattern>().unwrap()))
+            .with_starved(Starved::Share)
+    };
+    // Two experts of four get the one token of a sequence; all get it where they share.
+    let report = run(&[tokens[0][..1].to_vec()], sharing());
+    assert_eq!(report.starved.len(), 2 * 2 * 3);
+    assert!(report.layers.iter().all(|layer| layer.tokens == 1));
+    assert!(
+        report
+            .layers
+            .iter()
+            .all(|layer| layer.method == "sparsegpt")
+    );
+    // Every expert has fewer than all of the 144 tokens.
+    let report = run(
+        &tokens,
+        sharing().with_least_tokens(LeastTokens::Count(144)),
+    );
+    assert_eq!(report.starved.len(), 2 * 4 * 3);
+    assert!(
+        report
+            .starved
+            .iter()
+            .all(|starved| (1..144).contains(&starved.tokens))
+    );
+    let of_experts = report
+        .layers
+        .iter()
+        .filter(|layer| layer.layer.contains("experts"));
+    assert!(of_experts.clone().all(|layer| layer.tokens == 144));
+    // Gate and up of all experts read the same tokens then, and so their errors are of the same size as if all did.
+    assert_eq!(of_experts.count(), 2 * 4 * 3);
 }
 
 #[test]

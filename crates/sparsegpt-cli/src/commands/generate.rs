@@ -52,7 +52,10 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, _) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model)?;
+    config
+        .require_decoder("generate")
+        .map_err(|error| Failure::reading_model(&args.model, error))?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     if args.temperature == 0.0 && (args.top_k.is_some() || args.top_p.is_some()) {

@@ -5,8 +5,10 @@
 
 mod masked;
 mod ready;
+mod spans;
 
 pub use masked::{Masking, PRETRAINING_MASK_RATE};
+pub use spans::Spans;
 
 use std::fmt::{self, Display};
 use std::path::Path;
@@ -177,7 +179,7 @@ impl Calibration {
 
     /// Identifies the token ids, for reports: FNV-1a (64 bits, hexadecimal) over the number of
     /// sequences, then each sequence's length and ids, and where it has padding, 1 for each token that
-    /// counts and 0 for each other, as little-endian 64-bit words. Equal sequences have equal fingerprints;
+    /// counts and 0 for each other, and the decoder's ids, as little-endian 64-bit words. Equal sequences have equal fingerprints;
     /// it is no protection against forgery.
     pub fn fingerprint(&self) -> String {
         let lengths_and_ids = self.sequences.iter().flat_map(|sequence| {
@@ -186,6 +188,7 @@ impl Calibration {
             std::iter::once(ids.len() as u64)
                 .chain(ids)
                 .chain(mask.map(|&counts| u64::from(counts)))
+                .chain(sequence.decoder_tokens.iter().map(|&id| u64::from(id)))
         });
         let words = std::iter::once(self.sequences.len() as u64).chain(lengths_and_ids);
         let hash = words
@@ -202,8 +205,9 @@ impl Calibration {
     /// If an id is not below `vocab_size`: the ids were made with another tokenizer.
     pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
         let outside = self
-            .tokens()
-            .flatten()
+            .sequences
+            .iter()
+            .flat_map(|sequence| sequence.tokens.iter().chain(&sequence.decoder_tokens))
             .find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size));
         match outside {
             None => Ok(()),
@@ -248,7 +252,7 @@ pub fn check(path: &Path, options: &CalibrationOptions) -> Result<()> {
 /// `encode`, which adds the special tokens its tokenizer asks for once to each text it is given.
 /// Windows are drawn by ChaCha8 from the seed. A `.safetensors` file is taken as ready token ids:
 /// the tensor `calibration_tokens`, or else `tokens`, i32, i64 or u32, sequences x length, and where there is one,
-/// `attention_mask` of the same shape (0 for padding);
+/// `attention_mask` of the same shape (0 for padding), and `decoder_tokens` (sequences x any length);
 /// `samples` and `sequence_length` then take the first sequences and the first tokens of each.
 ///
 /// # Errors

@@ -13,6 +13,8 @@ use crate::{Error, Result, Sequence};
 const TENSOR_NAMES: [&str; 2] = ["calibration_tokens", "tokens"];
 /// Beside them: 0 for padding, sequences x length.
 const MASK_NAME: &str = "attention_mask";
+/// Beside them: what a decoder behind an encoder reads, sequences x length.
+const DECODER_NAME: &str = "decoder_tokens";
 
 /// Reads the first `samples` sequences and the first `sequence_length` tokens of each.
 pub(super) fn read(
@@ -62,6 +64,16 @@ pub(super) fn read(
              {length}; ask for no more than there is"
         )));
     }
+    let wrong = |name: &str, expected: &str, found: &TensorView<'_>| {
+        Error::format(
+            path,
+            format!(
+                "tensor {name:?}: expected {expected}, found shape {:?} beside token ids of {:?}",
+                found.shape(),
+                view.shape()
+            ),
+        )
+    };
     let part = Part {
         path,
         samples,
@@ -69,7 +81,7 @@ pub(super) fn read(
     };
     let rows = part.read(name, &view)?;
     let mask = tensors.tensor(MASK_NAME).ok();
-    let sequences = match &mask {
+    let mut sequences: Vec<Sequence> = match &mask {
         None => rows.into_iter().map(Sequence::from).collect(),
         Some(mask) if mask.shape() == view.shape() => {
             let masks = part.read(MASK_NAME, mask)?;
@@ -82,16 +94,29 @@ pub(super) fn read(
                 .collect::<Result<_>>()?
         }
         Some(mask) => {
-            return Err(Error::format(
-                path,
-                format!(
-                    "tensor {MASK_NAME:?}: expected the shape of {name:?}, {:?}, found {:?}",
-                    view.shape(),
-                    mask.shape()
-                ),
-            ));
+            return Err(wrong(MASK_NAME, "the shape of the token ids", mask));
         }
     };
+    if let Ok(decoded) = tensors.tensor(DECODER_NAME) {
+        let &[rows, length] = decoded.shape() else {
+            return Err(wrong(DECODER_NAME, "sequences x length", &decoded));
+        };
+        if rows != available || length == 0 {
+            return Err(wrong(
+                DECODER_NAME,
+                "one row of tokens a sequence",
+                &decoded,
+            ));
+        }
+        let all = Part {
+            sequence_length: length,
+            ..part
+        };
+        let rows = all.read(DECODER_NAME, &decoded)?;
+        for (sequence, tokens) in sequences.iter_mut().zip(rows) {
+            sequence.decoder_tokens = tokens;
+        }
+    }
     Ok(Calibration {
         sequences,
         source: format!("{}: tensor {name}", path.display()),

@@ -13,7 +13,7 @@ use super::ends::Embedding;
 use super::hidden::Hidden;
 use super::rope::AllTables;
 use super::scratch::Scratch;
-use super::weights::{LinearSpec, MLP_OUTPUT, Weights, linear_specs};
+use super::weights::{LinearSpec, Weights, is_of_expert, linear_specs};
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, Sequence, TensorSource};
 
@@ -143,7 +143,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn may_starve(&self, _block: usize, input: usize) -> bool {
-        input > MLP_OUTPUT
+        is_of_expert(input)
     }
 
     /// In an encoder's sequences the padding token is padding, where no mask says otherwise.
@@ -191,10 +191,10 @@ impl ModelAdapter for LlamaAdapter<'_> {
 
     fn run_block(&mut self, block: usize, hidden: &Hidden, tap: &mut dyn Tap) -> Result<Hidden> {
         self.turn_to(hidden)?;
-        let (block, rotary) = self.ready(block)?;
+        let (loaded, rotary) = self.ready(block)?;
         let position = hidden.position(rotary, &self.scratch);
-        let states = block.forward(&hidden.states, &position, None, tap)?;
-        Ok(hidden.clone().after(states))
+        let states = loaded.forward(hidden.states(), &position, None, tap)?;
+        Ok(hidden.clone().after(&self.weights.config, block, states))
     }
 
     fn batch(&self, hidden: &[Hidden]) -> usize {
@@ -221,7 +221,7 @@ impl ModelAdapter for LlamaAdapter<'_> {
         self.turn_to(&hidden)?;
         let (block, rotary) = self.ready(block)?;
         let position = hidden.position(rotary, &self.scratch);
-        block.observe(&hidden.states, &position, tap)
+        block.observe(hidden.states(), &position, tap)
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {

@@ -30,6 +30,8 @@ pub(super) struct Mixer<'a> {
     /// By how much a score falls with each position between query and key, head by head (ALiBi); empty for not at
     /// all.
     pub(super) slopes: &'a [f32],
+    /// What is added to a score by the distance between query and key, head by head.
+    pub(super) relative: Option<&'a RelativeBias>,
     /// Scores s become c·tanh(s/c).
     pub(super) softcap: Option<f32>,
 }
@@ -68,6 +70,10 @@ impl Mixer<'_> {
         );
         let result = MatMut::from_row_major_slice_mut(result, batch * time, heads * self.head_dim);
         let arch = Arch::new();
+        let last = self.past + time - 1;
+        let relative = self
+            .relative
+            .map(|relative| relative.by_distance(last, seen));
         let sequences = result.par_row_chunks_mut(time).enumerate();
         sequences.for_each(|(sequence, mixed)| {
             let heads_of_sequence = mixed.par_col_chunks_mut(self.head_dim).enumerate();
@@ -76,6 +82,7 @@ impl Mixer<'_> {
                 let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
                 let biases = Biases {
                     slope: self.slopes.get(head).copied(),
+                    relative: relative.as_ref().map(|heads| (&*heads[head], last)),
                     counts: self.counts.map(|counts| &counts[sequence * seen..][..seen]),
                 };
                 self.attend_head(
@@ -160,6 +167,8 @@ impl Mixer<'_> {
 #[derive(Clone, Copy, Debug)]
 struct Biases<'a> {
     slope: Option<f32>,
+    /// By the distance from query to key, and where in the list distance 0 stands.
+    relative: Option<(&'a [f32], usize)>,
     counts: Option<&'a [bool]>,
 }
 
@@ -171,6 +180,11 @@ impl Biases<'_> {
                 *score += slope * ((first + key) as f32 - position as f32);
             }
         }
+        if let Some((biases, zero)) = self.relative {
+            for (score, bias) in scores.iter_mut().zip(&biases[zero + first - position..]) {
+                *score += bias;
+            }
+        }
         if let Some(counts) = self.counts {
             for (score, counts) in scores.iter_mut().zip(&counts[first..]) {
                 if !counts {
@@ -178,6 +192,55 @@ impl Biases<'_> {
                 }
             }
         }
+    }
+}
+
+/// Learned biases on scores, one for each head and bucket of distances (T5).
+#[derive(Clone, Debug)]
+pub(super) struct RelativeBias {
+    /// Buckets x heads.
+    pub(super) table: Vec<f32>,
+    pub(super) heads: usize,
+    /// Distances from which on there is no other bucket.
+    pub(super) max_distance: usize,
+    /// Whether keys behind the query have buckets of their own.
+    pub(super) both_ways: bool,
+}
+
+impl RelativeBias {
+    /// For each head the biases of distances `-last..keys` from query to key.
+    fn by_distance(&self, last: usize, keys: usize) -> Vec<Vec<f32>> {
+        let bias = |head: usize, distance| self.table[self.bucket(distance) * self.heads + head];
+        let distances = -(last as i64)..keys as i64;
+        let of_head = |head| {
+            distances
+                .clone()
+                .map(|distance| bias(head, distance))
+                .collect()
+        };
+        (0..self.heads).map(of_head).collect()
+    }
+
+    /// Half of the buckets (of each direction) hold one distance each, the others grow with its logarithm, as in
+    /// `T5Attention._relative_position_bucket` of transformers, which computes in f32.
+    fn bucket(&self, distance: i64) -> usize {
+        let all = self.table.len() / self.heads;
+        let (buckets, first, distance) = match self.both_ways {
+            true => (
+                all / 2,
+                if distance > 0 { all / 2 } else { 0 },
+                distance.abs(),
+            ),
+            false => (all, 0, -distance.min(0)),
+        };
+        let (distance, exact) = (distance as usize, buckets / 2);
+        if distance < exact {
+            return first + distance;
+        }
+        let growth = (distance as f32 / exact as f32).ln()
+            / (self.max_distance as f64 / exact as f64).ln() as f32
+            * (buckets - exact) as f32;
+        first + (exact + growth as usize).min(buckets - 1)
     }
 }
 
@@ -231,6 +294,7 @@ mod tests {
                     head_dim: width,
                     scale: 0.3,
                     slopes,
+                    relative: None,
                     softcap: window.map(|window| window as f32),
                 };
                 let mut found = Array2::zeros(q.dim());
@@ -291,6 +355,12 @@ mod tests {
         let counts = [
             true, false, true, true, true, true, true, true, false, false,
         ];
+        let relative = RelativeBias {
+            table: (0..16 * heads).map(|i| (i as f32 * 0.7).sin()).collect(),
+            heads,
+            max_distance: 20,
+            both_ways: true,
+        };
         let mixer = Mixer {
             past: 0,
             causal: false,
@@ -299,6 +369,7 @@ mod tests {
             head_dim: width,
             scale: 0.5,
             slopes: &[],
+            relative: Some(&relative),
             softcap: None,
         };
         let mut found = Array2::zeros(q.dim());
@@ -311,7 +382,9 @@ mod tests {
                     let dot: f32 = (head..head + width)
                         .map(|d| q[[row, d]] * k[[key, d]])
                         .sum();
-                    (key, f64::from(dot * 0.5).exp())
+                    let distance = (key % seen) as i64 - (row % time) as i64;
+                    let bias = relative.table[relative.bucket(distance) * heads + head / width];
+                    (key, f64::from(dot * 0.5 + bias).exp())
                 })
                 .collect();
             let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
@@ -321,6 +394,27 @@ mod tests {
             let expected = mixed.sum::<f64>() / sum;
             assert!((expected - f64::from(*found)).abs() < 1e-5, "{row}, {col}");
         }
+    }
+
+    /// Against values of `T5Attention._relative_position_bucket`.
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let bias = |both_ways| RelativeBias {
+            table: vec![0.0; 32],
+            heads: 1,
+            max_distance: 128,
+            both_ways,
+        };
+        let distances = [-1000, -128, -64, -32, -17, -8, -1, 0, 1, 7, 8, 16, 90, 500];
+        let found = |both_ways| distances.map(|distance| bias(both_ways).bucket(distance));
+        assert_eq!(
+            found(true),
+            [15, 15, 14, 12, 10, 8, 1, 0, 17, 23, 24, 26, 30, 31]
+        );
+        assert_eq!(
+            found(false),
+            [31, 31, 26, 21, 16, 8, 1, 0, 0, 0, 0, 0, 0, 0]
+        );
     }
 
     #[test]

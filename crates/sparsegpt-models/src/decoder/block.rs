@@ -5,8 +5,10 @@ use ndarray::Array2;
 use sparsegpt::{Batch, Tap};
 
 use super::config::{Activation, Residual};
+use super::cross_attention::{self, CrossAttention};
 use super::experts::Router;
 use super::feed_forward::inner;
+use super::hidden::Side;
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
 use super::rope::AllTables;
@@ -27,6 +29,8 @@ pub(super) struct Position<'a> {
     pub(super) rotary: Option<&'a AllTables>,
     /// `true` for every new token that counts, sequence by sequence; `None`: all count.
     pub(super) counts: Option<&'a [bool]>,
+    /// The encoder's output, for a decoder behind one.
+    pub(super) memory: Option<&'a Side>,
     /// Memory for the pass.
     pub(super) scratch: &'a Scratch,
 }
@@ -41,6 +45,9 @@ pub(super) struct Block {
     /// Of what attention and feed-forward add, where that is normalized.
     branch_norms: Option<[Norm; 2]>,
     attention: SelfAttention,
+    cross: Option<CrossAttention>,
+    /// Of the stack's output, in the last block of an encoder in front of a decoder.
+    closing: Option<Norm>,
     residual: Residual,
     activation: Activation,
     /// Where the feed-forward part is one of experts.
@@ -50,7 +57,7 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn load(weights: &Weights, block: usize) -> Result<Self> {
         let config = &weights.config;
-        let norms = config.block_norms().iter();
+        let norms = config.block_norms(block).iter();
         Ok(Self {
             linears: linear_specs(config, block)
                 .iter()
@@ -68,6 +75,14 @@ impl Block {
                 None => None,
             },
             attention: SelfAttention::load(weights, block)?,
+            cross: CrossAttention::load(weights, block)?,
+            closing: match config.last_encoder_block() == Some(block) {
+                true => {
+                    let name = weights.name(config.names_of(block).final_norm);
+                    Some(weights.norm(&name, config.hidden_size)?)
+                }
+                false => None,
+            },
             residual: config.residual,
             activation: config.activation,
             router: Router::load(weights, block)?,
@@ -85,6 +100,9 @@ impl Block {
         let mut sum = self.run(hidden, position, cache, tap, true)?;
         if self.residual == Residual::PostNorm {
             sum = self.norm(1)?.apply(position.scratch, &sum).clone();
+        }
+        if let Some(closing) = &self.closing {
+            sum = closing.apply(position.scratch, &sum).clone();
         }
         tensor(sum, hidden.dims3()?)
     }
@@ -113,7 +131,11 @@ impl Block {
         let scratch = position.scratch;
         let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
         let (qkv, rest) = self.linears.split_at(self.attention.layers());
-        let (output, feed_forward) = rest.split_first().ok_or_else(|| incomplete(self))?;
+        let (output, rest) = rest.split_first().ok_or_else(|| incomplete(self))?;
+        let of_cross = self.cross.as_ref().map_or(0, |_| cross_attention::LAYERS);
+        let (cross, feed_forward) = rest
+            .split_at_checked(of_cross)
+            .ok_or_else(|| incomplete(self))?;
 
         let x = match self.residual {
             Residual::PostNorm => copy(scratch, &sum),
@@ -133,6 +155,9 @@ impl Block {
             Residual::Sequential | Residual::PostNorm => None,
         };
         self.add(scratch, &mut sum, 0, output, &mixed)?;
+        if let Some(of_block) = &self.cross {
+            of_block.add_output(cross, &mut sum, batch, position, tap)?;
+        }
 
         let x = match (beside, self.residual) {
             (Some(x), _) => x,

@@ -8,7 +8,7 @@ use super::LlamaConfig;
 use super::config::{Activation, Positions};
 use super::elementwise::activate;
 use super::family::ModelKind;
-use super::hidden::{Hidden, counted};
+use super::hidden::{Hidden, Side, counted};
 use super::norm::Norm;
 use super::product::products;
 use super::scratch::Scratch;
@@ -72,13 +72,55 @@ impl Embedding {
 
     /// The first block's input for whole sequences, after checking them.
     pub(super) fn begin(&self, config: &LlamaConfig, sequences: &[&Sequence]) -> Result<Hidden> {
-        let tokens: Vec<&[u32]> = sequences.iter().map(|s| s.tokens.as_slice()).collect();
         for sequence in sequences {
             check_padding(config, sequence)?;
         }
+        let two_stacks = config.kind() == ModelKind::EncoderDecoder;
+        if sequences
+            .iter()
+            .any(|s| s.decoder_tokens.is_empty() == two_stacks)
+        {
+            return Err(Error::data(
+                "decoder tokens",
+                match two_stacks {
+                    true => "at least one, as the model has a decoder behind an encoder",
+                    false => "none, as the model has no decoder behind an encoder",
+                },
+                match two_stacks {
+                    true => "none",
+                    false => "some",
+                },
+            ));
+        }
+        let side = |tokens: &[&[u32]], masks: &[(Option<&[bool]>, usize)]| {
+            Ok::<Side, Error>(Side {
+                states: self.embed(config, tokens, 0)?,
+                counts: counted(masks),
+            })
+        };
+        let tokens: Vec<&[u32]> = sequences.iter().map(|s| &*s.tokens).collect();
+        let masks: Vec<_> = sequences
+            .iter()
+            .map(|s| (s.attention_mask.as_deref(), s.tokens.len()))
+            .collect();
+        let now = side(&tokens, &masks)?;
+        if !two_stacks {
+            return Ok(Hidden { now, other: None });
+        }
+        // Padding at a decoder's end: none sees it, and it must not count.
+        let decoded: Vec<&[u32]> = sequences.iter().map(|s| &*s.decoder_tokens).collect();
+        let masks: Vec<Option<Vec<bool>>> = decoded
+            .iter()
+            .map(|tokens| ending_in(tokens, config.padding))
+            .collect();
+        let masks: Vec<_> = masks
+            .iter()
+            .zip(&decoded)
+            .map(|(mask, tokens)| (mask.as_deref(), tokens.len()))
+            .collect();
         Ok(Hidden {
-            states: self.embed(config, &tokens, 0)?,
-            counts: counted(sequences),
+            now,
+            other: Some(side(&decoded, &masks)?),
         })
     }
 
@@ -132,6 +174,16 @@ impl Embedding {
         }
         tensor(hidden, (sequences.len(), time, config.hidden_size))
     }
+}
+
+/// Which tokens count where padding stands at the end; the first token counts in any case. `None`: all do.
+fn ending_in(tokens: &[u32], padding: Option<u32>) -> Option<Vec<bool>> {
+    let padded = tokens
+        .iter()
+        .rev()
+        .take_while(|&&token| Some(token) == padding);
+    let counted = tokens.len() - padded.count().min(tokens.len() - 1);
+    (counted < tokens.len()).then(|| (0..tokens.len()).map(|at| at < counted).collect())
 }
 
 /// Whether padding stands where the model can do without it.
@@ -238,6 +290,7 @@ pub(super) struct Head {
     transform: Option<Transform>,
     weight: Tensor,
     bias: Option<Tensor>,
+    scale: f32,
     softcap: Option<f32>,
 }
 
@@ -268,6 +321,7 @@ impl Head {
                 Some(name) => Some(weights.read(name, &[config.vocab_size])?),
                 None => None,
             },
+            scale: config.head_scale as f32,
             softcap: config.logit_softcap.map(|cap| cap as f32),
         })
     }
@@ -287,6 +341,9 @@ impl Head {
         }
         if let Some(transform) = &self.transform {
             last = transform.apply(scratch, &last)?;
+        }
+        if self.scale != 1.0 {
+            last *= self.scale;
         }
         let width = last.ncols();
         tensor(last, (batch, time, width))

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use faer::Accum;
 use ndarray::{Array2, Axis};
-use sparsegpt::Tap;
+use sparsegpt::{NoTap, Tap};
 
 use super::block::{Position, observe};
 use super::config::Activation;
@@ -57,8 +57,8 @@ impl Router {
     }
 
     /// Adds what the experts make of `x` (tokens x width) to `sum`, where there is one, weighed token by token. What
-    /// each expert's layers read goes to `tap`, the tokens of that expert alone; an expert without tokens shows
-    /// nothing.
+    /// each expert's layers read goes to `tap`, the tokens of that expert alone, or all where the tap wants them; an
+    /// expert without tokens shows nothing otherwise.
     pub(super) fn add_output(
         &self,
         linears: &[Linear],
@@ -86,7 +86,14 @@ impl Router {
         }
         let shares = self.shares(scratch, x)?;
         for (expert, (layers, share)) in experts.chunks_exact(LAYERS).zip(&shares).enumerate() {
-            if share.is_empty() {
+            let [input, output] = expert_inputs(expert);
+            let wants_all = tap.wants_all(input) || tap.wants_all(output);
+            if wants_all {
+                observe(tap, input, sequences, x, position.counts);
+                let inner = inner(layers, self.activation, scratch, x)?;
+                observe(tap, output, sequences, &inner, position.counts);
+            }
+            if share.is_empty() || (wants_all && sum.is_none()) {
                 continue;
             }
             let mut own = scratch.matrix(share.len(), x.ncols());
@@ -96,10 +103,10 @@ impl Router {
             let counts: Option<Vec<bool>> = position
                 .counts
                 .map(|counts| share.iter().map(|(token, _)| counts[*token]).collect());
-            let [input, output] = expert_inputs(expert);
-            observe(tap, input, sequences, &own, counts.as_deref());
+            let routed: &mut dyn Tap = if wants_all { &mut NoTap } else { &mut *tap };
+            observe(routed, input, sequences, &own, counts.as_deref());
             let inner = inner(layers, self.activation, scratch, &own)?;
-            observe(tap, output, sequences, &inner, counts.as_deref());
+            observe(routed, output, sequences, &inner, counts.as_deref());
             if let (Some(sum), Some(down)) = (&mut sum, layers.last()) {
                 add_weighed(sum, scratch, down, &inner, share)?;
             }

@@ -46,6 +46,10 @@ pub enum Family {
     Roberta,
     /// XLM-RoBERTa: RoBERTa under another name.
     XlmRoberta,
+    /// T5: an encoder and a decoder, biases by relative position, feed-forward gated or not.
+    T5,
+    /// mT5: T5 whose logits are not scaled.
+    Mt5,
 }
 
 /// What a family's models read and predict.
@@ -56,6 +60,8 @@ pub enum ModelKind {
     Decoder,
     /// A token sees all others, and predicts what stood in its place (masked language modelling).
     Encoder,
+    /// A decoder whose blocks see the output of an encoder besides.
+    EncoderDecoder,
 }
 
 /// How activations are normalized.
@@ -125,6 +131,8 @@ pub(super) enum PositionKind {
     LearnedBehindPadding,
     /// Scores fall with the distance, at another slope in each head.
     Alibi,
+    /// Scores are shifted by learned biases, by bucket of distances. They stand in the first block of each stack.
+    Relative,
 }
 
 /// How many of a head's dimensions are turned.
@@ -193,6 +201,20 @@ pub(super) enum FeedForward {
         up: &'static str,
         down: &'static str,
     },
+    /// As `Gated` or as `Plain`, as `feed_forward_proj` says.
+    GatedOrPlain {
+        gated: [&'static str; 2],
+        plain: &'static str,
+        down: &'static str,
+    },
+}
+
+/// Attention of a decoder's block over the encoder's output: its norm, query, key, value and output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CrossAttention {
+    pub(super) norm: &'static str,
+    pub(super) qkv: [&'static str; 3],
+    pub(super) output: &'static str,
 }
 
 /// The experts of a feed-forward part: names within the block, and keys of `config.json`.
@@ -247,6 +269,9 @@ pub(super) struct Names {
     /// Of the heads of queries and of keys.
     pub(super) qk_norms: Option<[&'static str; 2]>,
     pub(super) output: &'static str,
+    /// The table of relative positions, in the first block.
+    pub(super) relative_bias: Option<&'static str>,
+    pub(super) cross: Option<CrossAttention>,
     pub(super) feed_forward: FeedForward,
     pub(super) final_norm: &'static str,
     pub(super) head_transform: Option<HeadTransform>,
@@ -298,7 +323,14 @@ pub(super) struct FamilySpec {
     pub(super) transposed: bool,
     pub(super) windows: Windows,
     pub(super) experts: Option<ExpertSpec>,
+    /// Whether the head is the embedding only where the checkpoint has no head, whatever the key says.
+    pub(super) tied_unless_stored: bool,
+    /// Whether what the head reads is divided by the root of its width, unless `scale_decoder_outputs`, or in its absence
+    /// `tie_word_embeddings`, says no.
+    pub(super) scaled_head: bool,
     pub(super) names: Names,
+    /// Those of the encoder in front of a decoder.
+    pub(super) encoder_names: Option<Names>,
 }
 
 const LLAMA_NAMES: Names = Names {
@@ -314,6 +346,8 @@ const LLAMA_NAMES: Names = Names {
     qkv: Qkv::Split(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     qk_norms: None,
     output: "self_attn.o_proj",
+    relative_bias: None,
+    cross: None,
     feed_forward: FeedForward::Gated {
         gate: "mlp.gate_proj",
         up: "mlp.up_proj",
@@ -357,7 +391,10 @@ const LLAMA: FamilySpec = FamilySpec {
     transposed: false,
     windows: Windows::Never,
     experts: None,
+    tied_unless_stored: false,
+    scaled_head: false,
     names: LLAMA_NAMES,
+    encoder_names: None,
 };
 
 /// LLaMA without optional biases.
@@ -859,6 +896,89 @@ const XLM_ROBERTA: FamilySpec = FamilySpec {
     ..ROBERTA
 };
 
+const T5_NAMES: Names = Names {
+    prefix: "",
+    embedding: "shared",
+    blocks: "decoder.block",
+    norms: ["layer.0.layer_norm", "layer.2.layer_norm"],
+    qkv: Qkv::Split([
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+    ]),
+    output: "layer.0.SelfAttention.o",
+    relative_bias: Some("layer.0.SelfAttention.relative_attention_bias"),
+    cross: Some(CrossAttention {
+        norm: "layer.1.layer_norm",
+        qkv: [
+            "layer.1.EncDecAttention.q",
+            "layer.1.EncDecAttention.k",
+            "layer.1.EncDecAttention.v",
+        ],
+        output: "layer.1.EncDecAttention.o",
+    }),
+    feed_forward: FeedForward::GatedOrPlain {
+        gated: ["layer.2.DenseReluDense.wi_0", "layer.2.DenseReluDense.wi_1"],
+        plain: "layer.2.DenseReluDense.wi",
+        down: "layer.2.DenseReluDense.wo",
+    },
+    final_norm: "decoder.final_layer_norm",
+    ignored: &[
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        ".EncDecAttention.relative_attention_bias.weight",
+    ],
+    ..LLAMA_NAMES
+};
+
+const T5: FamilySpec = FamilySpec {
+    family: Family::T5,
+    model_type: "t5",
+    kind: ModelKind::EncoderDecoder,
+    padding: Some(0),
+    keys: &[
+        ("hidden_size", "d_model"),
+        ("num_hidden_layers", "num_layers"),
+        ("num_attention_heads", "num_heads"),
+        ("num_key_value_heads", ""),
+        ("head_dim", "d_kv"),
+        ("intermediate_size", "d_ff"),
+        ("hidden_act", ""),
+        // Relative positions have no longest sequence.
+        ("max_position_embeddings", ""),
+        ("rms_norm_eps", "layer_norm_epsilon"),
+    ],
+    max_positions: 1 << 24,
+    head_dim: Some(64),
+    activation: "relu",
+    positions: PositionKind::Relative,
+    tied_by_default: true,
+    tied_unless_stored: true,
+    scaled_head: true,
+    names: T5_NAMES,
+    encoder_names: Some(Names {
+        blocks: "encoder.block",
+        norms: ["layer.0.layer_norm", "layer.1.layer_norm"],
+        cross: None,
+        feed_forward: FeedForward::GatedOrPlain {
+            gated: ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"],
+            plain: "layer.1.DenseReluDense.wi",
+            down: "layer.1.DenseReluDense.wo",
+        },
+        final_norm: "encoder.final_layer_norm",
+        ..T5_NAMES
+    }),
+    ..UNBIASED
+};
+
+const MT5: FamilySpec = FamilySpec {
+    family: Family::Mt5,
+    model_type: "mt5",
+    activation: "gated-gelu",
+    scaled_head: false,
+    ..T5
+};
+
 /// All of them.
 pub(super) const FAMILIES: &[&FamilySpec] = &[
     &LLAMA,
@@ -881,6 +1001,8 @@ pub(super) const FAMILIES: &[&FamilySpec] = &[
     &BERT,
     &ROBERTA,
     &XLM_ROBERTA,
+    &T5,
+    &MT5,
 ];
 
 impl Family {

@@ -1,4 +1,4 @@
-//! Models of the GPT, LLaMA and BERT kind on candle tensors: one stack of blocks in parts (norms, positions, attention,
+//! Models of the GPT, LLaMA, BERT and T5 kind on candle tensors: one stack of blocks in parts (norms, positions, attention,
 //! feed-forward, residual order, weight layout), families as tables of names and choices, and the adapter that prunes.
 //!
 //! A model is a [`LlamaConfig`] and a [`TensorSource`](crate::TensorSource). [`Llama`] loads all of it, for
@@ -8,6 +8,7 @@ mod adapter;
 mod attention;
 mod block;
 mod config;
+mod cross_attention;
 mod elementwise;
 mod ends;
 mod experts;

@@ -9,7 +9,7 @@ use sparsegpt::NoTap;
 use super::LlamaConfig;
 use super::block::{Block, Position};
 use super::ends::{Embedding, Head};
-use super::hidden::Hidden;
+use super::hidden::{Hidden, Side};
 use super::scratch::Scratch;
 use super::self_attention::BlockCache;
 use super::weights::Weights;
@@ -28,14 +28,14 @@ pub struct Llama {
 #[derive(Clone, Debug)]
 pub struct KvCache {
     blocks: Vec<BlockCache>,
-    tokens: usize,
+    tokens: Vec<u32>,
 }
 
 impl KvCache {
     /// Tokens seen.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.tokens.len()
     }
 }
 
@@ -70,7 +70,7 @@ impl Llama {
     pub fn cache(&self) -> KvCache {
         KvCache {
             blocks: vec![None; self.blocks.len()],
-            tokens: 0,
+            tokens: Vec::new(),
         }
     }
 
@@ -78,7 +78,7 @@ impl Llama {
     /// others, those that it was trained to take for padding too (as in transformers without an attention mask).
     ///
     /// # Errors
-    /// If the sequences are empty, of different lengths or longer than the model allows, or a token is
+    /// For an encoder with a decoder, which needs tokens for both ([`forward_sequences`](Self::forward_sequences)); if the sequences are empty, of different lengths or longer than the model allows, or a token is
     /// outside the vocabulary.
     pub fn forward(&self, sequences: &[&[u32]]) -> Result<Tensor> {
         let sequences: Vec<Sequence> = sequences.iter().map(|&tokens| tokens.into()).collect();
@@ -90,7 +90,7 @@ impl Llama {
     ///
     /// # Errors
     /// As [`forward`](Self::forward); for a mask without a token that counts; for a decoder, with padding in front of a
-    /// token.
+    /// token; for an encoder with a decoder, without tokens for the latter.
     pub fn forward_sequences(&self, sequences: &[Sequence]) -> Result<Tensor> {
         let sequences: Vec<&Sequence> = sequences.iter().collect();
         let hidden = self.embedding.begin(&self.config, &sequences)?;
@@ -105,8 +105,19 @@ impl Llama {
     /// # Errors
     /// As [`forward`](Self::forward), and for models that are no decoders.
     pub fn next(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
-        let hidden = self.hidden(&[tokens], Some(cache))?;
-        let last = hidden.i((0, tokens.len() - 1..tokens.len()))?;
+        let mut fresh = tokens;
+        let all;
+        if self
+            .config
+            .turns_anew(cache.tokens(), cache.tokens() + tokens.len())
+        {
+            // The cached keys have turned by angles that no longer hold.
+            all = [&cache.tokens, tokens].concat();
+            (*cache, fresh) = (self.cache(), &all);
+        }
+        let hidden = self.hidden(&[fresh], Some(cache))?;
+        cache.tokens.extend(fresh);
+        let last = hidden.i((0, fresh.len() - 1..fresh.len()))?;
         Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
     }
 
@@ -126,17 +137,20 @@ impl Llama {
                 cache.blocks.len(),
             ));
         }
-        let past = cache.as_ref().map_or(0, |cache| cache.tokens);
+        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
         let hidden = Hidden {
-            states: self.embedding.embed(&self.config, sequences, past)?,
-            counts: None,
+            now: Side {
+                states: self.embedding.embed(&self.config, sequences, past)?,
+                counts: None,
+            },
+            other: None,
         };
         self.run(hidden, cache)
     }
 
     /// What the head reads, from the first block's input.
     fn run(&self, mut hidden: Hidden, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let past = cache.as_ref().map_or(0, |cache| cache.tokens);
+        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
         let time = hidden.time()?;
         let rotary = self.config.rotary_tables(past, time);
         let scratch = Scratch::default();
@@ -146,13 +160,10 @@ impl Llama {
                 ..hidden.position(rotary.as_ref(), &scratch)
             };
             let cache = cache.as_mut().map(|cache| &mut cache.blocks[index]);
-            let states = block.forward(&hidden.states, &position, cache, &mut NoTap)?;
-            hidden = hidden.after(states);
+            let states = block.forward(hidden.states(), &position, cache, &mut NoTap)?;
+            hidden = hidden.after(&self.config, index, states);
         }
-        if let Some(cache) = cache {
-            cache.tokens += time;
-        }
-        self.head.prepare(&scratch, &hidden.states)
+        self.head.prepare(&scratch, hidden.states())
     }
 
     /// Logits (tokens x vocabulary) from what [`hidden`](Self::hidden) gives (tokens x width).

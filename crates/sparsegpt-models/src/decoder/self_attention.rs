@@ -3,11 +3,11 @@
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
 use rayon::prelude::*;
 
-use super::attention::{Mixer, alibi_slopes};
+use super::attention::{Mixer, RelativeBias, alibi_slopes};
 use super::block::Position;
 use super::config::Positions;
 use super::elementwise::rotate;
-use super::family::{ModelKind, Qkv};
+use super::family::Qkv;
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
 use super::scratch::{Scrap, Scratch};
@@ -30,13 +30,14 @@ pub(super) struct SelfAttention {
     window: Option<usize>,
     scale: f32,
     slopes: Vec<f32>,
+    relative: Option<RelativeBias>,
     softcap: Option<f32>,
 }
 
 impl SelfAttention {
     pub(super) fn load(weights: &Weights, block: usize) -> Result<Self> {
         let config = &weights.config;
-        let names = &config.family.spec().names;
+        let names = config.names_of(block);
         let head_dim = config.head_dim;
         let norm = |part| weights.norm(&weights.block_name(block, part), head_dim);
         let kv = config.kv_heads * head_dim;
@@ -48,13 +49,14 @@ impl SelfAttention {
             },
             widths: [config.heads * head_dim, kv, kv],
             head_dim,
-            causal: config.kind() == ModelKind::Decoder,
+            causal: config.causal(block),
             window: config.sliding_windows[block],
             scale: config.score_scales[block] as f32,
             slopes: match config.positions {
                 Positions::Alibi => alibi_slopes(config.heads),
                 _ => Vec::new(),
             },
+            relative: relative_bias(weights, block)?,
             softcap: config.score_softcap.map(|cap| cap as f32),
         })
     }
@@ -97,6 +99,7 @@ impl SelfAttention {
             head_dim: self.head_dim,
             scale: self.scale,
             slopes: &self.slopes,
+            relative: self.relative.as_ref(),
             softcap: self.softcap,
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
@@ -137,6 +140,22 @@ impl SelfAttention {
             )),
         }
     }
+}
+
+/// The biases by relative position of a block's stack, where it has some.
+fn relative_bias(weights: &Weights, block: usize) -> Result<Option<RelativeBias>> {
+    let config = &weights.config;
+    let (Some((name, shape)), Positions::Relative { max_distance, .. }) =
+        (weights.relative_bias(block), &config.positions)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(RelativeBias {
+        table: weights.read(&name, &shape)?.flatten_all()?.to_vec1()?,
+        heads: config.heads,
+        max_distance: *max_distance,
+        both_ways: !config.causal(block),
+    }))
 }
 
 /// From rows that are pieces of three parts in turn, the pieces of one part.

@@ -236,6 +236,14 @@ impl Tokenizer {
         })
     }
 
+    /// The sentinels that stand for spans of tokens (`<extra_id_0>` and so on, T5), in the order of their use.
+    #[must_use]
+    pub fn sentinels(&self) -> Vec<u32> {
+        (0..)
+            .map_while(|index| self.inner.token_to_id(&format!("<extra_id_{index}>")))
+            .collect()
+    }
+
     /// The token that hides another from an encoder, where the tokenizer has one.
     #[must_use]
     pub fn mask(&self) -> Option<u32> {

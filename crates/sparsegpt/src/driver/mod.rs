@@ -19,7 +19,7 @@ use std::slice;
 use ndarray::ArrayView2;
 
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
-pub use plan::{ModelPlan, PlannedLayer, Rule, Selector, Starved};
+pub use plan::{LeastTokens, ModelPlan, PlannedLayer, Rule, Selector, Starved};
 
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;

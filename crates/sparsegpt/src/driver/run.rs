@@ -12,11 +12,12 @@ use ndarray::Array2;
 use super::block::{PlannedBlock, Treatment};
 use super::tap::HessianTap;
 use super::{
-    FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent, Tap,
+    FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer, ProgressEvent,
+    Starved, Tap,
 };
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
-use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation};
+use crate::report::{LayerReport, ModelReport, ModelSeconds, Propagation, StarvedLayer};
 use crate::solver::{LayerPruner, LayerSettings, LayerTask, PrunedLayer};
 
 /// Where finished layers go, and with it what the blocks behind them are calibrated on.
@@ -221,12 +222,22 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             let goes_on = last_calibrated.is_some_and(|last| block < last);
             let mut went_on = false;
             let mut statistics = Vec::new();
+            let mut routed = BTreeMap::new();
             if planned.needs_hessian() {
-                // Where the block stays dense, its calibration gives the next block's inputs too.
-                went_on = goes_on && self.outlet.propagation() == Propagation::Dense;
+                // Where the block stays dense, its calibration gives the next block's inputs too, unless its own are
+                // needed once more.
+                let may_share = planned.treatments().any(|treatment| {
+                    treatment.starved == Starved::Share
+                        && self.adapter.may_starve(block, treatment.layer.input)
+                });
+                went_on = goes_on && !may_share && self.outlet.propagation() == Propagation::Dense;
                 statistics = self.calibrate(block, planned, &mut hidden, went_on)?;
+                routed = self.routed(block, &statistics);
+                if may_share {
+                    self.share(block, planned, &mut hidden, &routed, &mut statistics)?;
+                }
             }
-            self.solve(block, planned, statistics)?;
+            self.solve(block, planned, statistics, &routed)?;
             if goes_on && !went_on {
                 self.propagate(block, &mut hidden)?;
             }
@@ -259,6 +270,73 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                     .push((input, self.pruner.statistics(&name, treatment.layer.cols)?));
             }
         }
+        self.observe(block, hidden, &mut tap, go_on)?;
+        self.seconds.calibrate += start.elapsed().as_secs_f64();
+        self.seconds.hessian += tap.seconds;
+        Ok(tap.statistics)
+    }
+
+    /// Tokens that have reached each input which may starve.
+    fn routed(
+        &self,
+        block: usize,
+        statistics: &[(usize, Box<dyn Statistics>)],
+    ) -> BTreeMap<usize, u64> {
+        let may_starve = statistics
+            .iter()
+            .filter(|(input, _)| self.adapter.may_starve(block, *input));
+        may_starve
+            .map(|(input, statistics)| (*input, statistics.tokens()))
+            .collect()
+    }
+
+    /// Puts statistics of all tokens of the block in place of those of starved inputs whose layers are to share them.
+    fn share(
+        &mut self,
+        block: usize,
+        planned: &PlannedBlock<'_>,
+        hidden: &mut [A::Hidden],
+        routed: &BTreeMap<usize, u64>,
+        statistics: &mut [(usize, Box<dyn Statistics>)],
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut tap = HessianTap {
+            all: true,
+            ..HessianTap::default()
+        };
+        for (&input, &tokens) in routed {
+            let mut group = planned.reading(input).into_iter();
+            let sharing = group.find(|treatment| {
+                treatment.starved == Starved::Share && treatment.starves_at(tokens)
+            });
+            if let Some(treatment) = sharing {
+                let name = planned.shared_name(input);
+                let of_all = self.pruner.statistics(&name, treatment.layer.cols)?;
+                tap.statistics.push((input, of_all));
+            }
+        }
+        if !tap.statistics.is_empty() {
+            self.observe(block, hidden, &mut tap, false)?;
+        }
+        for (input, of_all) in tap.statistics {
+            if let Some((_, own)) = statistics.iter_mut().find(|(of, _)| *of == input) {
+                *own = of_all;
+            }
+        }
+        self.seconds.calibrate += start.elapsed().as_secs_f64();
+        self.seconds.hessian += tap.seconds;
+        Ok(())
+    }
+
+    /// Runs the dense block over the calibration set with a tap. With `go_on` the hidden states become the block's
+    /// outputs.
+    fn observe(
+        &mut self,
+        block: usize,
+        hidden: &mut [A::Hidden],
+        tap: &mut HessianTap,
+        go_on: bool,
+    ) -> Result<()> {
         let of = hidden.len();
         let calibrating = of - self.held_out;
         let mut done = 0;
@@ -269,10 +347,10 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             let inputs = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {
-                self.advance(block, inputs, &mut tap, action)?;
+                self.advance(block, inputs, tap, action)?;
             } else {
                 self.adapter
-                    .observe_batch(block, inputs, &mut tap)
+                    .observe_batch(block, inputs, tap)
                     .map_err(|e| failed(block, action, e))?;
             }
             if let Some(error) = tap.error.take() {
@@ -284,9 +362,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 return Err(Error::Cancelled { block });
             }
         }
-        self.seconds.calibrate += start.elapsed().as_secs_f64();
-        self.seconds.hessian += tap.seconds;
-        Ok(tap.statistics)
+        Ok(())
     }
 
     /// Solves the block's layers, those of one input together, under all plans, or shows them to the observer.
@@ -295,6 +371,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         block: usize,
         planned: &PlannedBlock<'_>,
         mut statistics: Vec<(usize, Box<dyn Statistics>)>,
+        routed: &BTreeMap<usize, u64>,
     ) -> Result<()> {
         let mut since = Instant::now();
         for input in planned.inputs() {
@@ -317,11 +394,16 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 }
                 continue;
             }
-            let starved = hessian.as_ref().is_some_and(|h| h.tokens() == 0)
-                && self.adapter.may_starve(block, input);
-            let settings = self.settings(&group, starved)?;
-            if starved {
-                hessian = None;
+            let tokens = hessian.as_ref().map_or(0, |hessian| hessian.tokens());
+            let settings = self.settings(&group, routed.get(&input).copied(), tokens)?;
+            // What is left to magnitude is not measured on the few tokens that were too few to calibrate on.
+            if !settings.iter().any(|settings| settings.needs_hessian()) {
+                let starved = |treatment: &Treatment<'_>| {
+                    routed
+                        .get(&input)
+                        .is_some_and(|&tokens| treatment.starves_at(tokens))
+                };
+                hessian = hessian.filter(|_| !group.iter().any(starved));
             }
             let tasks: Vec<LayerTask<'_>> = group
                 .iter()
@@ -358,20 +440,26 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// What is done to a group's layers; where no token has reached their input, what is done without.
+    /// What is done to a group's layers; where too few tokens were routed to their input (`None`: it cannot starve),
+    /// what is done then, with statistics of so many.
     fn settings<'p>(
         &mut self,
         group: &[Treatment<'p>],
-        starved: bool,
+        routed: Option<u64>,
+        tokens: u64,
     ) -> Result<Vec<Cow<'p, LayerSettings>>> {
         let of = |treatment: &Treatment<'p>| {
-            if !starved || !treatment.needs_hessian() {
+            let Some(routed) = routed.filter(|&routed| treatment.starves_at(routed)) else {
                 return Ok(Cow::Borrowed(treatment.settings));
-            }
-            let settings = treatment.uncalibrated()?;
-            let report = &mut self.reports[treatment.variant];
-            report.starved.push(treatment.layer.name.clone());
-            Ok(Cow::Owned(settings))
+            };
+            let settings = treatment.starved(routed, tokens)?;
+            self.reports[treatment.variant].starved.push(StarvedLayer {
+                layer: treatment.layer.name.clone(),
+                tokens: routed,
+                least_tokens: treatment.least_tokens,
+                treatment: treatment.starved,
+            });
+            Ok(settings)
         };
         group.iter().map(of).collect()
     }

@@ -13,6 +13,8 @@ pub(super) struct HessianTap {
     pub(super) statistics: Vec<(usize, Box<dyn Statistics>)>,
     /// Whether what is observed is held out: it judges the layers and does not calibrate them.
     pub(super) holds_out: bool,
+    /// Whether the inputs are wanted with all tokens of the block, not with those alone that are routed to them.
+    pub(super) all: bool,
     pub(super) error: Option<Error>,
     pub(super) seconds: f64,
 }
@@ -20,6 +22,10 @@ pub(super) struct HessianTap {
 impl Tap for HessianTap {
     fn wants(&self, input: usize) -> bool {
         self.statistics.iter().any(|(of, _)| *of == input)
+    }
+
+    fn wants_all(&self, input: usize) -> bool {
+        self.all && self.wants(input)
     }
 
     fn observe(&mut self, input: usize, batch: Batch<'_>) {

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod dry_run;
+mod pretraining;
 mod progress;
 mod summary;
 mod variants;
@@ -13,7 +14,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model};
+use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, Sparsity, prune_model};
 use sparsegpt_models::calibration::{
     self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
@@ -99,6 +100,16 @@ pub(crate) struct PruneFlags {
     /// Seed of the draw [default: 0]
     #[arg(long, help_heading = "Calibration")]
     pub(crate) seed: Option<u64>,
+
+    /// Hide this share of the calibration tokens, as in the pre-training of an encoder (BERT, RoBERTa) [default: 15% of
+    /// text, 0% of ready token ids]
+    #[arg(long, value_name = "PERCENT", help_heading = "Calibration")]
+    #[serde(with = "crate::flags::percentage")]
+    pub(crate) mask_rate: Option<Sparsity>,
+
+    /// The token that stands for a hidden one [default: the tokenizer's]
+    #[arg(long, value_name = "ID", help_heading = "Calibration")]
+    pub(crate) mask_token: Option<u32>,
 
     /// Keep the last N calibration sequences out of all Hessians; the error on them judges each layer [default: 0]
     #[arg(long, value_name = "N", help_heading = "Calibration")]
@@ -416,14 +427,7 @@ pub(super) fn calibrate(
 ) -> Result<Calibration, Failure> {
     let file = calibration_file(flags)?;
     let options = calibration_options(file, config, flags, console)?;
-    let calibration = if holds_token_ids(file) {
-        draw(file, &no_text, &options)
-    } else {
-        let tokenizer = model::tokenizer(checkpoint)?;
-        let encode = |text: &str| tokenizer.encode_while(text, &interrupt::not_requested);
-        draw(file, &encode, &options)
-    }
-    .map_err(Failure::reading)?;
+    let calibration = pretraining::calibrate(checkpoint, config, flags, file, &options)?;
     check_tokens(&calibration, config, file)?;
     interrupt::check()?;
     Ok(calibration)
