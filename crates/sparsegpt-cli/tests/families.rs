@@ -502,7 +502,7 @@ fn starved_experts_follow_the_flags_and_stand_in_the_report() {
         "--min-expert-tokens few",
     );
     fail(
-        &[&refused[..9], &["--mask-rate", "15%"]].concat(),
+        &[&refused[..8], &["--mask-rate", "15%"]].concat(),
         2,
         "--mask-rate and --mask-token are for encoders",
     );
