@@ -378,14 +378,14 @@ fn starved_layers_can_share_the_tokens_of_the_whole_block() {
 
     // Several plans in one pass, of which one shares: in the first block, so that the inputs of the second are needed
     // after the second look.
-    let starving = Model {
+    let mut starving = Model {
         starve: Some((0, 0)),
         ..Model::new(2, 7)
     };
     let plans = [sharing, ModelPlan::new(half())];
     let mut weights = Vec::new();
     let reports = prune_model_variants(
-        &mut starving.clone(),
+        &mut starving,
         &Solver::new(Host),
         &sequences(3),
         &plans,
