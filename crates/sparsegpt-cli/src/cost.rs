@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::Array2;
 use sparsegpt::driver::PlannedLayer;
 use sparsegpt::{Batch, LayerPruner};
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt_models::decoder::TransformerConfig;
 
 use crate::failure::Failure;
 
@@ -75,7 +75,7 @@ fn area(layer: &PlannedLayer) -> f64 {
 /// The cost of each block, with the same steps that the driver takes.
 pub(crate) fn blocks(
     variants: &Variants,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     size: CalibrationSize,
 ) -> Vec<BlockCost> {
     let blocks = block_count(variants);
@@ -125,7 +125,11 @@ pub(crate) fn blocks(
 /// Bytes in memory at the peak: the hidden states of the calibration set, and either the embedding or the
 /// most demanding block with its Hessians. Pages of the mapped checkpoint are not counted. Results are
 /// written as they come, so that more plans take no more.
-pub(crate) fn peak_bytes(variants: &Variants, config: &LlamaConfig, size: CalibrationSize) -> f64 {
+pub(crate) fn peak_bytes(
+    variants: &Variants,
+    config: &TransformerConfig,
+    size: CalibrationSize,
+) -> f64 {
     const F32: f64 = 4.0;
     let calibrated = variants.iter().flatten().flatten().any(needs_hessian);
     let tokens = size.length as f64;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig, ModelKind};
+use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter, TransformerConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use crate::failure::{Exit, Failure};
@@ -30,18 +30,18 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Work, format!("cannot start threads: {error}")))
 }
 
-pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
+pub(crate) fn open(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
     let checkpoint = Checkpoint::open(path).map_err(of_model)?;
-    let config = LlamaConfig::of(&checkpoint).map_err(of_model)?;
+    let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
     Ok((checkpoint, config))
 }
 
 /// Why the commands that run a model do not take this one; `None` if they do. Reads no weights.
 pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
     let mut sink = Overlay::new(checkpoint.tensors());
-    let adapter = LlamaConfig::of(checkpoint).and_then(|_| {
-        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
+    let adapter = TransformerConfig::of(checkpoint).and_then(|_| {
+        TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
     });
     adapter.err().map(|error| error.to_string())
 }
@@ -49,8 +49,8 @@ pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     source: &Arc<dyn TensorSource>,
-) -> Result<Llama, Failure> {
-    Llama::load(checkpoint.config(), source)
+) -> Result<Transformer, Failure> {
+    Transformer::load(checkpoint.config(), source)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
 /// The sequence length asked for, or the lesser of the default and the model's longest, and a remark on which.
 pub(crate) fn sequence_length(
     asked: Option<usize>,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     console: &crate::console::Console,
 ) -> usize {
     asked.unwrap_or_else(|| {

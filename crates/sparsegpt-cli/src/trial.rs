@@ -6,7 +6,7 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 use sparsegpt::{LayerPruner, ModelPlan, ModelReport, ProgressEvent, prune_model};
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter};
+use sparsegpt_models::decoder::{Transformer, TransformerAdapter};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
 use sparsegpt_models::{Sequence, TensorSource};
 
@@ -33,7 +33,7 @@ impl Trial<'_> {
     ) -> Result<(ModelReport, Arc<dyn TensorSource>), Failure> {
         let pruned = Overlay::new(self.checkpoint.tensors());
         let mut sink = pruned.clone();
-        let mut adapter = LlamaAdapter::new(
+        let mut adapter = TransformerAdapter::new(
             self.checkpoint.config(),
             self.checkpoint.tensors(),
             &mut sink,
@@ -67,7 +67,7 @@ impl Trial<'_> {
         &self,
         source: &Arc<dyn TensorSource>,
         what: &str,
-    ) -> Result<(Llama, Perplexity), Failure> {
+    ) -> Result<(Transformer, Perplexity), Failure> {
         interrupt::check()?;
         let llama = model::load(self.checkpoint, source)?;
         let result = perplexity(&llama, self.text, &self.options, &mut |done, of, _| {

@@ -17,7 +17,7 @@ use sparsegpt::{
     Starved, prune_model,
 };
 use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter, ModelKind};
+use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter};
 use sparsegpt_models::evaluate::token_nll;
 use sparsegpt_models::generate::{GenerateOptions, generate};
 use sparsegpt_models::inspect::inspect;
@@ -112,13 +112,13 @@ fn plain(tokens: &[Vec<u32>]) -> Vec<Sequence> {
     tokens.iter().cloned().map(Sequence::from).collect()
 }
 
-fn logits(model: &Llama, sequences: &[Sequence]) -> Vec<f32> {
+fn logits(model: &Transformer, sequences: &[Sequence]) -> Vec<f32> {
     let logits = model.forward_sequences(sequences).unwrap();
     logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// The largest difference of any logit of a token that counts.
-fn logit_difference(model: &Llama, expected: &File) -> f32 {
+fn logit_difference(model: &Transformer, expected: &File) -> f32 {
     let sequences = expected.sequences("tokens");
     let vocabulary = model.config().vocab_size;
     let (found, expected) = (logits(model, &sequences), expected.floats("logits"));
@@ -166,7 +166,7 @@ fn logits_equal_those_of_transformers() {
             return;
         };
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+        let model = Transformer::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
         let expected = File::read(&folder.join("expected.safetensors"));
         let difference = logit_difference(&model, &expected);
         eprintln!("{family}: largest logit difference {difference:.1e}");
@@ -189,7 +189,7 @@ fn further_families_equal_transformers() {
     let mut wrong = Vec::new();
     for folder in folders {
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let model = match Llama::load(checkpoint.config(), &checkpoint.tensors()) {
+        let model = match Transformer::load(checkpoint.config(), &checkpoint.tensors()) {
             Ok(model) => model,
             Err(error) => {
                 wrong.push(format!("{}: {error}", folder.display()));
@@ -229,7 +229,7 @@ fn experts_are_calibrated_on_their_own_tokens() {
     let run = |sequences: &[Sequence]| {
         let mut sink = Overlay::new(checkpoint.tensors());
         let mut adapter =
-            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+            TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
         let settings = LayerSettings::new("50%".parse::<Pattern>().unwrap());
         prune_model(
             &mut adapter,
@@ -274,7 +274,7 @@ fn prune(folder: &Path, sequences: &[Sequence]) -> (ModelReport, Overlay) {
     let pruned = Overlay::new(checkpoint.tensors());
     let mut sink = pruned.clone();
     let mut adapter =
-        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
     let report = prune_model(
         &mut adapter,
         &Solver::new(Cpu::new(2).unwrap()),
@@ -318,7 +318,7 @@ fn padding_stays_out_of_an_encoders_statistics() {
     let load = |pruned: Overlay| {
         let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> =
             std::sync::Arc::new(pruned);
-        Llama::load(checkpoint.config(), &source).unwrap()
+        Transformer::load(checkpoint.config(), &source).unwrap()
     };
     let [a, b] = [of_alone, of_filled].map(|pruned| logits(&load(pruned), &alone[..1]));
     assert!(largest_difference(&a, &b) < 2e-2);
@@ -375,7 +375,7 @@ fn an_encoders_output_reaches_the_decoder_pruned() {
     let solver = Solver::new(Cpu::new(2).unwrap());
     let mut go_on = |_: &ProgressEvent<'_>| ControlFlow::Continue(());
     let mut adapter =
-        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+        TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
     let encoder = plan().only(Selector::Name("encoder*".into()));
     prune_model(&mut adapter, &solver, &sequences, &encoder, &mut go_on).unwrap();
     drop(adapter);
@@ -383,7 +383,7 @@ fn an_encoders_output_reaches_the_decoder_pruned() {
         std::sync::Arc::new(of_encoder);
     let both = Overlay::new(encoder.clone());
     let mut sink = both.clone();
-    let mut adapter = LlamaAdapter::new(checkpoint.config(), encoder, &mut sink).unwrap();
+    let mut adapter = TransformerAdapter::new(checkpoint.config(), encoder, &mut sink).unwrap();
     let decoder = plan().only(Selector::Name("decoder*".into()));
     prune_model(&mut adapter, &solver, &sequences, &decoder, &mut go_on).unwrap();
     drop(adapter);
@@ -392,7 +392,7 @@ fn an_encoders_output_reaches_the_decoder_pruned() {
     assert_eq!(read(&both), read(&pruned));
 
     let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> = std::sync::Arc::new(pruned);
-    let model = Llama::load(checkpoint.config(), &source).unwrap();
+    let model = Transformer::load(checkpoint.config(), &source).unwrap();
     assert!(
         logits(&model, &sequences)
             .iter()
@@ -412,7 +412,7 @@ fn starved_experts_share_the_tokens_of_their_block() {
     let run = |tokens: &[Vec<u32>], plan: ModelPlan| {
         let mut sink = Overlay::new(checkpoint.tensors());
         let mut adapter =
-            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+            TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
         let solver = Solver::new(Cpu::new(2).unwrap());
         let go_on = &mut |_: &ProgressEvent<'_>| ControlFlow::Continue(());
         prune_model(&mut adapter, &solver, &plain(tokens), &plan, go_on).unwrap()
@@ -458,7 +458,7 @@ fn an_encoder_has_no_next_token() {
         return;
     };
     let checkpoint = Checkpoint::open(&folder).unwrap();
-    let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+    let model = Transformer::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
     let refused = |error: Error| {
         let message = error.to_string();
         assert!(message.contains("bert is an encoder"), "{message}");
@@ -494,7 +494,7 @@ fn pruned_models_equal_those_of_the_reference() {
         let pruned = Overlay::new(checkpoint.tensors());
         let mut sink = pruned.clone();
         let mut adapter =
-            LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
+            TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).unwrap();
         let mut settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap());
         if let Some(bits) = bits {
             settings = settings.with_quantizer(UniformGrid::new(bits).unwrap());
@@ -534,7 +534,7 @@ fn pruned_models_equal_those_of_the_reference() {
         }
         let source: std::sync::Arc<dyn sparsegpt_models::TensorSource> =
             std::sync::Arc::new(pruned.clone());
-        let model = Llama::load(checkpoint.config(), &source).unwrap();
+        let model = Transformer::load(checkpoint.config(), &source).unwrap();
         let expected = File::read(&folder.join("expected.safetensors"));
         let difference = largest_difference(
             &logits(&model, &expected.sequences("tokens")),
@@ -562,7 +562,7 @@ fn patterns_hold_along_the_inputs_of_weights_stored_the_other_way_round() {
         .create_output(&out, &OutputOptions::default())
         .unwrap();
     let mut adapter =
-        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut writer).unwrap();
+        TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut writer).unwrap();
     let settings = LayerSettings::new("2:4".parse::<Pattern>().unwrap());
     let golden = File::read(&folder.join("pruned_unstructured_50.safetensors"));
     let report = prune_model(
@@ -612,7 +612,7 @@ fn smollm2_equals_transformers() {
     let expected = File::read(&folder.join("expected.safetensors"));
     let checkpoint = Checkpoint::open(&model).unwrap();
     let tokenizer = checkpoint.tokenizer().unwrap();
-    let model = Llama::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+    let model = Transformer::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
     let tokens = expected.tokens("tokens");
     for (sequence, &nll) in tokens.iter().zip(&expected.floats("mean_nll")) {
         let losses = token_nll(&model, sequence).unwrap();

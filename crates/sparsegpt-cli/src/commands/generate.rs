@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use sparsegpt_models::decoder::Llama;
+use sparsegpt_models::decoder::Transformer;
 use sparsegpt_models::generate::{GenerateOptions, Generated, generate};
 use sparsegpt_models::tokenizer::Tokenizer;
 
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure>
 
 /// Continues a prompt; `show` gets each piece of new text as soon as its characters are complete.
 pub(super) fn continue_text(
-    model: &Llama,
+    model: &Transformer,
     tokenizer: &Tokenizer,
     prompt: &str,
     options: &GenerateOptions,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use sparsegpt_models::Sequence;
-use sparsegpt_models::decoder::{LlamaConfig, ModelKind};
+use sparsegpt_models::decoder::{ModelKind, TransformerConfig};
 
 use crate::console::Console;
 use crate::failure::Failure;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
 }
 
 /// The sequences, as far as they can be checked without the model's weights.
-fn read_sequences(file: &TensorFile, config: &LlamaConfig) -> Result<Vec<Sequence>, Failure> {
+fn read_sequences(file: &TensorFile, config: &TransformerConfig) -> Result<Vec<Sequence>, Failure> {
     let tokens = read_tokens(file, TOKENS)?;
     check_tokens(file, TOKENS, &tokens, config)?;
     let shape = (tokens.len(), tokens[0].len());
@@ -124,7 +124,7 @@ fn check_tokens(
     file: &TensorFile,
     name: &str,
     tokens: &[Vec<u32>],
-    config: &LlamaConfig,
+    config: &TransformerConfig,
 ) -> Result<(), Failure> {
     let known = |id: u32| usize::try_from(id).is_ok_and(|id| id < config.vocab_size);
     if let Some(id) = tokens.iter().flatten().find(|&&id| !known(id)) {

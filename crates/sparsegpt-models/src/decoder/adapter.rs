@@ -7,7 +7,7 @@ use ndarray::Array2;
 use serde_json::Value;
 use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::block::Block;
 use super::ends::Embedding;
 use super::hidden::Hidden;
@@ -24,7 +24,7 @@ const BATCH_TOKENS: usize = 2048;
 ///
 /// Replaced weights go to the sink when their block ends, under their checkpoint names.
 #[derive(Debug)]
-pub struct LlamaAdapter<'a> {
+pub struct TransformerAdapter<'a> {
     weights: Weights,
     /// The linear layers of each block.
     specs: Vec<Vec<LinearSpec>>,
@@ -45,17 +45,17 @@ struct Current {
     replaced: Vec<bool>,
 }
 
-impl<'a> LlamaAdapter<'a> {
+impl<'a> TransformerAdapter<'a> {
     /// An adapter for a checkpoint; finished weights go to `sink`.
     ///
     /// # Errors
-    /// As [`Llama::load`](super::Llama::load); no weight is read yet.
+    /// As [`Transformer::load`](super::Transformer::load); no weight is read yet.
     pub fn new(
         config: &Value,
         source: Arc<dyn TensorSource>,
         sink: &'a mut dyn WeightSink,
     ) -> Result<Self> {
-        let config = LlamaConfig::from_json(config)?;
+        let config = TransformerConfig::from_json(config)?;
         Ok(Self {
             specs: (0..config.blocks)
                 .map(|block| linear_specs(&config, block))
@@ -71,7 +71,7 @@ impl<'a> LlamaAdapter<'a> {
 
     /// The model's configuration.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &TransformerConfig {
         &self.weights.config
     }
 
@@ -120,7 +120,7 @@ fn not_begun(block: usize) -> Error {
     Error::setting("block", "one between begin_block and end_block", block)
 }
 
-impl ModelAdapter for LlamaAdapter<'_> {
+impl ModelAdapter for TransformerAdapter<'_> {
     type Sequence = Sequence;
     type Hidden = Hidden;
     type Error = Error;

@@ -101,7 +101,7 @@ pub struct Experts {
 /// What the decoder needs to know, from `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct LlamaConfig {
+pub struct TransformerConfig {
     /// The family.
     pub family: Family,
     /// Width of the hidden state.
@@ -167,7 +167,7 @@ pub struct LlamaConfig {
     pub experts: Option<Experts>,
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
     /// What the model reads and predicts.
     #[must_use]
     pub fn kind(&self) -> ModelKind {
@@ -1032,15 +1032,15 @@ mod tests {
         let old = with(json!({"rope_theta": 500_000.0, "rope_scaling": old}));
         let new = with(json!({"rope_parameters": new}));
         assert_eq!(
-            LlamaConfig::from_json(&old).unwrap(),
-            LlamaConfig::from_json(&new).unwrap()
+            TransformerConfig::from_json(&old).unwrap(),
+            TransformerConfig::from_json(&new).unwrap()
         );
     }
 
     #[test]
     fn windows_follow_the_family() {
         let windows = |changes| {
-            LlamaConfig::from_json(&with(changes))
+            TransformerConfig::from_json(&with(changes))
                 .unwrap()
                 .sliding_windows
         };
@@ -1135,7 +1135,7 @@ mod tests {
                 "quantization_config",
             ),
         ] {
-            let error = LlamaConfig::from_json(&with(changes.clone()))
+            let error = TransformerConfig::from_json(&with(changes.clone()))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(key), "{changes}: {error}");

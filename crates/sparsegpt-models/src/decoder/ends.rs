@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use faer::Accum;
 use ndarray::{Array2, ArrayView1, s};
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::config::{Activation, Positions};
 use super::elementwise::activate;
 use super::family::ModelKind;
@@ -71,7 +71,11 @@ impl Embedding {
     }
 
     /// The first block's input for whole sequences, after checking them.
-    pub(super) fn begin(&self, config: &LlamaConfig, sequences: &[&Sequence]) -> Result<Hidden> {
+    pub(super) fn begin(
+        &self,
+        config: &TransformerConfig,
+        sequences: &[&Sequence],
+    ) -> Result<Hidden> {
         for sequence in sequences {
             check_padding(config, sequence)?;
         }
@@ -127,7 +131,7 @@ impl Embedding {
     /// The first block's input, batch x time x width, after checking the tokens, which follow `past` others.
     pub(super) fn embed(
         &self,
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         sequences: &[&[u32]],
         past: usize,
     ) -> Result<Tensor> {
@@ -187,7 +191,7 @@ fn ending_in(tokens: &[u32], padding: Option<u32>) -> Option<Vec<bool>> {
 }
 
 /// Whether padding stands where the model can do without it.
-fn check_padding(config: &LlamaConfig, sequence: &Sequence) -> Result<()> {
+fn check_padding(config: &TransformerConfig, sequence: &Sequence) -> Result<()> {
     let Some(mask) = &sequence.attention_mask else {
         return Ok(());
     };
@@ -215,7 +219,7 @@ fn check_padding(config: &LlamaConfig, sequence: &Sequence) -> Result<()> {
 }
 
 /// The length of all sequences.
-fn checked_length(config: &LlamaConfig, sequences: &[&[u32]], past: usize) -> Result<usize> {
+fn checked_length(config: &TransformerConfig, sequences: &[&[u32]], past: usize) -> Result<usize> {
     let time = sequences.first().map_or(0, |sequence| sequence.len());
     if time == 0 || sequences.iter().any(|sequence| sequence.len() != time) {
         return Err(Error::setting(

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::block::Position;
 use super::rope::AllTables;
 use super::scratch::Scratch;
@@ -135,7 +135,7 @@ impl Hidden {
     }
 
     /// The same with what a block has made of the states. Behind an encoder's last block it is the decoder's turn.
-    pub(super) fn after(self, config: &LlamaConfig, block: usize, states: Tensor) -> Self {
+    pub(super) fn after(self, config: &TransformerConfig, block: usize, states: Tensor) -> Self {
         let now = Side { states, ..self.now };
         match (self.other, config.last_encoder_block() == Some(block)) {
             (Some(other), true) => Self {

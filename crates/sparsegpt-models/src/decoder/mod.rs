@@ -1,8 +1,8 @@
 //! Models of the GPT, LLaMA, BERT and T5 kind on candle tensors: one stack of blocks in parts (norms, positions, attention,
 //! feed-forward, residual order, weight layout), families as tables of names and choices, and the adapter that prunes.
 //!
-//! A model is a [`LlamaConfig`] and a [`TensorSource`](crate::TensorSource). [`Llama`] loads all of it, for
-//! evaluation and generation; [`LlamaAdapter`] streams it a block at a time, for pruning.
+//! A model is a [`TransformerConfig`] and a [`TensorSource`](crate::TensorSource). [`Transformer`] loads all of it, for
+//! evaluation and generation; [`TransformerAdapter`] streams it a block at a time, for pruning.
 
 mod adapter;
 mod attention;
@@ -25,11 +25,11 @@ mod self_attention;
 mod tensors;
 mod weights;
 
-pub use adapter::LlamaAdapter;
-pub use config::{Activation, Experts, LlamaConfig, Positions, Residual};
+pub use adapter::TransformerAdapter;
+pub use config::{Activation, Experts, Positions, Residual, TransformerConfig};
 pub use family::{Family, ModelKind};
 pub use hidden::Hidden;
-pub use model::{KvCache, Llama};
+pub use model::{KvCache, Transformer};
 pub use rope::{RopeScaling, RotaryConfig};
 pub(crate) use tensors::values;
 pub(crate) use weights::transpose;

@@ -6,7 +6,7 @@ use candle_core::{IndexOp, Tensor};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::block::{Block, Position};
 use super::ends::{Embedding, Head};
 use super::hidden::{Hidden, Side};
@@ -17,8 +17,8 @@ use crate::{Error, Result, Sequence, TensorSource};
 
 /// A model of any of the families, with all its weights in memory, in f32.
 #[derive(Clone, Debug)]
-pub struct Llama {
-    config: LlamaConfig,
+pub struct Transformer {
+    config: TransformerConfig,
     embedding: Embedding,
     blocks: Vec<Block>,
     head: Head,
@@ -39,14 +39,14 @@ impl KvCache {
     }
 }
 
-impl Llama {
+impl Transformer {
     /// Loads a model from its `config.json` and its tensors.
     ///
     /// # Errors
     /// [`Error::Config`] for a configuration that is not supported, [`Error::Tensor`] for a missing or surplus
     /// tensor or one of a wrong shape.
     pub fn load(config: &Value, source: &Arc<dyn TensorSource>) -> Result<Self> {
-        let config = LlamaConfig::from_json(config)?;
+        let config = TransformerConfig::from_json(config)?;
         let weights = Weights::open(config, source.clone())?;
         let embedding = Embedding::load(&weights)?;
         Ok(Self {
@@ -61,7 +61,7 @@ impl Llama {
 
     /// The configuration.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
 

@@ -1,6 +1,6 @@
 //! Rotary position embedding: frequencies and tables.
 
-use super::config::{LlamaConfig, Positions};
+use super::config::{Positions, TransformerConfig};
 use crate::{Error, Result};
 
 /// How the frequencies are stretched for longer contexts.
@@ -244,7 +244,7 @@ impl RotaryConfig {
     }
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
     /// Whether a sequence that grows from `before` to `after` tokens changes the angles of the tokens it had.
     pub(super) fn turns_anew(&self, before: usize, after: usize) -> bool {
         match &self.positions {

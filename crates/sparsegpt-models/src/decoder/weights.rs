@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use ndarray::Array2;
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::config::{Experts, Positions, Residual};
 use super::family::{FeedForward, ModelKind, Names, NormKind, Qkv};
 use super::norm::Norm;
@@ -61,7 +61,7 @@ pub(super) fn is_of_expert(input: usize) -> bool {
 /// cross-attention, feed-forward. With experts, that is the
 /// shared one's layers, where there is one, and then each expert's. The router, which is as small as a norm beside them,
 /// stays as it is.
-pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec> {
+pub(super) fn linear_specs(config: &TransformerConfig, block: usize) -> Vec<LinearSpec> {
     let family = config.family.spec();
     let names = config.names_of(block);
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -149,7 +149,7 @@ pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec
     specs
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
     /// The first block of the stack that a block belongs to.
     pub(super) fn first_of_stack(&self, block: usize) -> usize {
         match block < self.encoder_blocks {
@@ -251,7 +251,7 @@ impl LlamaConfig {
 /// A checkpoint's tensors, held against a configuration.
 #[derive(Clone, Debug)]
 pub(super) struct Weights {
-    pub(super) config: LlamaConfig,
+    pub(super) config: TransformerConfig,
     source: Arc<dyn TensorSource>,
     /// What this checkpoint puts in front of all names but the head's.
     prefix: &'static str,
@@ -260,7 +260,10 @@ pub(super) struct Weights {
 impl Weights {
     /// Checks every tensor of the model against the configuration, without reading any: each one there, in its
     /// shape, and none that the model would not use.
-    pub(super) fn open(mut config: LlamaConfig, source: Arc<dyn TensorSource>) -> Result<Self> {
+    pub(super) fn open(
+        mut config: TransformerConfig,
+        source: Arc<dyn TensorSource>,
+    ) -> Result<Self> {
         let names = &config.family.spec().names;
         if config.family.spec().tied_unless_stored {
             config.tied = source.info(&format!("{}.weight", names.head)).is_none();

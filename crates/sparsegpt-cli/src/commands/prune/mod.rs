@@ -23,7 +23,7 @@ use sparsegpt_models::checkpoint::{
     CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, WeightSink,
     WrittenCheckpoint, parse_dtype,
 };
-use sparsegpt_models::decoder::{LlamaAdapter, LlamaConfig};
+use sparsegpt_models::decoder::{TransformerAdapter, TransformerConfig};
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
 use crate::console::Console;
@@ -201,7 +201,7 @@ struct Job<'a> {
     args: &'a PruneArgs,
     flags: &'a PruneFlags,
     checkpoint: &'a Checkpoint,
-    config: &'a LlamaConfig,
+    config: &'a TransformerConfig,
     /// One a variant.
     plans: &'a [ModelPlan],
     planned: &'a [Vec<Vec<PlannedLayer>>],
@@ -278,7 +278,7 @@ pub(super) fn resolve(
     plan: &ModelPlan,
 ) -> Result<Vec<Vec<PlannedLayer>>, Failure> {
     let mut sink = Overlay::new(checkpoint.tensors());
-    let adapter = LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
+    let adapter = TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;
     Ok(plan.resolve(&adapter)?)
 }
@@ -325,8 +325,8 @@ impl Job<'_> {
     }
 
     /// An adapter whose finished weights go to `sink`.
-    fn adapter<'s>(&self, sink: &'s mut dyn WeightSink) -> Result<LlamaAdapter<'s>, Failure> {
-        LlamaAdapter::new(self.checkpoint.config(), self.checkpoint.tensors(), sink)
+    fn adapter<'s>(&self, sink: &'s mut dyn WeightSink) -> Result<TransformerAdapter<'s>, Failure> {
+        TransformerAdapter::new(self.checkpoint.config(), self.checkpoint.tensors(), sink)
             .map_err(|error| Failure::reading_model(self.checkpoint.path(), error))
     }
 
@@ -421,7 +421,7 @@ impl Job<'_> {
 
 pub(super) fn calibrate(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<Calibration, Failure> {
@@ -436,7 +436,7 @@ pub(super) fn calibrate(
 /// The calibration set's size as far as the flags tell it. The file is looked at, and a text not tokenized.
 fn planned_size(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationSize, Failure> {
@@ -474,7 +474,7 @@ fn calibration_file(flags: &PruneFlags) -> Result<&Path, Failure> {
 /// Ready token ids have a length of their own.
 fn calibration_options(
     file: &Path,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationOptions, Failure> {
@@ -515,7 +515,7 @@ fn no_text(_: &str) -> sparsegpt_models::Result<Vec<u32>> {
 /// Whether the model takes these sequences.
 fn check_tokens(
     calibration: &Calibration,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     file: &Path,
 ) -> Result<(), Failure> {
     calibration.check_vocabulary(config.vocab_size)?;

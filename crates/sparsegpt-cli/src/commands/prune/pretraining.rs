@@ -7,7 +7,7 @@ use sparsegpt_models::calibration::{
     Calibration, CalibrationOptions, Masking, PRETRAINING_MASK_RATE, Spans, draw, holds_token_ids,
 };
 use sparsegpt_models::checkpoint::Checkpoint;
-use sparsegpt_models::decoder::{LlamaConfig, ModelKind};
+use sparsegpt_models::decoder::{ModelKind, TransformerConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use super::{PruneFlags, no_text};
@@ -16,7 +16,7 @@ use crate::{interrupt, model};
 
 pub(super) fn calibrate(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     file: &Path,
     options: &CalibrationOptions,
@@ -92,7 +92,7 @@ fn windows(
 fn hidden(
     calibration: Calibration,
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     seed: u64,
 ) -> Result<Calibration, Failure> {
