@@ -214,6 +214,12 @@ pub(super) fn linear_specs(config: &TransformerConfig, block: usize) -> Vec<Line
 }
 
 impl TransformerConfig {
+    /// The head's name in checkpoints that have one of its own.
+    #[must_use]
+    pub fn head(&self) -> &'static str {
+        self.family.spec().names.head
+    }
+
     /// The first block of the stack that a block belongs to.
     pub(super) fn first_of_stack(&self, block: usize) -> usize {
         match block < self.encoder_blocks {
