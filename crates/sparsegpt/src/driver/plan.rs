@@ -327,6 +327,11 @@ impl ModelPlan {
     pub(crate) fn calibrated_as(mut self, other: &Self) -> Self {
         self.held_out = other.held_out;
         self.true_sequential = other.true_sequential;
+        self.starving_as(other)
+    }
+
+    /// Does as another plan does where too few tokens come.
+    pub(crate) fn starving_as(mut self, other: &Self) -> Self {
         self.starved = other.starved;
         self.least_tokens = other.least_tokens;
         self
