@@ -4,7 +4,8 @@
     SPARSEGPT_FAMILIES=FOLDER cargo test -p sparsegpt-models --test families further -- --nocapture
 
 Needs torch, transformers (5.23 was used) and safetensors. One folder a case: config.json, model.safetensors,
-expected.safetensors (tokens, logits), as the golden families have them.
+expected.safetensors (tokens, logits, where sequences are padded attention_mask, for T5 decoder_tokens), as the golden
+families have them.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 SIZES = dict(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
              bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -21,6 +22,11 @@ MOE = dict(LLAMA, moe_intermediate_size=48, num_experts=6, num_experts_per_tok=2
 NEOX = dict(SIZES, intermediate_size=160, max_position_embeddings=128)
 OPT = dict(SIZES, ffn_dim=160, max_position_embeddings=128, word_embed_proj_dim=64)
 GPT2 = dict(SIZES, n_positions=128)
+BERT = dict(SIZES, intermediate_size=160, max_position_embeddings=128)
+T5 = dict(vocab_size=256, d_model=64, d_kv=16, d_ff=160, num_layers=3, num_heads=4, pad_token_id=0,
+          decoder_start_token_id=0)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, rope_theta=10000.0)
+LONG = dict(rope_type="longrope", rope_theta=10000.0)
 
 CASES = {
     "qwen3": ("qwen3", dict(LLAMA, head_dim=16)),
@@ -53,7 +59,35 @@ CASES = {
     "gemma2": ("gemma2", dict(LLAMA, head_dim=16, sliding_window=16, query_pre_attn_scalar=20)),
     "gemma3": ("gemma3_text", dict(LLAMA, num_hidden_layers=7, head_dim=16, sliding_window=16,
                                    query_pre_attn_scalar=20)),
+    "bert": ("bert", dict(BERT, hidden_size=96, num_attention_heads=6)),
+    "bert_untied": ("bert", dict(BERT, tie_word_embeddings=False, hidden_act="gelu_new", type_vocab_size=3)),
+    "roberta": ("roberta", dict(BERT, pad_token_id=1, max_position_embeddings=50, type_vocab_size=1)),
+    "roberta_untied": ("roberta", dict(BERT, tie_word_embeddings=False, pad_token_id=7, hidden_act="relu",
+                                       num_attention_heads=2)),
+    "xlm_roberta": ("xlm-roberta", dict(BERT, pad_token_id=1)),
+    "t5": ("t5", dict(T5, d_kv=24, num_heads=3, num_decoder_layers=2)),
+    "t5_gated_untied": ("t5", dict(T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+                                   relative_attention_num_buckets=8, relative_attention_max_distance=20)),
+    "t5_gated_silu": ("t5", dict(T5, feed_forward_proj="gated-silu")),
+    "mt5": ("mt5", dict(T5)),
+    "llama_yarn": ("llama", dict(LLAMA, rope_parameters=dict(YARN))),
+    "qwen2_yarn": ("qwen2", dict(LLAMA, rope_parameters=dict(YARN, beta_fast=8.0, beta_slow=2.0, truncate=False,
+                                                             attention_factor=1.3))),
+    "qwen3_yarn": ("qwen3", dict(LLAMA, head_dim=32, rope_parameters=dict(YARN, mscale=0.7, mscale_all_dim=1.1))),
+    "phi3_longrope_long": ("phi3", dict(LLAMA, original_max_position_embeddings=32, rope_parameters=dict(
+        LONG, short_factor=[1.0 + 0.1 * i for i in range(8)], long_factor=[1.5 + i for i in range(8)]))),
+    "phi3_longrope_short": ("phi3", dict(LLAMA, original_max_position_embeddings=64, partial_rotary_factor=0.5,
+                                         rope_parameters=dict(LONG, short_factor=[1.0, 1.4, 2.0, 3.5],
+                                                              long_factor=[2.0, 4.0, 8.0, 16.0]))),
+    "llama_longrope": ("llama", dict(LLAMA, rope_parameters=dict(
+        LONG, factor=6.0, original_max_position_embeddings=48, attention_factor=0.8,
+        short_factor=[1.0 + 0.2 * i for i in range(8)], long_factor=[2.0 + i for i in range(8)]))),
 }
+
+ENCODERS = {"bert", "roberta", "xlm-roberta"}
+TWO_STACKS = {"t5", "mt5"}
+# Heads that share nothing with the embedding, in a family whose configuration has no word for it.
+OWN_HEAD = {"t5_gated_untied", "mt5"}
 
 
 def main() -> None:
@@ -63,20 +97,46 @@ def main() -> None:
         if wanted and name not in wanted:
             continue
         torch.manual_seed(len(name))
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), attn_implementation="eager")
+        kind = AutoModelForCausalLM
+        if model_type in ENCODERS:
+            kind = AutoModelForMaskedLM
+        elif model_type in TWO_STACKS:
+            kind = AutoModelForSeq2SeqLM
+        model = kind.from_config(AutoConfig.for_model(model_type, **settings), attn_implementation="eager")
+        if name in OWN_HEAD:
+            model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
         with torch.no_grad():
-            for parameter in model.parameters():
+            for part, parameter in model.named_parameters():
                 # Larger than the initialization, so that a part left out shows in the logits.
                 centre = 1.0 if parameter.dim() == 1 and parameter.mean() > 0.5 else 0.0
                 width = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
                 parameter.copy_(centre + width * torch.randn_like(parameter))
+                if model_type in TWO_STACKS and part.endswith(".q.weight"):
+                    # Scores are not scaled: with this they are of the size that scaling gives.
+                    parameter *= settings["d_kv"] ** -0.5
         model.eval()
-        tokens = torch.randint(3, 256, (3, 48))
-        with torch.no_grad():
-            logits = model(tokens).logits
         folder = root / name
         model.save_pretrained(folder)
-        save_file({"tokens": tokens.int(), "logits": logits.float().contiguous()}, folder / "expected.safetensors")
+        # What the files say, not what was in memory.
+        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+        inputs = {"input_ids": torch.randint(8, 256, (3, 48))}
+        stored = {}
+        if model_type in TWO_STACKS:
+            inputs["decoder_input_ids"] = torch.randint(8, 256, (3, 30))
+            inputs["decoder_input_ids"][:, 0] = 0
+            stored["decoder_tokens"] = inputs["decoder_input_ids"].int()
+        if model_type in ENCODERS | TWO_STACKS:
+            # One whole, one filled up at its end, one at its start.
+            mask = torch.ones(3, 48, dtype=torch.long)
+            mask[1, 31:] = 0
+            mask[2, :5] = 0
+            inputs["input_ids"][mask == 0] = settings["pad_token_id"]
+            inputs["attention_mask"] = mask
+            stored["attention_mask"] = mask.int()
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        stored |= {"tokens": inputs["input_ids"].int(), "logits": logits.float().contiguous()}
+        save_file(stored, folder / "expected.safetensors")
         print(name, f"largest logit {logits.abs().max():.1f}")
 
 

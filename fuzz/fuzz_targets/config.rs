@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt_models::decoder::TransformerConfig;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(value) = serde_json::from_slice(data) {
-        let _ = LlamaConfig::from_json(&value);
+        let _ = TransformerConfig::from_json(&value);
     }
 });

@@ -10,7 +10,7 @@ use crate::commands::{
 const AFTER_HELP: &str = "\
 MODEL is a HuggingFace folder (config.json, model.safetensors or shards, tokenizer.json) of the LLaMA, \
 Mistral, Qwen2, Qwen3, Gemma 1 to 3, GPT-NeoX (Pythia), OPT, BLOOM, GPT-2, GPT-J, StableLM, Phi-3, Mixtral, \
-Qwen2-MoE or Qwen3-MoE family, a folder written by `pack`, or a .gguf file of one of the first three; `inspect` takes folders of any family.
+Qwen2-MoE, Qwen3-MoE, BERT, RoBERTa or T5 family, a folder written by `pack`, or a .gguf file of one of the first three; `inspect` takes folders of any family.
 
 Exit codes:
   0    done

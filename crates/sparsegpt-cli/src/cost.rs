@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use ndarray::Array2;
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{Batch, LayerPruner};
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt::{Batch, LayerPruner, Starved};
+use sparsegpt_models::decoder::TransformerConfig;
 
 use crate::failure::Failure;
 
@@ -60,14 +60,15 @@ fn treated(variants: &Variants, block: usize) -> Vec<&PlannedLayer> {
     layers.filter(|layer| layer.settings.is_some()).collect()
 }
 
-/// Columns of each input of a block for which a Hessian is taken.
-fn hessians(treated: &[&PlannedLayer]) -> Vec<f64> {
+/// Each input of a block for which a Hessian is taken, and its columns.
+fn hessians(treated: &[&PlannedLayer]) -> Vec<(usize, f64)> {
     let inputs: BTreeMap<usize, usize> = treated
         .iter()
         .filter(|layer| needs_hessian(layer))
         .map(|layer| (layer.layer.input, layer.layer.cols))
         .collect();
-    inputs.into_values().map(|cols| cols as f64).collect()
+    let columns = inputs.into_iter();
+    columns.map(|(input, cols)| (input, cols as f64)).collect()
 }
 
 fn area(layer: &PlannedLayer) -> f64 {
@@ -77,7 +78,7 @@ fn area(layer: &PlannedLayer) -> f64 {
 /// The cost of each block, with the same steps that the driver takes.
 pub(crate) fn blocks(
     variants: &Variants,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     size: CalibrationSize,
 ) -> Vec<BlockCost> {
     let blocks = block_count(variants);
@@ -89,7 +90,12 @@ pub(crate) fn blocks(
     (0..blocks)
         .map(|block| {
             let layers = &variants[0][block];
-            let forward = attention + layers.iter().map(|l| 2.0 * tokens * area(l)).sum::<f64>();
+            let share = |layer: &PlannedLayer| config.token_share(layer.layer.input);
+            let forward = attention
+                + layers
+                    .iter()
+                    .map(|l| 2.0 * tokens * share(l) * area(l))
+                    .sum::<f64>();
             let treated = treated(variants, block);
             let inputs = hessians(&treated);
             let mut cost = BlockCost::default();
@@ -97,18 +103,25 @@ pub(crate) fn blocks(
                 let calibrated = treated.iter().filter(|layer| needs_hessian(layer));
                 let stages: BTreeSet<usize> = calibrated.map(|layer| layer.stage).collect();
                 cost.stages = stages.len();
-                let hessians: f64 = inputs.iter().map(|cols| tokens * cols * cols).sum();
-                cost.calibrate = forward + hessians / cost.stages as f64;
+                let grams = inputs
+                    .iter()
+                    .map(|(input, cols)| tokens * config.token_share(*input) * cols * cols);
+                cost.calibrate = forward + grams.sum::<f64>() / cost.stages as f64;
             }
-            // With several plans the block stays dense, and calibration gives the next block's inputs.
-            let goes_on = variants.len() > 1 && !inputs.is_empty();
+            // With several plans the block stays dense, and calibration gives the next block's inputs, unless experts may
+            // share its own, for which they are needed once more.
+            let shares = treated.iter().any(|layer| {
+                let is_of_expert = config.token_share(layer.layer.input) < 1.0;
+                layer.starved == Starved::Share && is_of_expert
+            });
+            let goes_on = variants.len() > 1 && !inputs.is_empty() && !shares;
             if last_calibrated.is_some_and(|last| block < last) && !goes_on {
                 cost.propagate = forward;
             }
             cost.layers = treated.len();
             // Factor and inverse of the factor (n³ together), the sweep (one product with half of R), and
             // two products with the Hessian to measure the error.
-            let factors: f64 = inputs.iter().map(|cols| cols.powi(3)).sum();
+            let factors: f64 = inputs.iter().map(|(_, cols)| cols.powi(3)).sum();
             let sweeps: f64 = treated
                 .iter()
                 .filter(|layer| needs_hessian(layer))
@@ -123,7 +136,11 @@ pub(crate) fn blocks(
 /// Bytes in memory at the peak: the hidden states of the calibration set, and either the embedding or the
 /// most demanding block with its Hessians. Pages of the mapped checkpoint are not counted. Results are
 /// written as they come, so that more plans take no more.
-pub(crate) fn peak_bytes(variants: &Variants, config: &LlamaConfig, size: CalibrationSize) -> f64 {
+pub(crate) fn peak_bytes(
+    variants: &Variants,
+    config: &TransformerConfig,
+    size: CalibrationSize,
+) -> f64 {
     const F32: f64 = 4.0;
     let calibrated = variants.iter().flatten().flatten().any(needs_hessian);
     let tokens = size.length as f64;
@@ -149,8 +166,11 @@ pub(crate) fn peak_bytes(variants: &Variants, config: &LlamaConfig, size: Calibr
             let weights: f64 = variants[0][block].iter().map(area).sum();
             let treated = treated(variants, block);
             let inputs = hessians(&treated);
-            let squares: f64 = inputs.iter().map(|cols| cols * cols).sum();
-            let largest_square = inputs.iter().map(|cols| cols * cols).fold(0.0, f64::max);
+            let squares: f64 = inputs.iter().map(|(_, cols)| cols * cols).sum();
+            let largest_square = inputs
+                .iter()
+                .map(|(_, cols)| cols * cols)
+                .fold(0.0, f64::max);
             let largest = treated.iter().map(|layer| area(layer)).fold(0.0, f64::max);
             // A layer is held dense, in work, as a result and as a mask; a group that shares an input is
             // read at once.

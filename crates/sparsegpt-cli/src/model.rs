@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay, WeightSink};
-use sparsegpt_models::decoder::{Llama, LlamaAdapter, LlamaConfig};
+use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter, TransformerConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use crate::failure::{Exit, Failure};
 
 /// Longest sequence where the user names none; the paper's.
 const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
+/// The same for an encoder with a decoder; that of T5's pre-training, whose tokenizer has names for so many spans.
+const DEFAULT_ENCODER_LENGTH: usize = 512;
 /// More is a slip of the keyboard.
 const MOST_THREADS: usize = 1024;
 
@@ -28,18 +30,18 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Work, format!("cannot start threads: {error}")))
 }
 
-pub(crate) fn open(path: &Path) -> Result<(Checkpoint, LlamaConfig), Failure> {
+pub(crate) fn open(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
     let checkpoint = Checkpoint::open(path).map_err(of_model)?;
-    let config = LlamaConfig::of(&checkpoint).map_err(of_model)?;
+    let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
     Ok((checkpoint, config))
 }
 
 /// Why the commands that run a model do not take this one; `None` if they do. Reads no weights.
 pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
     let mut sink = Overlay::new(checkpoint.tensors());
-    let adapter = LlamaConfig::of(checkpoint).and_then(|_| {
-        LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
+    let adapter = TransformerConfig::of(checkpoint).and_then(|_| {
+        TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), &mut sink).map(drop)
     });
     adapter.err().map(|error| error.to_string())
 }
@@ -48,16 +50,16 @@ pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
 pub(crate) fn adapter<'s>(
     checkpoint: &Checkpoint,
     sink: &'s mut dyn WeightSink,
-) -> Result<LlamaAdapter<'s>, Failure> {
-    LlamaAdapter::new(checkpoint.config(), checkpoint.tensors(), sink)
+) -> Result<TransformerAdapter<'s>, Failure> {
+    TransformerAdapter::new(checkpoint.config(), checkpoint.tensors(), sink)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     source: &Arc<dyn TensorSource>,
-) -> Result<Llama, Failure> {
-    Llama::load(checkpoint.config(), source)
+) -> Result<Transformer, Failure> {
+    Transformer::load(checkpoint.config(), source)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
@@ -67,16 +69,20 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))
 }
 
-/// The sequence length asked for, or min(2048, the model's longest), and a remark on which.
+/// The sequence length asked for, or the lesser of the default and the model's longest, and a remark on which.
 pub(crate) fn sequence_length(
     asked: Option<usize>,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     console: &crate::console::Console,
 ) -> usize {
     asked.unwrap_or_else(|| {
-        let length = DEFAULT_SEQUENCE_LENGTH.min(config.max_positions);
+        let default = match config.kind() {
+            ModelKind::EncoderDecoder => DEFAULT_ENCODER_LENGTH,
+            _ => DEFAULT_SEQUENCE_LENGTH,
+        };
+        let length = default.min(config.max_positions);
         console.note(&format!(
-            "sequence length {length} (none given: the lesser of {DEFAULT_SEQUENCE_LENGTH} and the model's {})",
+            "sequence length {length} (none given: the lesser of {default} and the model's {})",
             config.max_positions
         ));
         length

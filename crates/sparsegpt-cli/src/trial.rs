@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use sparsegpt::{LayerPruner, ModelPlan, ModelReport, ProgressEvent, prune_model};
-use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
-use sparsegpt_models::decoder::Llama;
+use sparsegpt_models::decoder::Transformer;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
+use sparsegpt_models::{Sequence, TensorSource};
 
 use crate::failure::Failure;
 use crate::{interrupt, model};
@@ -16,7 +16,7 @@ use crate::{interrupt, model};
 pub(crate) struct Trial<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) pruner: &'a dyn LayerPruner,
-    pub(crate) calibration: &'a [Vec<u32>],
+    pub(crate) calibration: &'a [Sequence],
     /// The tokens that perplexity is measured on.
     pub(crate) text: &'a [u32],
     pub(crate) options: PerplexityOptions,
@@ -57,7 +57,7 @@ impl Trial<'_> {
         &self,
         source: &Arc<dyn TensorSource>,
         what: &str,
-    ) -> Result<(Llama, Perplexity), Failure> {
+    ) -> Result<(Transformer, Perplexity), Failure> {
         interrupt::check()?;
         let llama = model::load(self.checkpoint, source)?;
         let result = perplexity(&llama, self.text, &self.options, &mut |done, of, _| {

@@ -12,7 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Run, Tensor, calibration, command, entries, fail, load, model, save, succeed, text};
+use common::{
+    Run, Tensor, calibration, command, entries, fail, families, load, model, save, succeed, text,
+};
 use serde_json::Value;
 
 /// Kept blocks of a run to `out`.
@@ -259,16 +261,16 @@ fn a_damaged_or_foreign_state_is_an_error_that_says_what_to_do() {
     assert!(run.stderr.contains("1 of 5 blocks"), "{run:?}");
 }
 
-/// The bundled model with a file for each block, so that no file of the output is as large as a kept block.
-fn in_shards(folder: &Path) {
+/// A model with a file for each block, so that no file of the output is as large as a kept block.
+fn in_shards(model: &Path, folder: &Path) {
     fs::create_dir(folder).unwrap();
-    for name in entries(&model()) {
+    for name in entries(model) {
         if !name.ends_with(".safetensors") {
-            fs::copy(model().join(&name), folder.join(&name)).unwrap();
+            fs::copy(model.join(&name), folder.join(&name)).unwrap();
         }
     }
     let mut shards: BTreeMap<String, Vec<(String, Tensor)>> = BTreeMap::new();
-    for (name, tensor) in load(&model().join("model.safetensors")) {
+    for (name, tensor) in load(&model.join("model.safetensors")) {
         let of = match name.strip_prefix("model.layers.") {
             Some(rest) => rest.split_once('.').unwrap().0.to_owned(),
             None => "rest".to_owned(),
@@ -297,27 +299,32 @@ fn in_shards(folder: &Path) {
     .unwrap();
 }
 
-#[test]
-fn a_full_disk_is_an_error_and_costs_no_finished_block() {
-    let folder = tempfile::tempdir().unwrap();
-    let sharded = folder.path().join("model");
-    in_shards(&sharded);
-    // What is kept of block 0 is small, as nothing is done in it.
-    let more = ["--pattern", "50%", "--first", "1"];
-    let (expected, _) = undisturbed(&sharded, &more);
-    let out = folder.path().join("out");
-    let all = arguments(&sharded, &out, &more);
-    // No file may be larger than this, which is more than a block in f16, and less than a block and its mask. The signal that
-    // comes with it would end the process.
-    let script = r#"trap "" XFSZ; exec prlimit --fsize=840000 "$@""#;
+/// A run that fails as no file may be larger than this. The signal that comes with it would end the process.
+fn on_a_full_disk(arguments: &[String], largest: usize) -> String {
+    let script = format!(r#"trap "" XFSZ; exec prlimit --fsize={largest} "$@""#);
     let output = Command::new("sh")
-        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_sparsegpt")])
-        .args(&all)
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_sparsegpt")])
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
+    stderr
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_costs_no_finished_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let sharded = folder.path().join("model");
+    in_shards(&model(), &sharded);
+    // What is kept of block 0 is small, as nothing is done in it.
+    let more = ["--pattern", "50%", "--first", "1"];
+    let (expected, _) = undisturbed(&sharded, &more);
+    let out = folder.path().join("out");
+    let all = arguments(&sharded, &out, &more);
+    // More than a block in f16, and less than a block and its mask.
+    let stderr = on_a_full_disk(&all, 840_000);
     for named in [
         "block 1",
         "cannot write",
@@ -331,6 +338,62 @@ fn a_full_disk_is_an_error_and_costs_no_finished_block() {
     let run = finishes_as(&all, &out, &expected);
     assert!(
         run.stderr.contains("1 of 5 blocks were finished"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn starved_experts_are_reported_as_if_the_run_had_not_ended_and_their_policy_is_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, sharded) = (folder.path().join("whole"), folder.path().join("model"));
+    families::mixtral(&whole, 1);
+    in_shards(&whole, &sharded);
+    let ids = folder.path().join("ids.safetensors");
+    save(&ids, &[("tokens", families::ids(4))]);
+    // 48 tokens in all. What is kept of block 0 is small: one expert.
+    let arguments = |out: &Path, policy: &str, least: &str| -> Vec<String> {
+        let model = ["prune", text(&sharded), "--calibration", text(&ids)];
+        let flags = ["--pattern", "50%", "--out", text(out)];
+        let skipped = [
+            "--skip",
+            "model.layers.0.self_attn.*",
+            "--skip",
+            "model.layers.0.block_sparse_moe.experts.0.*",
+            "--skip",
+            "model.layers.0.block_sparse_moe.experts.1.*",
+            "--skip",
+            "model.layers.0.block_sparse_moe.experts.2.*",
+        ];
+        let starved = ["--starved-experts", policy, "--min-expert-tokens", least];
+        let all = model.iter().chain(&flags).chain(&skipped).chain(&starved);
+        all.map(|&argument| argument.to_owned()).collect()
+    };
+    let undisturbed = folder.path().join("undisturbed");
+    succeed(&borrowed(&arguments(&undisturbed, "share", "49")));
+    let expected = contents(&undisturbed);
+    let report: Value = serde_json::from_slice(&expected["sparsegpt_report.json"]).unwrap();
+    let starved = report["starved"].as_array().unwrap();
+    assert_eq!(starved.len(), 3 + 4 * 3);
+    assert!(starved[0]["layer"].as_str().unwrap().contains("layers.0."));
+
+    let out = folder.path().join("run").join("out");
+    let all = arguments(&out, "share", "49");
+    // More than the file of a block's weights, and less than a block that is kept.
+    let stderr = on_a_full_disk(&all, 28_000);
+    assert!(stderr.contains("1 of 2 blocks are kept"), "{stderr}");
+    for (policy, least, named) in [
+        (
+            "magnitude",
+            "49",
+            r#"--starved-experts: "share" then, "magnitude" now"#,
+        ),
+        ("share", "50", r#"--min-expert-tokens: "49" then, "50" now"#),
+    ] {
+        fail(&borrowed(&arguments(&out, policy, least)), 2, named);
+    }
+    let run = finishes_as(&all, &out, &expected);
+    assert!(
+        run.stderr.contains("1 of 2 blocks were finished"),
         "{run:?}"
     );
 }

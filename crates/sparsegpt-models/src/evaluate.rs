@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::decoder::{Llama, values};
+use crate::decoder::{Transformer, values};
 use crate::{Error, Result};
 
 /// Tokens whose logits are held at a time.
@@ -53,11 +53,12 @@ pub struct Perplexity {
 /// If there are fewer tokens than one chunk, a chunk is longer than the model allows, or a token is outside
 /// the vocabulary.
 pub fn perplexity(
-    model: &Llama,
+    model: &Transformer,
     tokens: &[u32],
     options: &PerplexityOptions,
     progress: &mut dyn FnMut(usize, usize, f64) -> bool,
 ) -> Result<Perplexity> {
+    model.config().require_decoder("perplexity")?;
     let length = options.sequence_length;
     if length < 2 {
         return Err(Error::setting(
@@ -122,12 +123,12 @@ pub fn perplexity(
 ///
 /// # Errors
 /// As [`perplexity`].
-pub fn token_nll(model: &Llama, sequence: &[u32]) -> Result<Vec<f64>> {
+pub fn token_nll(model: &Transformer, sequence: &[u32]) -> Result<Vec<f64>> {
     Ok(batch_nll(model, &[sequence])?.concat())
 }
 
 /// [`token_nll`] for sequences of equal length, run together.
-fn batch_nll(model: &Llama, sequences: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
+fn batch_nll(model: &Transformer, sequences: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
     let hidden = model.hidden(sequences, None)?;
     let (batch, time, width) = hidden.dims3()?;
     let hidden = hidden.reshape((batch * time, width))?;

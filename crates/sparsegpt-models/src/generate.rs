@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::decoder::Llama;
+use crate::decoder::Transformer;
 use crate::{Error, Result};
 
 /// How to choose tokens and when to stop.
@@ -88,12 +88,13 @@ impl GenerateOptions {
 /// If an option is out of range, the prompt is empty or longer than the model's context, or a token is
 /// outside the vocabulary.
 pub fn generate(
-    model: &Llama,
+    model: &Transformer,
     prompt: &[u32],
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> bool,
 ) -> Result<Generated> {
     options.validate()?;
+    model.config().require_decoder("generating text")?;
     if prompt.is_empty() {
         return Err(Error::setting("prompt", "at least one token", "none"));
     }

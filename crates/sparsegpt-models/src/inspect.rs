@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, is_float};
-use crate::decoder::{LlamaConfig, transpose};
+use crate::decoder::{TransformerConfig, transpose};
 
 /// Lengths of the groups of columns that [`inspect`] looks at. Longer ones would hold by chance in
 /// weights without structure.
@@ -78,7 +78,7 @@ pub fn inspect(
 ) -> Result<Vec<TensorSparsity>> {
     let tensors = checkpoint.tensors();
     let mut found = Vec::new();
-    let config = LlamaConfig::of(checkpoint).ok();
+    let config = TransformerConfig::of(checkpoint).ok();
     let names = tensors.names();
     let of = names.len();
     for (done, name) in names.into_iter().enumerate() {

@@ -11,10 +11,12 @@ mod gguf;
 pub mod inspect;
 pub mod masks;
 pub mod resume;
+mod sequence;
 mod source;
 pub mod staging;
 pub mod text;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
+pub use sequence::Sequence;
 pub use source::{TensorInfo, TensorSource};

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sparsegpt::ndarray::Array2;
 use sparsegpt::{Activations, Batch, ModelAdapter, NoTap, Tap};
 use sparsegpt_models::checkpoint::Overlay;
-use sparsegpt_models::decoder::{Llama, LlamaAdapter};
+use sparsegpt_models::decoder::{Transformer, TransformerAdapter};
 use sparsegpt_models::evaluate::{PerplexityOptions, perplexity};
 use sparsegpt_models::generate::{GenerateOptions, Stop, generate};
 use sparsegpt_models::{Error, TensorInfo, TensorSource};
@@ -194,8 +194,8 @@ type Rows = Vec<Vec<f64>>;
 
 /// The decoder as its papers describe it, one number at a time.
 impl Model {
-    fn load(&self) -> Llama {
-        Llama::load(&self.config, &self.source()).unwrap()
+    fn load(&self) -> Transformer {
+        Transformer::load(&self.config, &self.source()).unwrap()
     }
 
     fn source(&self) -> Arc<dyn TensorSource> {
@@ -447,9 +447,10 @@ fn adapter_streams_the_same_blocks_and_shows_their_inputs() {
     for (name, model) in variants() {
         let tokens = tokens(11, 5);
         let mut sink = Overlay::new(model.source());
-        let mut adapter = LlamaAdapter::new(&model.config, model.source(), &mut sink).unwrap();
+        let mut adapter =
+            TransformerAdapter::new(&model.config, model.source(), &mut sink).unwrap();
         assert_eq!(adapter.blocks(), BLOCKS);
-        let mut hidden = adapter.embed(&tokens).unwrap();
+        let mut hidden = adapter.embed(&tokens.clone().into()).unwrap();
         let mut expected = model.embed(&tokens);
         for block in 0..BLOCKS {
             adapter.begin_block(block).unwrap();
@@ -464,10 +465,10 @@ fn adapter_streams_the_same_blocks_and_shows_their_inputs() {
             let next = adapter.run_block(block, &hidden, &mut all).unwrap();
             let again = adapter.run_block(block, &hidden, &mut two).unwrap();
             let untapped = adapter.run_block(block, &hidden, &mut NoTap).unwrap();
-            assert_eq!(values(&next), values(&again));
-            assert_eq!(values(&next), values(&untapped));
+            assert_eq!(values(next.states()), values(again.states()));
+            assert_eq!(values(next.states()), values(untapped.states()));
             let (output, inputs) = model.block(block, &expected);
-            assert_close(&values(&next), &output, name);
+            assert_close(&values(next.states()), &output, name);
             assert_eq!(
                 all.seen.iter().map(|(input, _)| *input).collect::<Vec<_>>(),
                 [0, 1, 2, 3]
@@ -493,8 +494,8 @@ fn replaced_weights_are_used_at_once_and_reach_the_sink_alone() {
     let tokens = tokens(9, 6);
     let mut sink = Overlay::new(model.source());
     let stored = sink.clone();
-    let mut adapter = LlamaAdapter::new(&model.config, model.source(), &mut sink).unwrap();
-    let hidden = adapter.embed(&tokens).unwrap();
+    let mut adapter = TransformerAdapter::new(&model.config, model.source(), &mut sink).unwrap();
+    let hidden = adapter.embed(&tokens.clone().into()).unwrap();
     adapter.begin_block(0).unwrap();
     let layers = adapter.layers(0).unwrap();
     let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
@@ -527,7 +528,7 @@ fn replaced_weights_are_used_at_once_and_reach_the_sink_alone() {
     }
     let output = adapter.run_block(0, &hidden, &mut NoTap).unwrap();
     assert_close(
-        &values(&output),
+        &values(output.states()),
         &changed.block(0, &model.embed(&tokens)).0,
         "replaced",
     );
@@ -539,7 +540,7 @@ fn replaced_weights_are_used_at_once_and_reach_the_sink_alone() {
     assert!(adapter.weight(0, 0).is_err(), "the block is gone");
     assert_eq!(stored.replaced_count(), 2);
     let written: Arc<dyn TensorSource> = Arc::new(stored);
-    let written = Llama::load(&model.config, &written).unwrap();
+    let written = Transformer::load(&model.config, &written).unwrap();
     assert_close(
         &values(&written.forward(&[&tokens]).unwrap()),
         &changed.logits(&tokens),
@@ -554,9 +555,10 @@ fn tensors_that_do_not_fit_the_config_are_named() {
     let load = |change: &dyn Fn(&mut Memory)| {
         let mut model = plain();
         change(&mut model.tensors);
-        let whole = Llama::load(&model.config, &model.source()).map(|_| ());
+        let whole = Transformer::load(&model.config, &model.source()).map(|_| ());
         let mut sink = Overlay::new(model.source());
-        let streamed = LlamaAdapter::new(&model.config, model.source(), &mut sink).map(|_| ());
+        let streamed =
+            TransformerAdapter::new(&model.config, model.source(), &mut sink).map(|_| ());
         assert_eq!(whole.is_ok(), streamed.is_ok());
         whole.err().map(|error| error.to_string())
     };
@@ -599,7 +601,7 @@ fn tensors_that_do_not_fit_the_config_are_named() {
     let embedding = tied.tensors.0["model.embed_tokens.weight"].clone();
     tied.tensors.0.insert("lm_head.weight".into(), embedding);
     assert!(
-        Llama::load(&tied.config, &tied.source()).is_ok(),
+        Transformer::load(&tied.config, &tied.source()).is_ok(),
         "a tied head may stand there twice"
     );
 }

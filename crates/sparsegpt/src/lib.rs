@@ -22,13 +22,15 @@ pub use ndarray;
 
 pub use allocate::{Allocator, Budget};
 pub use driver::{
-    BlockKeeper, BlockLayer, FinishedLayer, ModelAdapter, ModelPlan, NoTap, ObservedLayer,
-    ProgressEvent, Rule, Selector, Starved, Tap, observe_model, prune_model, prune_model_resumable,
-    prune_model_variants, prune_model_variants_resumable,
+    BlockKeeper, BlockLayer, FinishedLayer, LeastTokens, ModelAdapter, ModelPlan, NoTap,
+    ObservedLayer, ProgressEvent, Rule, Selector, Starved, Tap, observe_model, prune_model,
+    prune_model_resumable, prune_model_variants, prune_model_variants_resumable,
 };
 pub use error::{Error, Result};
 pub use hessian::{Activations, Batch, Hessian, Statistics};
 pub use mask::{MaskPolicy, Pattern, Sparsity};
 pub use quant::{Quantizer, UniformGrid};
-pub use report::{AllocationReport, LayerReport, LayerShare, ModelReport, Propagation};
+pub use report::{
+    AllocationReport, LayerReport, LayerShare, ModelReport, Propagation, StarvedLayer,
+};
 pub use solver::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Solver};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::{Operation, Precision, Products};
+use crate::driver::Starved;
 use crate::error::Stage;
 use crate::mask::Sparsity;
 use crate::solver::ColumnOrder;
@@ -235,6 +236,21 @@ pub struct AllocationReport {
     pub seconds: f64,
 }
 
+/// A layer that too few calibration tokens have reached: an expert's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct StarvedLayer {
+    /// Its name.
+    pub layer: String,
+    /// Tokens that have reached it.
+    pub tokens: u64,
+    /// Tokens that were asked for.
+    pub least_tokens: u64,
+    /// What was done with it.
+    pub treatment: Starved,
+}
+
 /// What happened to a model.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -262,9 +278,9 @@ pub struct ModelReport {
         serde(default, skip_serializing_if = "Option::is_none", with = "shared")
     )]
     pub allocation: Option<Arc<AllocationReport>>,
-    /// Layers that no calibration token has reached (experts, say): treated without calibration.
+    /// Layers that too few calibration tokens have reached, and what was done with them.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub starved: Vec<String>,
+    pub starved: Vec<StarvedLayer>,
     /// Time spent.
     pub seconds: ModelSeconds,
 }

@@ -11,8 +11,8 @@ use sparsegpt::allocate::{
 };
 use sparsegpt::backend::Host;
 use sparsegpt::{
-    Allocator, Budget, Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern,
-    Result, Selector, Solver, Sparsity, prune_model,
+    Allocator, Budget, Error, LayerSettings, LeastTokens, Method, ModelAdapter, ModelPlan, NoTap,
+    Pattern, Result, Selector, Solver, Sparsity, Starved, prune_model,
 };
 
 fn budget(percent: u32) -> Budget {
@@ -464,10 +464,30 @@ fn strange_allocators_are_held_to_the_budget() {
 fn the_allocated_plan_calibrates_as_the_one_it_was_made_of() {
     let plan = ModelPlan::new(half())
         .with_held_out(1)
-        .with_true_sequential(true);
-    let found = find(&mut Model::new(2, 5), &plan, &budget(50), &Uniform).unwrap();
+        .with_true_sequential(true)
+        .with_starved(Starved::Error)
+        .with_least_tokens(LeastTokens::Count(9));
+    let mut model = Model::new(2, 5);
+    let found = find(&mut model, &plan, &budget(50), &Uniform).unwrap();
     assert_eq!(
         (found.plan.held_out(), found.plan.true_sequential()),
         (1, true)
     );
+    for layer in found.plan.resolve(&model).unwrap().iter().flatten() {
+        assert_eq!((layer.starved, layer.least_tokens), (Starved::Error, 9));
+    }
+}
+
+#[test]
+fn losses_of_starved_layers_are_known_where_they_share_the_blocks_tokens() {
+    let mut model = Model {
+        starve: Some((1, 2)),
+        ..Model::new(2, 5)
+    };
+    let plan = ModelPlan::new(half()).with_least_tokens(LeastTokens::Count(7));
+    let sharing = plan.clone().with_starved(Starved::Share);
+    let found = find(&mut model, &sharing, &budget(50), &Exact::default()).unwrap();
+    assert!(found.report.predicted_loss.unwrap() > 0.0);
+    let error = find(&mut model, &plan, &budget(50), &Exact::default()).unwrap_err();
+    assert!(error.to_string().contains("block.1.c"), "{error}");
 }

@@ -11,7 +11,7 @@ use ndarray::Array2;
 use sparsegpt::backend::Host;
 use sparsegpt::{
     Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern, ProgressEvent, Selector,
-    Solver, Starved, prune_model,
+    Solver, Starved, prune_model, prune_model_variants,
 };
 
 #[test]
@@ -366,7 +366,7 @@ fn held_out_sequences_judge_and_do_not_calibrate() {
 #[test]
 fn layers_that_no_token_reaches_follow_the_plan_and_stand_in_the_report() {
     let dense = Model {
-        starve: Some(1),
+        starve: Some((1, 0)),
         ..Model::new(2, 7)
     };
     let run = |plan: ModelPlan| {
@@ -376,7 +376,11 @@ fn layers_that_no_token_reaches_follow_the_plan_and_stand_in_the_report() {
             .map(|report| (model, report))
     };
     let (model, report) = run(ModelPlan::new(half())).unwrap();
-    assert_eq!(report.starved, ["block.1.c"]);
+    let [starved] = &report.starved[..] else {
+        panic!("{:?}", report.starved)
+    };
+    assert_eq!((starved.layer.as_str(), starved.tokens), ("block.1.c", 0));
+    assert_eq!(starved.treatment, Starved::Magnitude);
     let starved = report.layers.last().unwrap();
     assert_eq!(
         (
@@ -517,4 +521,115 @@ fn targets_are_the_least_squares_answer() {
     assert!(matches!(error, Error::Shape { .. }), "{error}");
     let beyond = settings.with_dense_targets(1.5);
     assert!(beyond.validate("", WIDTH, WIDTH).is_err());
+}
+
+#[test]
+fn starved_layers_can_share_the_tokens_of_the_whole_block() {
+    let starving = Model {
+        starve: Some((1, 0)),
+        ..Model::new(2, 7)
+    };
+    let run = |model: &Model, plan: ModelPlan| {
+        let mut model = model.clone();
+        let solver = Solver::new(Host);
+        let report = prune_model(&mut model, &solver, &sequences(3), &plan, &mut go_on).unwrap();
+        (model, report)
+    };
+    let sharing = ModelPlan::new(half()).with_starved(Starved::Share);
+    let (shared, report) = run(&starving, sharing.clone());
+    // As if all tokens had gone there.
+    let (fed, _) = run(&Model::new(2, 7), ModelPlan::new(half()));
+    assert_eq!(shared.blocks, fed.blocks);
+    assert_eq!(report.starved[0].treatment, Starved::Share);
+    assert_eq!(report.starved[0].tokens, 0);
+    assert_eq!(report.layers.last().unwrap().tokens, 3 * 20);
+    // The block is run once more, and only with the layer that starves.
+    let taps = |model: &Model| model.calls.iter().filter(|call| *call == "tap 1").count();
+    assert_eq!((taps(&shared), taps(&fed)), (6, 3));
+
+    // Several plans in one pass, of which one shares: in the first block, so that the inputs of the second are needed
+    // after the second look.
+    let mut starving = Model {
+        starve: Some((0, 0)),
+        ..Model::new(2, 7)
+    };
+    let plans = [sharing, ModelPlan::new(half())];
+    let mut weights = Vec::new();
+    let reports = prune_model_variants(
+        &mut starving,
+        &Solver::new(Host),
+        &sequences(3),
+        &plans,
+        &mut |finished| {
+            if (finished.block, finished.layer) == (0, 2) {
+                weights.push(finished.pruned.weights);
+            }
+            Ok(())
+        },
+        &mut go_on,
+    )
+    .unwrap();
+    assert_eq!(reports[0].starved[0].treatment, Starved::Share);
+    assert_eq!(reports[1].starved[0].treatment, Starved::Magnitude);
+    assert_ne!(weights[0], weights[1]);
+    let (fed, _) = run(&Model::new(2, 7), ModelPlan::new(half()));
+    assert!(weights.contains(&fed.blocks[0][2]));
+}
+
+#[test]
+fn a_second_look_at_a_block_leaves_the_dense_models_states_where_they_were() {
+    let treated = |starved: Starved| {
+        let mut model = Model {
+            starve: Some((0, 0)),
+            ..Model::new(2, 7)
+        };
+        let plan = ModelPlan::new(half())
+            .with_dense_targets(0.25)
+            .with_starved(starved);
+        let solver = Solver::new(Host);
+        prune_model(&mut model, &solver, &sequences(3), &plan, &mut go_on).unwrap();
+        model.blocks
+    };
+    let (shared, alone) = (treated(Starved::Share), treated(Starved::Magnitude));
+    assert_ne!(shared[0], alone[0]);
+    // The first block's weights have no part in what it passes on.
+    assert_eq!(shared[1], alone[1]);
+}
+
+#[test]
+fn too_few_tokens_are_as_many_as_the_plan_says() {
+    let starving = Model {
+        starve: Some((1, 2)),
+        ..Model::new(2, 7)
+    };
+    let starved = |least: &str, starved: Starved| {
+        let plan = ModelPlan::new(half())
+            .with_starved(starved)
+            .with_least_tokens(least.parse().unwrap());
+        let solver = Solver::new(Host);
+        prune_model(
+            &mut starving.clone(),
+            &solver,
+            &sequences(3),
+            &plan,
+            &mut go_on,
+        )
+        .map(|report| report.starved)
+    };
+    // Two tokens of each of three sequences; the layer has 8 columns.
+    for enough in ["0", "6", "75%"] {
+        assert!(
+            starved(enough, Starved::Error).unwrap().is_empty(),
+            "{enough}"
+        );
+    }
+    for short in ["7", "76%"] {
+        let found = starved(short, Starved::Magnitude).unwrap();
+        assert_eq!((found[0].tokens, found[0].least_tokens), (6, 7), "{short}");
+        let error = starved(short, Starved::Error).unwrap_err().to_string();
+        assert!(
+            error.contains("block.1.c") && error.contains("6 calibration tokens"),
+            "{error}"
+        );
+    }
 }

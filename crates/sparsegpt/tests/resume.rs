@@ -12,8 +12,8 @@ use common::model::{Model, go_on, half, sequences};
 use sparsegpt::backend::Host;
 use sparsegpt::report::{ModelSeconds, StageSeconds};
 use sparsegpt::{
-    BlockKeeper, FinishedLayer, LayerSettings, ModelPlan, ModelReport, Pattern, ProgressEvent,
-    Solver, prune_model, prune_model_resumable, prune_model_variants,
+    BlockKeeper, FinishedLayer, LayerSettings, LeastTokens, ModelPlan, ModelReport, Pattern,
+    ProgressEvent, Solver, Starved, prune_model, prune_model_resumable, prune_model_variants,
     prune_model_variants_resumable,
 };
 
@@ -59,14 +59,16 @@ impl BlockKeeper for Kept {
 
 fn model() -> Model {
     Model {
-        starve: Some(1),
+        starve: Some((1, 2)),
         ..Model::new(4, 7)
     }
 }
 
 fn plans() -> [ModelPlan; 2] {
     let two_of_four = LayerSettings::new(Pattern::n_of_m(2, 4).unwrap());
-    [ModelPlan::new(half()), ModelPlan::new(two_of_four)].map(|plan| plan.with_held_out(1))
+    let least = LeastTokens::Count(7);
+    [ModelPlan::new(half()), ModelPlan::new(two_of_four)]
+        .map(|plan| plan.with_held_out(1).with_least_tokens(least))
 }
 
 fn without_seconds(mut report: ModelReport) -> ModelReport {
@@ -83,7 +85,12 @@ fn a_run_that_is_gone_on_with_has_the_bits_of_one_that_was_never_stopped() {
     let mut whole = model();
     let expected = prune_model(&mut whole, &solver, &data, &plan, &mut go_on).unwrap();
     let expected = without_seconds(expected);
-    assert_eq!(expected.starved, ["block.1.c"]);
+    let [starved] = &expected.starved[..] else {
+        panic!("{:?}", expected.starved)
+    };
+    assert_eq!(starved.layer, "block.1.c");
+    // Two tokens of each of the three sequences that calibrate.
+    assert_eq!((starved.tokens, starved.least_tokens), (6, 7));
     // Stopped after so many layers.
     for stop in 1..12 {
         let mut kept = Kept::default();
@@ -120,10 +127,13 @@ fn a_run_that_is_gone_on_with_has_the_bits_of_one_that_was_never_stopped() {
 }
 
 #[test]
-fn so_has_one_that_aims_at_the_dense_models_outputs_or_goes_in_stages() {
+fn so_has_one_that_aims_at_the_dense_models_outputs_shares_tokens_or_goes_in_stages() {
     let (solver, data, [plan, _]) = (Solver::new(Host), sequences(4), plans());
     let cases = [
         plan.clone().with_dense_targets(0.25),
+        plan.clone()
+            .with_dense_targets(0.25)
+            .with_starved(Starved::Share),
         plan.with_true_sequential(true),
     ];
     for plan in cases {
@@ -155,7 +165,8 @@ fn so_has_one_that_aims_at_the_dense_models_outputs_or_goes_in_stages() {
 
 #[test]
 fn so_has_one_with_several_plans() {
-    let (solver, data, plans) = (Solver::new(Host), sequences(4), plans());
+    let (solver, data, [first, second]) = (Solver::new(Host), sequences(4), plans());
+    let plans = [first.with_starved(Starved::Share), second];
     let mut whole = BTreeMap::new();
     let expected = prune_model_variants(
         &mut model(),

@@ -49,6 +49,9 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
     let (checkpoint, config) = model::open(&args.model)?;
+    config
+        .require_decoder("eval")
+        .map_err(|error| Failure::reading_model(&args.model, error))?;
     let sequence_length = model::sequence_length(args.sequence_length, &config, console);
     let tokenizer = model::tokenizer(&checkpoint)?;
     let key = args

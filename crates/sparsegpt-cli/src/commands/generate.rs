@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use sparsegpt_models::decoder::Llama;
+use sparsegpt_models::decoder::Transformer;
 use sparsegpt_models::generate::{GenerateOptions, Generated, generate};
 use sparsegpt_models::tokenizer::Tokenizer;
 
@@ -52,7 +52,10 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, _) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model)?;
+    config
+        .require_decoder("generate")
+        .map_err(|error| Failure::reading_model(&args.model, error))?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     if args.temperature == 0.0 && (args.top_k.is_some() || args.top_p.is_some()) {
@@ -81,7 +84,7 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure>
 
 /// Continues a prompt; `show` gets each piece of new text as soon as its characters are complete.
 pub(super) fn continue_text(
-    model: &Llama,
+    model: &Transformer,
     tokenizer: &Tokenizer,
     prompt: &str,
     options: &GenerateOptions,

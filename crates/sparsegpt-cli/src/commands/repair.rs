@@ -14,7 +14,7 @@ use sparsegpt::{
 use sparsegpt_models::checkpoint::{
     LoraLayer, Overlay, WrittenLora, check_lora_output, write_lora,
 };
-use sparsegpt_models::decoder::LlamaAdapter;
+use sparsegpt_models::decoder::TransformerAdapter;
 
 use super::prune::{self, PruneFlags};
 use crate::backend::BackendChoice;
@@ -200,7 +200,7 @@ struct Repairs<'a> {
     rank: usize,
     /// The input of each layer of each block.
     inputs: Vec<Vec<usize>>,
-    dense: LlamaAdapter<'a>,
+    dense: TransformerAdapter<'a>,
     /// The block of the dense model that is loaded.
     block: Option<usize>,
     /// That of the layers seen last, with their block and input.

@@ -118,7 +118,7 @@ impl PlanFlags {
 }
 
 /// A sparsity as it is written on the command line, as in `30%`, in recipe files and reports too.
-pub(super) mod percentage {
+pub(crate) mod percentage {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use sparsegpt::Sparsity;

@@ -6,7 +6,7 @@ mod patterns;
 mod plan;
 mod recipe;
 
-pub(crate) use allocation::Allocating;
+pub(crate) use allocation::{Allocating, percentage};
 pub(crate) use layer::LayerFlags;
 pub(crate) use patterns::folder_name;
 pub(crate) use plan::{PlanFlags, selector};

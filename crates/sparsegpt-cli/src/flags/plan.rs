@@ -5,9 +5,9 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use sparsegpt::{LayerSettings, ModelPlan, Pattern, Selector, Sparsity};
+use sparsegpt::{LayerSettings, LeastTokens, ModelPlan, Pattern, Selector, Sparsity, Starved};
 
 use super::allocation::{AllocatorChoice, percentage};
 use super::{LayerFlags, on};
@@ -80,6 +80,43 @@ pub(crate) struct PlanFlags {
     #[arg(long, value_name = "PERCENT", help_heading = "Layers")]
     #[serde(with = "percentage")]
     pub(crate) max_sparsity: Option<Sparsity>,
+
+    /// What becomes of experts that too few calibration tokens reach: magnitude (pruned by magnitude), share (calibrated
+    /// on the tokens of all experts of the block), error [default: magnitude]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        hide_possible_values = true,
+        help_heading = "Layers"
+    )]
+    pub(crate) starved_experts: Option<StarvedChoice>,
+
+    /// How many tokens an expert must get at least: a number, or a percentage of a layer's columns [default: 1]
+    #[arg(long, value_name = "N|PERCENT", help_heading = "Layers")]
+    pub(crate) min_expert_tokens: Option<String>,
+}
+
+/// What becomes of experts that too few calibration tokens reach.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StarvedChoice {
+    /// Pruned by magnitude.
+    #[default]
+    Magnitude,
+    /// Calibrated on the tokens of all experts.
+    Share,
+    /// The run ends.
+    Error,
+}
+
+impl From<StarvedChoice> for Starved {
+    fn from(choice: StarvedChoice) -> Self {
+        match choice {
+            StarvedChoice::Magnitude => Self::Magnitude,
+            StarvedChoice::Share => Self::Share,
+            StarvedChoice::Error => Self::Error,
+        }
+    }
 }
 
 impl PlanFlags {
@@ -188,9 +225,19 @@ impl PlanFlags {
         for layers in &self.only {
             plan = plan.only(selector(layers)?);
         }
+        let least = match &self.min_expert_tokens {
+            Some(text) => text.parse().map_err(|_| {
+                Failure::usage(format!(
+                    "--min-expert-tokens {text}: expected a number (64) or a percentage of the columns (50%)"
+                ))
+            })?,
+            None => LeastTokens::default(),
+        };
         Ok(plan
             .with_true_sequential(on(self.true_sequential))
             .with_dense_targets(self.dense_targets.unwrap_or(0.0))
+            .with_starved(self.starved_experts.unwrap_or_default().into())
+            .with_least_tokens(least)
             .with_dense_first_blocks(self.first.unwrap_or(0))
             .with_dense_last_blocks(self.last.unwrap_or(0)))
     }

@@ -3,7 +3,12 @@
 //! The paper (section 4) calibrates on 128 windows of 2048 tokens out of C4; both numbers are the
 //! defaults here and neither is ever taken from the model.
 
+mod masked;
 mod ready;
+mod spans;
+
+pub use masked::{Masking, PRETRAINING_MASK_RATE};
+pub use spans::Spans;
 
 use std::fmt::{self, Display};
 use std::path::Path;
@@ -15,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::text::{self, DEFAULT_TEXT_KEY, TextFormat};
-use crate::{Error, Result};
+use crate::{Error, Result, Sequence};
 
 /// Sequences drawn where the caller names no number.
 pub const DEFAULT_SAMPLES: usize = 128;
@@ -135,8 +140,8 @@ impl CalibrationOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Calibration {
-    /// Token ids, all sequences of one length.
-    pub sequences: Vec<Vec<u32>>,
+    /// The sequences, all of one length.
+    pub sequences: Vec<Sequence>,
     /// The file and how the sequences were taken from it, in words.
     pub source: String,
     /// Tokens there were to draw from: of the whole text; of all documents that were tokenized,
@@ -147,15 +152,43 @@ pub struct Calibration {
 impl Calibration {
     /// Tokens in each sequence.
     pub fn sequence_length(&self) -> usize {
-        self.sequences.first().map_or(0, Vec::len)
+        self.tokens().next().map_or(0, <[u32]>::len)
+    }
+
+    /// The token ids of each sequence.
+    pub fn tokens(&self) -> impl Iterator<Item = &[u32]> {
+        self.sequences.iter().map(|sequence| &*sequence.tokens)
+    }
+
+    /// The sequences with tokens put before and behind each, as a tokenizer does with a text (`[CLS]` and `[SEP]`).
+    #[must_use]
+    pub fn framed(mut self, before: &[u32], behind: &[u32]) -> Self {
+        for sequence in &mut self.sequences {
+            sequence.tokens = [before, &sequence.tokens, behind].concat();
+            if let Some(mask) = &mut sequence.attention_mask {
+                *mask = [
+                    &vec![true; before.len()],
+                    &**mask,
+                    &vec![true; behind.len()],
+                ]
+                .concat();
+            }
+        }
+        self
     }
 
     /// Identifies the token ids, for reports: FNV-1a (64 bits, hexadecimal) over the number of
-    /// sequences, then each sequence's length and ids, as little-endian 64-bit words. Equal
-    /// sequences have equal fingerprints; it is no protection against forgery.
+    /// sequences, then each sequence's length and ids, and where it has padding, 1 for each token that
+    /// counts and 0 for each other, and the decoder's ids, as little-endian 64-bit words. Equal sequences have equal fingerprints;
+    /// it is no protection against forgery.
     pub fn fingerprint(&self) -> String {
         let lengths_and_ids = self.sequences.iter().flat_map(|sequence| {
-            std::iter::once(sequence.len() as u64).chain(sequence.iter().map(|&id| u64::from(id)))
+            let ids = sequence.tokens.iter().map(|&id| u64::from(id));
+            let mask = sequence.attention_mask.iter().flatten();
+            std::iter::once(ids.len() as u64)
+                .chain(ids)
+                .chain(mask.map(|&counts| u64::from(counts)))
+                .chain(sequence.decoder_tokens.iter().map(|&id| u64::from(id)))
         });
         let words = std::iter::once(self.sequences.len() as u64).chain(lengths_and_ids);
         let hash = words
@@ -174,7 +207,7 @@ impl Calibration {
         let outside = self
             .sequences
             .iter()
-            .flatten()
+            .flat_map(|sequence| sequence.tokens.iter().chain(&sequence.decoder_tokens))
             .find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocab_size));
         match outside {
             None => Ok(()),
@@ -218,7 +251,8 @@ pub fn check(path: &Path, options: &CalibrationOptions) -> Result<()> {
 /// A text file (plain text, JSON lines or parquet, see [`text::documents`]) is tokenized by
 /// `encode`, which adds the special tokens its tokenizer asks for once to each text it is given.
 /// Windows are drawn by ChaCha8 from the seed. A `.safetensors` file is taken as ready token ids:
-/// the tensor `calibration_tokens`, or else `tokens`, i32, i64 or u32, sequences x length;
+/// the tensor `calibration_tokens`, or else `tokens`, i32, i64 or u32, sequences x length, and where there is one,
+/// `attention_mask` of the same shape (0 for padding), and `decoder_tokens` (sequences x any length);
 /// `samples` and `sequence_length` then take the first sequences and the first tokens of each.
 ///
 /// # Errors
@@ -331,9 +365,9 @@ impl Windows {
     }
 
     /// A random window of at least as many tokens.
-    fn window(&mut self, tokens: &[u32]) -> Vec<u32> {
+    fn window(&mut self, tokens: &[u32]) -> Sequence {
         let start = self.rng.random_range(0..=tokens.len() - self.length);
-        tokens[start..start + self.length].to_vec()
+        tokens[start..start + self.length].into()
     }
 }
 

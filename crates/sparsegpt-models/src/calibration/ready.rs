@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Calibration, SHORTEST_SEQUENCE};
 use crate::error::listed;
-use crate::{Error, Result};
+use crate::{Error, Result, Sequence};
 
 /// Tensors that hold token ids, the preferred one first.
 const TENSOR_NAMES: [&str; 2] = ["calibration_tokens", "tokens"];
+/// Beside them: 0 for padding, sequences x length.
+const MASK_NAME: &str = "attention_mask";
+/// Beside them: what a decoder behind an encoder reads, sequences x length.
+const DECODER_NAME: &str = "decoder_tokens";
 
 /// Reads the first `samples` sequences and the first `sequence_length` tokens of each.
 pub(super) fn read(
@@ -59,45 +64,113 @@ pub(super) fn read(
              {length}; ask for no more than there is"
         )));
     }
-
-    let id_bytes = match view.dtype() {
-        Dtype::I32 | Dtype::U32 => 4,
-        Dtype::I64 => 8,
-        other => {
-            return Err(error(format!(
-                "expected i32, i64 or u32 token ids, found {other}"
-            )));
+    let wrong = |name: &str, expected: &str, found: &TensorView<'_>| {
+        Error::format(
+            path,
+            format!(
+                "tensor {name:?}: expected {expected}, found shape {:?} beside token ids of {:?}",
+                found.shape(),
+                view.shape()
+            ),
+        )
+    };
+    let part = Part {
+        path,
+        samples,
+        sequence_length,
+    };
+    let rows = part.read(name, &view)?;
+    let mask = tensors.tensor(MASK_NAME).ok();
+    let mut sequences: Vec<Sequence> = match &mask {
+        None => rows.into_iter().map(Sequence::from).collect(),
+        Some(mask) if mask.shape() == view.shape() => {
+            let masks = part.read(MASK_NAME, mask)?;
+            let pairs = rows.into_iter().zip(masks);
+            pairs
+                .map(|(tokens, mask)| {
+                    let counts = mask.into_iter().map(|entry| entry != 0).collect();
+                    Sequence::from(tokens).with_attention_mask(counts)
+                })
+                .collect::<Result<_>>()?
+        }
+        Some(mask) => {
+            return Err(wrong(MASK_NAME, "the shape of the token ids", mask));
         }
     };
-    let token = |bytes: &[u8]| -> Result<u32> {
-        let value = match (view.dtype(), bytes) {
-            (Dtype::U32, &[a, b, c, d]) => i64::from(u32::from_le_bytes([a, b, c, d])),
-            (_, &[a, b, c, d]) => i64::from(i32::from_le_bytes([a, b, c, d])),
-            (_, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => return Err(error("its data ends within a token id".to_owned())),
+    if let Ok(decoded) = tensors.tensor(DECODER_NAME) {
+        let &[rows, length] = decoded.shape() else {
+            return Err(wrong(DECODER_NAME, "sequences x length", &decoded));
         };
-        u32::try_from(value).map_err(|_| {
-            error(format!(
-                "expected token ids from 0 to {}, found {value}",
-                u32::MAX
-            ))
-        })
-    };
-    // The safetensors crate has checked that the data is as long as the shape says.
-    let sequences = view
-        .data()
-        .chunks_exact(length * id_bytes)
-        .take(samples)
-        .map(|row| {
-            row.chunks_exact(id_bytes)
-                .take(sequence_length)
-                .map(token)
-                .collect()
-        })
-        .collect::<Result<_>>()?;
+        if rows != available || length == 0 {
+            return Err(wrong(
+                DECODER_NAME,
+                "one row of tokens a sequence",
+                &decoded,
+            ));
+        }
+        let all = Part {
+            sequence_length: length,
+            ..part
+        };
+        let rows = all.read(DECODER_NAME, &decoded)?;
+        for (sequence, tokens) in sequences.iter_mut().zip(rows) {
+            sequence.decoder_tokens = tokens;
+        }
+    }
     Ok(Calibration {
         sequences,
         source: format!("{}: tensor {name}", path.display()),
         tokens_available: available * length,
     })
+}
+
+/// How much of a file is read.
+struct Part<'a> {
+    path: &'a Path,
+    samples: usize,
+    sequence_length: usize,
+}
+
+impl Part<'_> {
+    /// The first entries of the first rows of a matrix of integers.
+    fn read(&self, name: &str, view: &TensorView<'_>) -> Result<Vec<Vec<u32>>> {
+        let error = |reason: String| Error::format(self.path, format!("tensor {name:?}: {reason}"));
+        let id_bytes = match view.dtype() {
+            Dtype::BOOL | Dtype::U8 => 1,
+            Dtype::I32 | Dtype::U32 => 4,
+            Dtype::I64 => 8,
+            other => {
+                return Err(error(format!(
+                    "expected i32, i64 or u32 token ids, found {other}"
+                )));
+            }
+        };
+        let token = |bytes: &[u8]| -> Result<u32> {
+            let value = match (view.dtype(), bytes) {
+                (_, &[byte]) => i64::from(byte),
+                (Dtype::U32, &[a, b, c, d]) => i64::from(u32::from_le_bytes([a, b, c, d])),
+                (_, &[a, b, c, d]) => i64::from(i32::from_le_bytes([a, b, c, d])),
+                (_, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                _ => return Err(error("its data ends within a token id".to_owned())),
+            };
+            u32::try_from(value).map_err(|_| {
+                error(format!(
+                    "expected token ids from 0 to {}, found {value}",
+                    u32::MAX
+                ))
+            })
+        };
+        let length = view.shape().get(1).copied().unwrap_or(1);
+        // The safetensors crate has checked that the data is as long as the shape says.
+        view.data()
+            .chunks_exact(length * id_bytes)
+            .take(self.samples)
+            .map(|row| {
+                row.chunks_exact(id_bytes)
+                    .take(self.sequence_length)
+                    .map(token)
+                    .collect()
+            })
+            .collect()
+    }
 }

@@ -13,6 +13,7 @@ use sparsegpt::repair::LowRank;
 
 use super::Checkpoint;
 use super::writer::{OutputFolder, sync_folder, write_json};
+use crate::decoder::{ModelKind, TransformerConfig};
 use crate::staging::{Leftovers, Staging};
 use crate::{Error, Result};
 
@@ -125,6 +126,15 @@ fn is_turned(base: &Checkpoint, layer: &LoraLayer) -> Result<bool> {
     }
 }
 
+/// PEFT's name of what the model is for; it has none for masked tokens.
+fn task(base: &Checkpoint) -> Option<&'static str> {
+    match TransformerConfig::of(base).map(|config| config.kind()) {
+        Ok(ModelKind::Encoder) => None,
+        Ok(ModelKind::EncoderDecoder) => Some("SEQ_2_SEQ_LM"),
+        _ => Some("CAUSAL_LM"),
+    }
+}
+
 fn config(base: &Checkpoint, layers: &[LoraLayer], rank: usize, turned: bool) -> Value {
     let modules: BTreeSet<&str> = layers
         .iter()
@@ -132,7 +142,7 @@ fn config(base: &Checkpoint, layers: &[LoraLayer], rank: usize, turned: bool) ->
         .collect();
     json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task(base),
         "base_model_name_or_path": base.path(),
         "r": rank,
         "lora_alpha": rank,

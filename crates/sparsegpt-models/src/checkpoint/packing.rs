@@ -17,7 +17,7 @@ use super::writer::{OutputFolder, preallocate, sync_folder};
 use super::{
     Checkpoint, CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE, write_json,
 };
-use crate::decoder::{LlamaConfig, Multiplied, Stored, linear, multiplied};
+use crate::decoder::{Multiplied, Stored, TransformerConfig, linear, multiplied};
 use crate::staging::{Leftovers, Staging};
 use crate::{Error, Result, TensorInfo};
 
@@ -78,7 +78,7 @@ impl<'a> Packing<'a> {
             return Err(Error::format(checkpoint.path(), "is packed already"));
         }
         let source = checkpoint.tensors();
-        let mut layers = multiplied(LlamaConfig::of(checkpoint)?, Arc::clone(&source))?;
+        let mut layers = multiplied(TransformerConfig::of(checkpoint)?, Arc::clone(&source))?;
         layers.retain(|(name, _)| {
             let dtype = source.info(name).map(|info| info.dtype);
             name.ends_with(WEIGHT) && matches!(dtype, Some(Dtype::F32 | Dtype::BF16 | Dtype::F16))

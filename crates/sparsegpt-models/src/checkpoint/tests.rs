@@ -8,7 +8,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::fixtures::{Model, Tensor, tensor, tensor_of};
 use super::*;
-use crate::decoder::LlamaConfig;
+use crate::decoder::TransformerConfig;
 
 const UP: &str = "model.layers.0.mlp.up_proj.weight";
 const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
@@ -218,7 +218,7 @@ fn folders_that_are_no_models_are_refused() {
 #[test]
 fn a_configuration_that_is_not_understood_is_told_with_its_file() {
     let (_root, folder) = simple();
-    let error = LlamaConfig::of(&Checkpoint::open(&folder).unwrap()).unwrap_err();
+    let error = TransformerConfig::of(&Checkpoint::open(&folder).unwrap()).unwrap_err();
     let file = folder.join(CONFIG_FILE).display().to_string();
     assert_contains(&error.to_string(), &[&file, "hidden_size"]);
 }

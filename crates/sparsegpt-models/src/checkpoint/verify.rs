@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::packed::Packed;
 use super::writer::{Slot, Written};
 use super::{Checkpoint, CheckpointSource, Dtype};
-use crate::decoder::{LlamaConfig, transpose};
+use crate::decoder::{TransformerConfig, transpose};
 use crate::{Error, Result, TensorInfo};
 
 /// What a pruned layer must look like in the written checkpoint.
@@ -68,7 +68,7 @@ pub(super) fn verify(
         ));
     }
     // Patterns hold along a layer's inputs, which some families store as rows.
-    let config = LlamaConfig::from_json(written.config()).ok();
+    let config = TransformerConfig::from_json(written.config()).ok();
     let transposed = |name: &str| config.as_ref().is_some_and(|c| c.stores_transposed(name));
     let mut of_cast = Vec::new();
     for (name, slot) in slots {

@@ -20,6 +20,7 @@ use super::{
     CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
     WeightSink, read_json,
 };
+use crate::decoder::TransformerConfig;
 use crate::staging::{Leftovers, MadeParents, Staging, canonical, parent_of, rename, sync_names};
 use crate::{Error, Result, TensorInfo};
 
@@ -360,10 +361,12 @@ impl CheckpointWriter {
             .collect();
         dense.sort_unstable();
         let path = self.staging.path.join(CONFIG_FILE);
-        let Value::Object(mut config) = read_json(&path)? else {
+        let config = read_json(&path)?;
+        let head = TransformerConfig::from_json(&config).map_or("lm_head", |model| model.head());
+        let Value::Object(mut config) = config else {
             return Ok(());
         };
-        let quantization = packed.quantization_config(&dense);
+        let quantization = packed.quantization_config(&dense, head);
         config.insert("quantization_config".to_owned(), quantization);
         write_json(&path, &Value::Object(config))
     }

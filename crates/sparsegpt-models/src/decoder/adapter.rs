@@ -1,4 +1,4 @@
-//! The decoder as the pruning driver sees it.
+//! A model as the pruning driver sees it.
 
 use std::sync::Arc;
 
@@ -7,14 +7,18 @@ use ndarray::Array2;
 use serde_json::Value;
 use sparsegpt::{BlockLayer, ModelAdapter, Tap};
 
-use super::LlamaConfig;
-use super::block::{Block, Position};
+use super::TransformerConfig;
+use super::block::Block;
 use super::ends::Embedding;
+use super::hidden::Hidden;
 use super::rope::AllTables;
 use super::scratch::Scratch;
-use super::weights::{LinearSpec, MLP_INPUT, MLP_OUTPUT, Weights, linear_specs};
+use super::weights::{
+    CROSS_INPUT, CROSS_MEMORY, CROSS_OUTPUT, LinearSpec, MLP_INPUT, MLP_OUTPUT, Weights,
+    expert_part, is_of_expert, linear_specs,
+};
 use crate::checkpoint::WeightSink;
-use crate::{Error, Result, TensorSource};
+use crate::{Error, Result, Sequence, TensorSource};
 
 /// Tokens that run through a block together: enough for its products to run at full speed.
 const BATCH_TOKENS: usize = 2048;
@@ -23,7 +27,7 @@ const BATCH_TOKENS: usize = 2048;
 ///
 /// Replaced weights go to the sink when their block ends, under their checkpoint names.
 #[derive(Debug)]
-pub struct LlamaAdapter<'a> {
+pub struct TransformerAdapter<'a> {
     weights: Weights,
     /// The linear layers of each block.
     specs: Vec<Vec<LinearSpec>>,
@@ -44,17 +48,17 @@ struct Current {
     replaced: Vec<bool>,
 }
 
-impl<'a> LlamaAdapter<'a> {
+impl<'a> TransformerAdapter<'a> {
     /// An adapter for a checkpoint; finished weights go to `sink`.
     ///
     /// # Errors
-    /// As [`Llama::load`](super::Llama::load); no weight is read yet.
+    /// As [`Transformer::load`](super::Transformer::load); no weight is read yet.
     pub fn new(
         config: &Value,
         source: Arc<dyn TensorSource>,
         sink: &'a mut dyn WeightSink,
     ) -> Result<Self> {
-        let config = LlamaConfig::from_json(config)?;
+        let config = TransformerConfig::from_json(config)?;
         Ok(Self {
             specs: (0..config.blocks)
                 .map(|block| linear_specs(&config, block))
@@ -70,7 +74,7 @@ impl<'a> LlamaAdapter<'a> {
 
     /// The model's configuration.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &TransformerConfig {
         &self.weights.config
     }
 
@@ -93,25 +97,18 @@ impl<'a> LlamaAdapter<'a> {
     }
 
     /// Makes the rotary tables those of some sequences' length.
-    fn turn_to(&mut self, hidden: &Tensor) -> Result<()> {
-        let time = hidden.dims3()?.1;
+    fn turn_to(&mut self, hidden: &Hidden) -> Result<()> {
+        let time = hidden.time()?;
         if self.rotary.as_ref().is_none_or(|(of, _)| *of != time) {
             self.rotary = Some((time, self.weights.config.rotary_tables(0, time)));
         }
         Ok(())
     }
 
-    /// The block at hand, and the position of whole sequences.
-    fn ready(&self, block: usize) -> Result<(&Block, Position<'_>)> {
+    /// The block at hand, and the angles of whole sequences.
+    fn ready(&self, block: usize) -> Result<(&Block, Option<&AllTables>)> {
         let (_, rotary) = self.rotary.as_ref().ok_or_else(|| not_begun(block))?;
-        Ok((
-            &self.current(block)?.block,
-            Position {
-                past: 0,
-                rotary: rotary.as_ref(),
-                scratch: &self.scratch,
-            },
-        ))
+        Ok((&self.current(block)?.block, rotary.as_ref()))
     }
 
     fn current(&self, block: usize) -> Result<&Current> {
@@ -126,9 +123,9 @@ fn not_begun(block: usize) -> Error {
     Error::setting("block", "one between begin_block and end_block", block)
 }
 
-impl ModelAdapter for LlamaAdapter<'_> {
-    type Sequence = Vec<u32>;
-    type Hidden = Tensor;
+impl ModelAdapter for TransformerAdapter<'_> {
+    type Sequence = Sequence;
+    type Hidden = Hidden;
     type Error = Error;
 
     fn blocks(&self) -> usize {
@@ -149,23 +146,34 @@ impl ModelAdapter for LlamaAdapter<'_> {
     }
 
     fn may_starve(&self, _block: usize, input: usize) -> bool {
-        input > MLP_OUTPUT
+        is_of_expert(input)
     }
 
     fn stage(&self, _block: usize, input: usize) -> usize {
-        // All experts read at the same time, each two inputs in turn as the feed-forward part without experts.
-        match input.checked_sub(MLP_INPUT) {
-            None => input,
-            Some(behind) => MLP_INPUT + behind % 2,
+        // In the order in which they are read; all experts at the same time, each two inputs in turn as the feed-forward part
+        // without experts.
+        match input {
+            // Between the attention's output and the feed-forward part comes cross-attention.
+            CROSS_INPUT | CROSS_MEMORY => 2,
+            CROSS_OUTPUT => 3,
+            MLP_INPUT => 4,
+            MLP_OUTPUT => 5,
+            _ if is_of_expert(input) => 4 + expert_part(input),
+            _ => input,
         }
     }
 
-    fn embed(&mut self, sequence: &Vec<u32>) -> Result<Tensor> {
+    /// In an encoder's sequences the padding token is padding, where no mask says otherwise.
+    fn embed(&mut self, sequence: &Sequence) -> Result<Hidden> {
         let embedding = match &self.embedding {
             Some(embedding) => embedding,
             None => self.embedding.insert(Embedding::load(&self.weights)?),
         };
-        embedding.embed(&self.weights.config, &[sequence], 0)
+        let config = &self.weights.config;
+        match config.padding {
+            Some(id) => embedding.begin(config, &[&sequence.clone().with_padding(id)?]),
+            None => embedding.begin(config, &[sequence]),
+        }
     }
 
     fn begin_block(&mut self, block: usize) -> Result<()> {
@@ -198,38 +206,39 @@ impl ModelAdapter for LlamaAdapter<'_> {
         Ok(())
     }
 
-    fn run_block(&mut self, block: usize, hidden: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
+    fn run_block(&mut self, block: usize, hidden: &Hidden, tap: &mut dyn Tap) -> Result<Hidden> {
         self.turn_to(hidden)?;
-        let (block, position) = self.ready(block)?;
-        block.forward(hidden, &position, None, tap)
+        let (loaded, rotary) = self.ready(block)?;
+        let position = hidden.position(rotary, &self.scratch);
+        let states = loaded.forward(hidden.states(), &position, None, tap)?;
+        Ok(hidden.clone().after(&self.weights.config, block, states))
     }
 
-    fn batch(&self, hidden: &[Tensor]) -> usize {
+    fn batch(&self, hidden: &[Hidden]) -> usize {
         let Some(first) = hidden.first() else {
             return 1;
         };
-        let alike = hidden
-            .iter()
-            .take_while(|other| other.dims() == first.dims());
-        let tokens = first.dims().get(1).copied().unwrap_or(1).max(1);
+        let alike = hidden.iter().take_while(|other| other.like(first));
+        let tokens = first.time().unwrap_or(1).max(1);
         alike.take((BATCH_TOKENS / tokens).max(1)).count()
     }
 
     fn run_batch(
         &mut self,
         block: usize,
-        hidden: &[Tensor],
+        hidden: &[Hidden],
         tap: &mut dyn Tap,
-    ) -> Result<Vec<Tensor>> {
-        let next = self.run_block(block, &Tensor::cat(hidden, 0)?, tap)?;
-        Ok(next.chunk(hidden.len(), 0)?)
+    ) -> Result<Vec<Hidden>> {
+        let next = self.run_block(block, &Hidden::together(hidden)?, tap)?;
+        next.apart(hidden.len())
     }
 
-    fn observe_batch(&mut self, block: usize, hidden: &[Tensor], tap: &mut dyn Tap) -> Result<()> {
-        let hidden = Tensor::cat(hidden, 0)?;
+    fn observe_batch(&mut self, block: usize, hidden: &[Hidden], tap: &mut dyn Tap) -> Result<()> {
+        let hidden = Hidden::together(hidden)?;
         self.turn_to(&hidden)?;
-        let (block, position) = self.ready(block)?;
-        block.observe(&hidden, &position, tap)
+        let (block, rotary) = self.ready(block)?;
+        let position = hidden.position(rotary, &self.scratch);
+        block.observe(hidden.states(), &position, tap)
     }
 
     fn weight(&self, block: usize, layer: usize) -> Result<Array2<f32>> {

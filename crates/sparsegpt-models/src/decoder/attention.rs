@@ -1,5 +1,7 @@
-//! Causal attention, head by head, in blocks of queries: no score is computed that a later mask would drop,
-//! and only one block of scores is held a thread.
+//! Attention, head by head, in blocks of queries: no score is computed that causality or a window would drop, and only
+//! one block of scores is held a thread.
+
+use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::prelude::ReborrowMut;
@@ -13,23 +15,28 @@ use super::elementwise::exponentials;
 /// Queries whose scores are held at a time.
 const QUERY_BLOCK: usize = 128;
 
-/// Where the queries stand and what they see. Query i of a sequence stands at position `past + i` and sees the
-/// keys at its own and earlier positions, at most `window` of them.
+/// Where the queries stand and what they see. Query i of a sequence stands at position `past + i`. If `causal` it sees
+/// the keys at its own and earlier positions, at most `window` of them; otherwise all.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Causal<'a> {
+pub(super) struct Mixer<'a> {
     pub(super) past: usize,
+    pub(super) causal: bool,
     pub(super) window: Option<usize>,
+    /// `true` for every key that counts, sequence by sequence; the others are not seen. `None`: all count.
+    pub(super) counts: Option<&'a [bool]>,
     pub(super) head_dim: usize,
     /// What the products of queries and keys are multiplied by.
     pub(super) scale: f32,
     /// By how much a score falls with each position between query and key, head by head (ALiBi); empty for not at
     /// all.
     pub(super) slopes: &'a [f32],
+    /// What is added to a score by the distance between query and key, head by head.
+    pub(super) relative: Option<&'a RelativeBias>,
     /// Scores s become c·tanh(s/c).
     pub(super) softcap: Option<f32>,
 }
 
-impl Causal<'_> {
+impl Mixer<'_> {
     /// softmax(scale·Q Kᵀ − slope·distance) V for the queries of some sequences after each other (batch·time x heads·d), and their
     /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result, in
     /// `mixed`, has the queries' shape.
@@ -63,15 +70,24 @@ impl Causal<'_> {
         );
         let result = MatMut::from_row_major_slice_mut(result, batch * time, heads * self.head_dim);
         let arch = Arch::new();
+        let last = self.past + time - 1;
+        let relative = self
+            .relative
+            .map(|relative| relative.by_distance(last, seen));
         let sequences = result.par_row_chunks_mut(time).enumerate();
         sequences.for_each(|(sequence, mixed)| {
             let heads_of_sequence = mixed.par_col_chunks_mut(self.head_dim).enumerate();
             heads_of_sequence.for_each(|(head, mixed)| {
                 let own = (sequence * time, head * self.head_dim);
                 let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
+                let biases = Biases {
+                    slope: self.slopes.get(head).copied(),
+                    relative: relative.as_ref().map(|heads| (&*heads[head], last)),
+                    counts: self.counts.map(|counts| &counts[sequence * seen..][..seen]),
+                };
                 self.attend_head(
                     arch,
-                    self.slopes.get(head).copied(),
+                    biases,
                     q.submatrix(own.0, own.1, time, self.head_dim),
                     k.submatrix(shared.0, shared.1, seen, self.head_dim),
                     v.submatrix(shared.0, shared.1, seen, self.head_dim),
@@ -84,7 +100,7 @@ impl Causal<'_> {
     fn attend_head(
         self,
         arch: Arch,
-        slope: Option<f32>,
+        biases: Biases<'_>,
         q: MatRef<'_, f32>,
         k: MatRef<'_, f32>,
         v: MatRef<'_, f32>,
@@ -95,8 +111,8 @@ impl Causal<'_> {
         for start in (0..time).step_by(QUERY_BLOCK) {
             let count = QUERY_BLOCK.min(time - start);
             // Keys that any query of the block sees.
-            let first = self.first_key(start);
-            let keys = self.past + start + count - first;
+            let first = self.seen(start, k.nrows()).start;
+            let keys = self.seen(start + count - 1, k.nrows()).end - first;
             scores.resize(count * keys, 0.0);
             matmul(
                 MatMut::from_row_major_slice_mut(&mut scores, count, keys),
@@ -111,17 +127,12 @@ impl Causal<'_> {
                     .iter_mut()
                     .for_each(|score| *score = cap * (*score / cap).tanh());
             }
-            if let Some(slope) = slope {
-                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    let own = self.past + start + row - first;
-                    for (key, score) in scores.iter_mut().enumerate() {
-                        *score += slope * (key as f32 - own as f32);
-                    }
-                }
+            for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                biases.add(scores, self.past + start + row, first);
             }
             let seen = |row| {
-                let query = start + row;
-                self.first_key(query) - first..self.past + query + 1 - first
+                let seen = self.seen(start + row, k.nrows());
+                seen.start - first..seen.end - first
             };
             exponentials(arch, &mut scores, keys, seen, &mut sums);
             let mut mixed = mixed.rb_mut().subrows_mut(start, count);
@@ -142,10 +153,94 @@ impl Causal<'_> {
         }
     }
 
-    /// The first key that a query sees.
-    fn first_key(self, query: usize) -> usize {
-        self.window
-            .map_or(0, |window| (self.past + query + 1).saturating_sub(window))
+    /// The keys that a query sees, of so many.
+    fn seen(self, query: usize, keys: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..keys;
+        }
+        let end = self.past + query + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// What is added to the scores of one head in one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Biases<'a> {
+    slope: Option<f32>,
+    /// By the distance from query to key, and where in the list distance 0 stands.
+    relative: Option<(&'a [f32], usize)>,
+    counts: Option<&'a [bool]>,
+}
+
+impl Biases<'_> {
+    /// Adds to the scores of the query at a position, of which the first is that of the key at `first`.
+    fn add(self, scores: &mut [f32], position: usize, first: usize) {
+        if let Some(slope) = self.slope {
+            for (key, score) in scores.iter_mut().enumerate() {
+                *score += slope * ((first + key) as f32 - position as f32);
+            }
+        }
+        if let Some((biases, zero)) = self.relative {
+            for (score, bias) in scores.iter_mut().zip(&biases[zero + first - position..]) {
+                *score += bias;
+            }
+        }
+        if let Some(counts) = self.counts {
+            for (score, counts) in scores.iter_mut().zip(&counts[first..]) {
+                if !counts {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// Learned biases on scores, one for each head and bucket of distances (T5).
+#[derive(Clone, Debug)]
+pub(super) struct RelativeBias {
+    /// Buckets x heads.
+    pub(super) table: Vec<f32>,
+    pub(super) heads: usize,
+    /// Distances from which on there is no other bucket.
+    pub(super) max_distance: usize,
+    /// Whether keys behind the query have buckets of their own.
+    pub(super) both_ways: bool,
+}
+
+impl RelativeBias {
+    /// For each head the biases of distances `-last..keys` from query to key.
+    fn by_distance(&self, last: usize, keys: usize) -> Vec<Vec<f32>> {
+        let bias = |head: usize, distance| self.table[self.bucket(distance) * self.heads + head];
+        let distances = -(last as i64)..keys as i64;
+        let of_head = |head| {
+            distances
+                .clone()
+                .map(|distance| bias(head, distance))
+                .collect()
+        };
+        (0..self.heads).map(of_head).collect()
+    }
+
+    /// Half of the buckets (of each direction) hold one distance each, the others grow with its logarithm, as in
+    /// `T5Attention._relative_position_bucket` of transformers, which computes in f32.
+    fn bucket(&self, distance: i64) -> usize {
+        let all = self.table.len() / self.heads;
+        let (buckets, first, distance) = match self.both_ways {
+            true => (
+                all / 2,
+                if distance > 0 { all / 2 } else { 0 },
+                distance.abs(),
+            ),
+            false => (all, 0, -distance.min(0)),
+        };
+        let (distance, exact) = (distance as usize, buckets / 2);
+        if distance < exact {
+            return first + distance;
+        }
+        let growth = (distance as f32 / exact as f32).ln()
+            / (self.max_distance as f64 / exact as f64).ln() as f32
+            * (buckets - exact) as f32;
+        first + (exact + growth as usize).min(buckets - 1)
     }
 }
 
@@ -191,12 +286,15 @@ mod tests {
                     tokens(kv_heads, seen),
                     tokens(kv_heads, seen),
                 );
-                let causal = Causal {
+                let causal = Mixer {
                     past,
+                    causal: true,
                     window,
+                    counts: None,
                     head_dim: width,
                     scale: 0.3,
                     slopes,
+                    relative: None,
                     softcap: window.map(|window| window as f32),
                 };
                 let mut found = Array2::zeros(q.dim());
@@ -241,6 +339,82 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn without_causality_all_keys_that_count_are_seen() {
+        // More queries than one block of them, other keys than queries, as in cross-attention.
+        let (batch, heads, width, time, seen) = (2, 2, 4, QUERY_BLOCK + 2, 5);
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut tokens = |time| {
+            Array2::from_shape_simple_fn((batch * time, heads * width), || {
+                random.random_range(-2.0..2.0_f32)
+            })
+        };
+        let (q, k, v) = (tokens(time), tokens(seen), tokens(seen));
+        let counts = [
+            true, false, true, true, true, true, true, true, false, false,
+        ];
+        let relative = RelativeBias {
+            table: (0..16 * heads).map(|i| (i as f32 * 0.7).sin()).collect(),
+            heads,
+            max_distance: 20,
+            both_ways: true,
+        };
+        let mixer = Mixer {
+            past: 0,
+            causal: false,
+            window: None,
+            counts: Some(&counts),
+            head_dim: width,
+            scale: 0.5,
+            slopes: &[],
+            relative: Some(&relative),
+            softcap: None,
+        };
+        let mut found = Array2::zeros(q.dim());
+        mixer.attend(batch, &q, k.view(), v.view(), &mut found);
+        for ((row, col), found) in found.indexed_iter() {
+            let (sequence, head) = (row / time, col / width * width);
+            let keys = (sequence * seen..(sequence + 1) * seen).filter(|&key| counts[key]);
+            let weights: Vec<(usize, f64)> = keys
+                .map(|key| {
+                    let dot: f32 = (head..head + width)
+                        .map(|d| q[[row, d]] * k[[key, d]])
+                        .sum();
+                    let distance = (key % seen) as i64 - (row % time) as i64;
+                    let bias = relative.table[relative.bucket(distance) * heads + head / width];
+                    (key, f64::from(dot * 0.5 + bias).exp())
+                })
+                .collect();
+            let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+            let mixed = weights
+                .iter()
+                .map(|&(key, weight)| weight * f64::from(v[[key, col]]));
+            let expected = mixed.sum::<f64>() / sum;
+            assert!((expected - f64::from(*found)).abs() < 1e-5, "{row}, {col}");
+        }
+    }
+
+    /// Against values of `T5Attention._relative_position_bucket`.
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let bias = |both_ways| RelativeBias {
+            table: vec![0.0; 32],
+            heads: 1,
+            max_distance: 128,
+            both_ways,
+        };
+        let distances = [-1000, -128, -64, -32, -17, -8, -1, 0, 1, 7, 8, 16, 90, 500];
+        let found = |both_ways| distances.map(|distance| bias(both_ways).bucket(distance));
+        assert_eq!(
+            found(true),
+            [15, 15, 14, 12, 10, 8, 1, 0, 17, 23, 24, 26, 30, 31]
+        );
+        assert_eq!(
+            found(false),
+            [31, 31, 26, 21, 16, 8, 1, 0, 0, 0, 0, 0, 0, 0]
+        );
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! One decoder block.
+//! One block.
 
 use candle_core::Tensor;
 use ndarray::Array2;
 use sparsegpt::{Batch, Tap};
 
 use super::config::{Activation, Residual};
+use super::cross_attention::{self, CrossAttention};
 use super::experts::Router;
 use super::feed_forward::inner;
+use super::hidden::Side;
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
 use super::rope::AllTables;
@@ -20,17 +22,21 @@ use super::weights::{
 use crate::{Error, Result};
 
 /// Where a forward pass stands in its sequences.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Position<'a> {
     /// Tokens in the cache.
     pub(super) past: usize,
     /// The angles of the new tokens, for rotary families.
     pub(super) rotary: Option<&'a AllTables>,
+    /// `true` for every new token that counts, sequence by sequence; `None`: all count.
+    pub(super) counts: Option<&'a [bool]>,
+    /// The encoder's output, for a decoder behind one.
+    pub(super) memory: Option<&'a Side>,
     /// Memory for the pass.
     pub(super) scratch: &'a Scratch,
 }
 
-/// One decoder block.
+/// One block, weights in f32.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// In the order of [`linear_specs`].
@@ -40,6 +46,9 @@ pub(super) struct Block {
     /// Of what attention and feed-forward add, where that is normalized.
     branch_norms: Option<[Norm; 2]>,
     attention: SelfAttention,
+    cross: Option<CrossAttention>,
+    /// Of the stack's output, in the last block of an encoder in front of a decoder.
+    closing: Option<Norm>,
     residual: Residual,
     activation: Activation,
     /// Where the feed-forward part is one of experts.
@@ -49,7 +58,7 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn load(weights: &Weights, block: usize) -> Result<Self> {
         let config = &weights.config;
-        let norms = config.block_norms().iter();
+        let norms = config.block_norms(block).iter();
         Ok(Self {
             linears: linear_specs(config, block)
                 .iter()
@@ -67,6 +76,14 @@ impl Block {
                 None => None,
             },
             attention: SelfAttention::load(weights, block)?,
+            cross: CrossAttention::load(weights, block)?,
+            closing: match config.last_encoder_block() == Some(block) {
+                true => {
+                    let name = weights.name(config.names_of(block).final_norm);
+                    Some(weights.norm(&name, config.hidden_size)?)
+                }
+                false => None,
+            },
             residual: config.residual,
             activation: config.activation,
             router: Router::load(weights, block)?,
@@ -84,6 +101,9 @@ impl Block {
         let mut sum = self.run(hidden, position, cache, tap, true)?;
         if self.residual == Residual::PostNorm {
             sum = self.norm(1)?.apply(position.scratch, &sum).clone();
+        }
+        if let Some(closing) = &self.closing {
+            sum = closing.apply(position.scratch, &sum).clone();
         }
         tensor(sum, hidden.dims3()?)
     }
@@ -112,15 +132,19 @@ impl Block {
         let scratch = position.scratch;
         let mut sum = with_rows(hidden, |hidden| Ok(hidden.to_owned()))?;
         let (qkv, rest) = self.linears.split_at(self.attention.layers());
-        let (output, feed_forward) = rest.split_first().ok_or_else(|| incomplete(self))?;
+        let (output, rest) = rest.split_first().ok_or_else(|| incomplete(self))?;
+        let of_cross = self.cross.as_ref().map_or(0, |_| cross_attention::LAYERS);
+        let (cross, feed_forward) = rest
+            .split_at_checked(of_cross)
+            .ok_or_else(|| incomplete(self))?;
 
         let x = match self.residual {
             Residual::PostNorm => copy(scratch, &sum),
             _ => self.norm(0)?.apply(scratch, &sum),
         };
-        observe(tap, ATTENTION_INPUT, batch, &x);
+        observe(tap, ATTENTION_INPUT, batch, &x, position.counts);
         let mixed = self.attention.mixed(qkv, &x, batch, position, cache)?;
-        observe(tap, ATTENTION_OUTPUT, batch, &mixed);
+        observe(tap, ATTENTION_OUTPUT, batch, &mixed, position.counts);
         // What the feed-forward part reads, where that is not a sum with the attention's output.
         let beside = match self.residual {
             Residual::Parallel => Some(self.norm(1)?.apply(scratch, &sum)),
@@ -132,6 +156,9 @@ impl Block {
             Residual::Sequential | Residual::PostNorm => None,
         };
         self.add(scratch, &mut sum, 0, output, &mixed)?;
+        if let Some(of_block) = &self.cross {
+            of_block.add_output(cross, &mut sum, batch, position, tap)?;
+        }
 
         let x = match (beside, self.residual) {
             (Some(x), _) => x,
@@ -146,15 +173,15 @@ impl Block {
         }
         if let Some(router) = &self.router {
             let sum = finish.then_some(&mut sum);
-            router.add_output(feed_forward, scratch, &x, batch, tap, sum)?;
+            router.add_output(feed_forward, position, &x, batch, tap, sum)?;
         } else {
             match self.residual {
                 // Seen already, as the attention's input.
                 Residual::ParallelShared => {}
-                _ => observe(tap, MLP_INPUT, batch, &x),
+                _ => observe(tap, MLP_INPUT, batch, &x, position.counts),
             }
             let inner = inner(feed_forward, self.activation, scratch, &x)?;
-            observe(tap, MLP_OUTPUT, batch, &inner);
+            observe(tap, MLP_OUTPUT, batch, &inner, position.counts);
             if finish {
                 let last = feed_forward.last().ok_or_else(|| incomplete(self))?;
                 self.add(scratch, &mut sum, 1, last, &inner)?;
@@ -209,9 +236,22 @@ fn copy<'s>(scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
     copied
 }
 
-/// Hands the activations (tokens x features) of some sequences to a tap without copying them.
-pub(super) fn observe(tap: &mut dyn Tap, input: usize, sequences: usize, x: &Array2<f32>) {
-    if tap.wants(input) {
-        tap.observe(input, Batch::new(x.view()).sequences(sequences as u64));
+/// Hands the activations (tokens x features) of some sequences to a tap without copying them, and which of the tokens
+/// count.
+pub(super) fn observe(
+    tap: &mut dyn Tap,
+    input: usize,
+    sequences: usize,
+    x: &Array2<f32>,
+    counts: Option<&[bool]>,
+) {
+    if !tap.wants(input) {
+        return;
     }
+    let batch = Batch::new(x.view()).sequences(sequences as u64);
+    let batch = match counts {
+        Some(counts) => batch.token_mask(counts),
+        None => batch,
+    };
+    tap.observe(input, batch);
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::family::{
-    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, PositionKind, RotaryPart, Windows,
+    Choice, ExpertSpec, FAMILIES, Family, FamilySpec, FeedForward, ModelKind, PositionKind,
+    RotaryPart, Windows,
 };
 use super::rope::{RopeScaling, RotaryConfig};
 use crate::checkpoint::Checkpoint;
@@ -65,9 +66,18 @@ pub enum Positions {
     Learned {
         /// The row of position 0.
         offset: usize,
+        /// A token that is not counted; it stands in the row before that of position 0.
+        uncounted: Option<u32>,
     },
     /// Linear biases on the scores, at another slope in each head.
     Alibi,
+    /// Learned biases on the scores, by bucket of distances.
+    Relative {
+        /// Buckets.
+        buckets: usize,
+        /// The distance from which on all fall into the last one.
+        max_distance: usize,
+    },
 }
 
 /// The experts of a model's feed-forward parts.
@@ -91,15 +101,17 @@ pub struct Experts {
 /// What the decoder needs to know, from `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct LlamaConfig {
+pub struct TransformerConfig {
     /// The family.
     pub family: Family,
     /// Width of the hidden state.
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
     pub intermediate_size: usize,
-    /// Decoder blocks.
+    /// Blocks, those of an encoder in front of a decoder included.
     pub blocks: usize,
+    /// The encoder's blocks in front of a decoder's; the first ones.
+    pub encoder_blocks: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
@@ -108,6 +120,12 @@ pub struct LlamaConfig {
     pub head_dim: usize,
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
+    /// The token that fills sequences up, for the families that know padding.
+    pub padding: Option<u32>,
+    /// The token that the decoder behind an encoder begins with.
+    pub decoder_start: Option<u32>,
+    /// Token types, for the families that have them; all tokens are of the first.
+    pub token_types: Option<usize>,
     /// Longest sequence.
     pub max_positions: usize,
     /// Width of the embedding and the head; other than `hidden_size` only where two projections lead from one to
@@ -141,11 +159,45 @@ pub struct LlamaConfig {
     pub tied: bool,
     /// The feed-forward layer's activation.
     pub activation: Activation,
+    /// Whether the feed-forward layer is gated, for the families that leave it open.
+    pub gated: bool,
+    /// What the head's input is multiplied by.
+    pub head_scale: f64,
     /// Experts, for the families that have them.
     pub experts: Option<Experts>,
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
+    /// What the model reads and predicts.
+    #[must_use]
+    pub fn kind(&self) -> ModelKind {
+        self.family.kind()
+    }
+
+    /// Refuses models that do not predict the token behind those they have seen.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the family and `purpose`, which is what a decoder is needed for.
+    pub fn require_decoder(&self, purpose: &str) -> Result<()> {
+        match self.kind() {
+            ModelKind::Decoder => Ok(()),
+            ModelKind::Encoder => Err(Error::config(
+                "model_type",
+                format!(
+                    "{purpose} needs a decoder; {} is an encoder, which predicts masked tokens and not the next one",
+                    self.family.model_type()
+                ),
+            )),
+            ModelKind::EncoderDecoder => Err(Error::config(
+                "model_type",
+                format!(
+                    "{purpose} needs a decoder alone; {} is an encoder with a decoder, for which this is not built",
+                    self.family.model_type()
+                ),
+            )),
+        }
+    }
+
     /// The configuration of a checkpoint.
     ///
     /// # Errors
@@ -179,9 +231,16 @@ impl LlamaConfig {
         keys.refuse_unknown_flags(spec)?;
         let hidden_size = keys.required("hidden_size")?;
         let heads = keys.required("num_attention_heads")?;
-        let blocks = keys
+        let stack = keys
             .in_range("num_hidden_layers", MAX_BLOCKS)?
             .ok_or_else(|| keys.missing("num_hidden_layers"))?;
+        let (encoder_blocks, blocks) = match spec.kind {
+            ModelKind::EncoderDecoder => {
+                let decoder = keys.in_range("num_decoder_layers", MAX_BLOCKS)?;
+                (stack, stack + decoder.unwrap_or(stack))
+            }
+            ModelKind::Decoder | ModelKind::Encoder => (0, stack),
+        };
         let kv_heads = keys.count("num_key_value_heads")?;
         let kv_heads = kv_heads.or(spec.kv_heads).unwrap_or(heads);
         if heads % kv_heads != 0 {
@@ -204,6 +263,29 @@ impl LlamaConfig {
             }
         };
         let residual = keys.choose(spec.residual)?;
+        let vocab_size = keys.required("vocab_size")?;
+        let padding = match spec.padding {
+            Some(default) => Some(keys.token("pad_token_id", vocab_size)?.unwrap_or(default)),
+            None => None,
+        };
+        let (activation, gated) = keys.activation(spec)?;
+        let rows = keys
+            .count("max_position_embeddings")?
+            .unwrap_or(spec.max_positions);
+        let positions = keys.positions(spec, head_dim, padding)?;
+        let max_positions = match (spec.positions, &positions) {
+            // Here the key counts the rows of the table.
+            (PositionKind::LearnedBehindPadding, Positions::Learned { offset, .. }) => {
+                rows.saturating_sub(*offset)
+            }
+            _ => rows,
+        };
+        if max_positions == 0 {
+            return Err(Error::config(
+                keys.name("max_position_embeddings"),
+                format!("{rows} rows leave no position behind that of pad_token_id"),
+            ));
+        }
         let intermediate_size = match keys.count("intermediate_size")? {
             Some(size) => size,
             None if spec.inner_is_four_times => 4 * hidden_size,
@@ -221,13 +303,23 @@ impl LlamaConfig {
             hidden_size,
             intermediate_size,
             blocks,
+            encoder_blocks,
             heads,
             kv_heads,
             head_dim,
-            vocab_size: keys.required("vocab_size")?,
-            max_positions: keys
-                .count("max_position_embeddings")?
-                .unwrap_or(spec.max_positions),
+            vocab_size,
+            padding,
+            decoder_start: match spec.kind {
+                ModelKind::EncoderDecoder => keys
+                    .token("decoder_start_token_id", vocab_size)?
+                    .or(padding),
+                ModelKind::Decoder | ModelKind::Encoder => None,
+            },
+            token_types: match spec.names.token_types {
+                Some(_) => Some(keys.count("type_vocab_size")?.unwrap_or(2)),
+                None => None,
+            },
+            max_positions,
             embedding_size: match spec.names.projections {
                 Some(_) => keys.count("word_embed_proj_dim")?.unwrap_or(hidden_size),
                 None => hidden_size,
@@ -236,7 +328,7 @@ impl LlamaConfig {
             norm_weights: keys.choose(spec.norm_weights)?,
             final_norm: residual != Residual::PostNorm
                 && keys.flag("_remove_final_layer_norm")? != Some(true),
-            positions: keys.positions(spec, head_dim)?,
+            positions,
             residual,
             score_scales: keys.score_scales(spec, head_dim, blocks)?,
             score_softcap: keys.softcap("attn_logit_softcapping", spec.softcaps[0])?,
@@ -248,7 +340,9 @@ impl LlamaConfig {
             tied: keys
                 .flag("tie_word_embeddings")?
                 .unwrap_or(spec.tied_by_default),
-            activation: keys.activation(spec)?,
+            activation,
+            gated,
+            head_scale: keys.head_scale(spec, hidden_size)?,
             experts: match &spec.experts {
                 Some(experts) => Some(keys.experts(experts, blocks)?),
                 None => None,
@@ -279,7 +373,7 @@ fn family_of(object: &Map<String, Value>) -> Result<&'static FamilySpec> {
 }
 
 /// Switches of one family or another. Where a family does not know one, on is refused.
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 10] = [
     "attention_bias",
     "mlp_bias",
     "use_qkv_bias",
@@ -287,6 +381,7 @@ const FLAGS: [&str; 9] = [
     "qk_layernorm",
     "apply_residual_connection_post_layernorm",
     "add_cross_attention",
+    "is_decoder",
     "is_encoder_decoder",
     "use_bidirectional_attention",
 ];
@@ -342,19 +437,66 @@ impl<'a> Keys<'a> {
             spec.residual.key(),
         ];
         for flag in FLAGS {
-            if !known.contains(&Some(flag)) && self.flag(flag)? == Some(true) {
+            let two_stacks = flag == "is_encoder_decoder" && spec.kind == ModelKind::EncoderDecoder;
+            if !known.contains(&Some(flag)) && !two_stacks && self.flag(flag)? == Some(true) {
                 return Err(Error::config(
                     flag,
                     format!("true is not supported for model_type {}", spec.model_type),
                 ));
             }
         }
-        Ok(())
+        match self.text("position_embedding_type")? {
+            None | Some("absolute") => Ok(()),
+            Some(other) => Err(Error::config(
+                "position_embedding_type",
+                format!("{other:?} is not supported; absolute is"),
+            )),
+        }
     }
 
-    fn activation(&self, spec: &FamilySpec) -> Result<Activation> {
-        let name = self.text("hidden_act")?.unwrap_or(spec.activation);
-        Ok(match name {
+    /// A token of the vocabulary.
+    fn token(&self, key: &str, vocab_size: usize) -> Result<Option<u32>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let token = value.as_u64().and_then(|token| u32::try_from(token).ok());
+        match token {
+            Some(token) if (token as usize) < vocab_size => Ok(Some(token)),
+            _ => Err(Error::config(
+                key,
+                format!("expected a token below vocab_size = {vocab_size}, found {value}"),
+            )),
+        }
+    }
+
+    fn head_scale(&self, spec: &FamilySpec, hidden_size: usize) -> Result<f64> {
+        if !spec.scaled_head {
+            return Ok(1.0);
+        }
+        let scaled = match self.flag("scale_decoder_outputs")? {
+            Some(scaled) => scaled,
+            None => self.flag("tie_word_embeddings")? != Some(false),
+        };
+        Ok(match scaled {
+            true => (hidden_size as f64).sqrt().recip(),
+            false => 1.0,
+        })
+    }
+
+    /// The activation, and whether it gates, where `feed_forward_proj` says both.
+    fn activation(&self, spec: &FamilySpec) -> Result<(Activation, bool)> {
+        let key = match spec.names.feed_forward {
+            FeedForward::GatedOrPlain { .. } => "feed_forward_proj",
+            _ => "hidden_act",
+        };
+        let name = self.text(key)?.unwrap_or(spec.activation);
+        let (name, gated) = match (key, name.strip_prefix("gated-")) {
+            // transformers takes "gelu" for its approximation here.
+            ("feed_forward_proj", Some("gelu")) => ("gelu_new", true),
+            ("feed_forward_proj", Some(name)) => (name, true),
+            _ => (name, false),
+        };
+        let activation = match name {
             // transformers takes "gelu" for a slip of old Gemma files.
             "gelu" if spec.family == Family::Gemma => Activation::GeluTanh,
             "silu" | "swish" => Activation::Silu,
@@ -363,13 +505,14 @@ impl<'a> Keys<'a> {
             "relu" => Activation::Relu,
             other => {
                 return Err(Error::config(
-                    self.name("hidden_act"),
+                    self.name(key),
                     format!(
                         "{other:?} is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are"
                     ),
                 ));
             }
-        })
+        };
+        Ok((activation, gated))
     }
 
     fn experts(&self, spec: &ExpertSpec, blocks: usize) -> Result<Experts> {
@@ -431,8 +574,9 @@ impl<'a> Keys<'a> {
                 format!("expected a positive number, found {square}"),
             ));
         }
-        let scale = match self.flag("scale_attn_weights")? {
-            Some(false) => 1.0,
+        let scale = match (spec.positions, self.flag("scale_attn_weights")?) {
+            // T5 has it in the initialization of the weights.
+            (PositionKind::Relative, _) | (_, Some(false)) => 1.0,
             _ => square.sqrt().recip(),
         };
         let by_depth = self.flag("scale_attn_by_inverse_layer_idx")? == Some(true);
@@ -443,10 +587,27 @@ impl<'a> Keys<'a> {
         Ok((0..blocks).map(scale_of).collect())
     }
 
-    fn positions(&self, spec: &FamilySpec, head_dim: usize) -> Result<Positions> {
+    fn positions(
+        &self,
+        spec: &FamilySpec,
+        head_dim: usize,
+        padding: Option<u32>,
+    ) -> Result<Positions> {
         let (part, interleaved) = match spec.positions {
-            PositionKind::Learned { offset } => return Ok(Positions::Learned { offset }),
+            PositionKind::Learned { offset } => {
+                return Ok(Positions::Learned {
+                    offset,
+                    uncounted: None,
+                });
+            }
+            PositionKind::LearnedBehindPadding => {
+                return Ok(Positions::Learned {
+                    offset: padding.map_or(0, |padding| padding as usize + 1),
+                    uncounted: padding,
+                });
+            }
             PositionKind::Alibi => return Ok(Positions::Alibi),
+            PositionKind::Relative => return self.relative_positions(),
             PositionKind::Rotary { part, interleaved } => (part, interleaved),
         };
         if spec.local_theta.is_none() && self.kinds_of_rotary() {
@@ -491,6 +652,18 @@ impl<'a> Keys<'a> {
             }
             RotaryPart::Dimensions { key, default } => (key, self.count(key)?.unwrap_or(default)),
         };
+        let rotary = [Some(&angles), local.as_ref()];
+        for divisors in rotary.into_iter().flatten().filter_map(RotaryConfig::pairs) {
+            if divisors != [dimensions / 2; 2] {
+                return Err(Error::config(
+                    "short_factor and long_factor",
+                    format!(
+                        "expected {} entries each, one for each pair of dimensions that turn, found {divisors:?}",
+                        dimensions / 2
+                    ),
+                ));
+            }
+        }
         if dimensions % 2 != 0 || dimensions == 0 || dimensions > head_dim {
             return Err(Error::config(
                 key,
@@ -504,6 +677,32 @@ impl<'a> Keys<'a> {
             local,
             dimensions,
             interleaved,
+        })
+    }
+
+    fn relative_positions(&self) -> Result<Positions> {
+        let buckets = self.count("relative_attention_num_buckets")?.unwrap_or(32);
+        let max_distance = self
+            .count("relative_attention_max_distance")?
+            .unwrap_or(128);
+        // An encoder has half of them for each direction, and half of these for single distances.
+        if buckets < 4 || buckets % 2 != 0 {
+            return Err(Error::config(
+                "relative_attention_num_buckets",
+                format!("expected an even number from 4 on, found {buckets}"),
+            ));
+        }
+        if max_distance <= buckets / 2 {
+            return Err(Error::config(
+                "relative_attention_max_distance",
+                format!(
+                    "expected more than half of relative_attention_num_buckets = {buckets}, found {max_distance}"
+                ),
+            ));
+        }
+        Ok(Positions::Relative {
+            buckets,
+            max_distance,
         })
     }
 
@@ -655,15 +854,76 @@ impl<'a> Keys<'a> {
                 high_freq_factor: required("high_freq_factor")?,
                 original_positions: required("original_max_position_embeddings")?,
             },
+            "yarn" | "longrope" | "su" => self.stretched(kind, key, &inner)?,
             other => {
                 return Err(Error::config(
                     format!("{key}.rope_type"),
-                    format!("{other:?} is not supported; default, linear and llama3 are"),
+                    format!(
+                        "{other:?} is not supported; default, linear, llama3, yarn and longrope are"
+                    ),
                 ));
             }
         };
         let fraction = inner.number("partial_rotary_factor")?.or(outer_fraction);
         Ok((RotaryConfig::new(theta, scaling)?, fraction))
+    }
+
+    /// YaRN and LongRoPE, whose parameters have defaults, as in `modeling_rope_utils` of transformers.
+    fn stretched(&self, kind: &str, key: &str, inner: &Keys<'_>) -> Result<RopeScaling> {
+        let most = self.number("max_position_embeddings")?;
+        // Phi-3 has it beside the parameters.
+        let original = match self.number("original_max_position_embeddings")? {
+            Some(positions) => Some(positions),
+            None => inner.number("original_max_position_embeddings")?,
+        };
+        let original_positions = original.or(most).ok_or_else(|| {
+            Error::config(format!("{key}.original_max_position_embeddings"), "missing")
+        })?;
+        let factor = match inner.number("factor")? {
+            Some(factor) => factor,
+            None => most.unwrap_or(original_positions) / original_positions,
+        };
+        let given = inner.number("attention_factor")?;
+        // Phi-3 has called LongRoPE so.
+        if kind == "yarn" && !inner.present("short_factor") {
+            let grown = |scale: f64| match factor <= 1.0 {
+                true => 1.0,
+                false => 0.1 * scale * factor.ln() + 1.0,
+            };
+            let scales = (inner.number("mscale")?, inner.number("mscale_all_dim")?);
+            let positive = |number: Option<f64>| number.filter(|number| *number != 0.0);
+            return Ok(RopeScaling::Yarn {
+                factor,
+                beta_fast: positive(inner.number("beta_fast")?).unwrap_or(32.0),
+                beta_slow: positive(inner.number("beta_slow")?).unwrap_or(1.0),
+                truncate: inner.flag("truncate")?.unwrap_or(true),
+                attention_factor: match (given, positive(scales.0), positive(scales.1)) {
+                    (Some(given), ..) => given,
+                    (None, Some(scale), Some(all)) => grown(scale) / grown(all),
+                    _ => grown(1.0),
+                },
+                original_positions,
+            });
+        }
+        let divisors = |name: &str| {
+            let wrong = || Error::config(format!("{key}.{name}"), "expected a list of numbers");
+            let list = inner
+                .get(name)
+                .and_then(Value::as_array)
+                .ok_or_else(wrong)?;
+            list.iter()
+                .map(|divisor| divisor.as_f64().ok_or_else(wrong))
+                .collect::<Result<Vec<f64>>>()
+        };
+        Ok(RopeScaling::LongRope {
+            short: divisors("short_factor")?,
+            long: divisors("long_factor")?,
+            attention_factor: given.unwrap_or_else(|| match factor <= 1.0 {
+                true => 1.0,
+                false => (1.0 + factor.ln() / original_positions.ln()).sqrt(),
+            }),
+            original_positions,
+        })
     }
 
     /// As transformers decides. `null` in the file means none, an absent key the family's default.
@@ -772,15 +1032,15 @@ mod tests {
         let old = with(json!({"rope_theta": 500_000.0, "rope_scaling": old}));
         let new = with(json!({"rope_parameters": new}));
         assert_eq!(
-            LlamaConfig::from_json(&old).unwrap(),
-            LlamaConfig::from_json(&new).unwrap()
+            TransformerConfig::from_json(&old).unwrap(),
+            TransformerConfig::from_json(&new).unwrap()
         );
     }
 
     #[test]
     fn windows_follow_the_family() {
         let windows = |changes| {
-            LlamaConfig::from_json(&with(changes))
+            TransformerConfig::from_json(&with(changes))
                 .unwrap()
                 .sliding_windows
         };
@@ -832,8 +1092,16 @@ mod tests {
             (json!({"head_dim": 15}), "head_dim"),
             (json!({"hidden_act": "relu6"}), "hidden_act"),
             (
-                json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+                json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
                 "rope_type",
+            ),
+            (
+                json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0], "original_max_position_embeddings": 16}}),
+                "8 entries",
+            ),
+            (
+                json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "original_max_position_embeddings": 16}}),
+                "long_factor",
             ),
             (json!({"rope_scaling": {"type": "linear"}}), "factor"),
             (
@@ -867,7 +1135,7 @@ mod tests {
                 "quantization_config",
             ),
         ] {
-            let error = LlamaConfig::from_json(&with(changes.clone()))
+            let error = TransformerConfig::from_json(&with(changes.clone()))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(key), "{changes}: {error}");

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use faer::Accum;
 use ndarray::{Array2, Axis};
-use sparsegpt::Tap;
+use sparsegpt::{NoTap, Tap};
 
-use super::block::observe;
+use super::block::{Position, observe};
 use super::config::Activation;
 use super::feed_forward::inner;
 use super::linear::{Linear, outputs};
@@ -57,23 +57,24 @@ impl Router {
     }
 
     /// Adds what the experts make of `x` (tokens x width) to `sum`, where there is one, weighed token by token. What
-    /// each expert's layers read goes to `tap`, the tokens of that expert alone; an expert without tokens shows
-    /// nothing.
+    /// each expert's layers read goes to `tap`, the tokens of that expert alone, or all where the tap wants them; an
+    /// expert without tokens shows nothing otherwise.
     pub(super) fn add_output(
         &self,
         linears: &[Linear],
-        scratch: &Scratch,
+        position: &Position<'_>,
         x: &Array2<f32>,
         sequences: usize,
         tap: &mut dyn Tap,
         mut sum: Option<&mut Array2<f32>>,
     ) -> Result<()> {
+        let scratch = position.scratch;
         let shared = self.shared.as_ref().map_or(0, |_| LAYERS);
         let (of_all, experts) = linears.split_at(shared);
         if let (Some(gate), [_, _, down]) = (&self.shared, of_all) {
-            observe(tap, MLP_INPUT, sequences, x);
+            observe(tap, MLP_INPUT, sequences, x, position.counts);
             let inner = inner(of_all, self.activation, scratch, x)?;
-            observe(tap, MLP_OUTPUT, sequences, &inner);
+            observe(tap, MLP_OUTPUT, sequences, &inner, position.counts);
             if let Some(sum) = &mut sum {
                 let mut weights = scratch.matrix(x.nrows(), 1);
                 let product = (&mut *weights, Accum::Replace, gate);
@@ -85,17 +86,27 @@ impl Router {
         }
         let shares = self.shares(scratch, x)?;
         for (expert, (layers, share)) in experts.chunks_exact(LAYERS).zip(&shares).enumerate() {
-            if share.is_empty() {
+            let [input, output] = expert_inputs(expert);
+            let wants_all = tap.wants_all(input) || tap.wants_all(output);
+            if wants_all {
+                observe(tap, input, sequences, x, position.counts);
+                let inner = inner(layers, self.activation, scratch, x)?;
+                observe(tap, output, sequences, &inner, position.counts);
+            }
+            if share.is_empty() || (wants_all && sum.is_none()) {
                 continue;
             }
             let mut own = scratch.matrix(share.len(), x.ncols());
             for (mut row, (token, _)) in own.rows_mut().into_iter().zip(share) {
                 row.assign(&x.row(*token));
             }
-            let [input, output] = expert_inputs(expert);
-            observe(tap, input, sequences, &own);
+            let counts: Option<Vec<bool>> = position
+                .counts
+                .map(|counts| share.iter().map(|(token, _)| counts[*token]).collect());
+            let routed: &mut dyn Tap = if wants_all { &mut NoTap } else { &mut *tap };
+            observe(routed, input, sequences, &own, counts.as_deref());
             let inner = inner(layers, self.activation, scratch, &own)?;
-            observe(tap, output, sequences, &inner);
+            observe(routed, output, sequences, &inner, counts.as_deref());
             if let (Some(sum), Some(down)) = (&mut sum, layers.last()) {
                 add_weighed(sum, scratch, down, &inner, share)?;
             }

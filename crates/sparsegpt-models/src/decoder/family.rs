@@ -1,8 +1,8 @@
 //! The families: each one a short table of names, keys and choices over the one decoder.
 
-use super::config::Residual;
+use super::config::{Activation, Residual};
 
-/// Model families of the decoder.
+/// Model families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Family {
@@ -40,6 +40,28 @@ pub enum Family {
     Qwen2Moe,
     /// Qwen3-MoE: experts, norms on the heads of queries and keys.
     Qwen3Moe,
+    /// BERT: an encoder that normalizes sums, with a head for masked tokens.
+    Bert,
+    /// RoBERTa: as BERT, positions counted from behind the padding's on.
+    Roberta,
+    /// XLM-RoBERTa: RoBERTa under another name.
+    XlmRoberta,
+    /// T5: an encoder and a decoder, biases by relative position, feed-forward gated or not.
+    T5,
+    /// mT5: T5 whose logits are not scaled.
+    Mt5,
+}
+
+/// What a family's models read and predict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModelKind {
+    /// A token sees itself and those before it, and predicts the next one.
+    Decoder,
+    /// A token sees all others, and predicts what stood in its place (masked language modelling).
+    Encoder,
+    /// A decoder whose blocks see the output of an encoder besides.
+    EncoderDecoder,
 }
 
 /// How activations are normalized.
@@ -105,8 +127,12 @@ pub(super) enum PositionKind {
     Rotary { part: RotaryPart, interleaved: bool },
     /// A table of learned positions is added to the embedding, from this row on.
     Learned { offset: usize },
+    /// The same from the row behind the padding token's number on; padding is not counted and has that row itself.
+    LearnedBehindPadding,
     /// Scores fall with the distance, at another slope in each head.
     Alibi,
+    /// Scores are shifted by learned biases, by bucket of distances. They stand in the first block of each stack.
+    Relative,
 }
 
 /// How many of a head's dimensions are turned.
@@ -175,6 +201,20 @@ pub(super) enum FeedForward {
         up: &'static str,
         down: &'static str,
     },
+    /// As `Gated` or as `Plain`, as `feed_forward_proj` says.
+    GatedOrPlain {
+        gated: [&'static str; 2],
+        plain: &'static str,
+        down: &'static str,
+    },
+}
+
+/// Attention of a decoder's block over the encoder's output: its norm, query, key, value and output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CrossAttention {
+    pub(super) norm: &'static str,
+    pub(super) qkv: [&'static str; 3],
+    pub(super) output: &'static str,
 }
 
 /// The experts of a feed-forward part: names within the block, and keys of `config.json`.
@@ -196,6 +236,16 @@ pub(super) struct ExpertSpec {
     pub(super) normalized: Choice<bool>,
 }
 
+/// What a head does before it compares with the vocabulary: activation(dense(x)), normalized.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadTransform {
+    /// With a bias; outside the prefix.
+    pub(super) dense: &'static str,
+    pub(super) norm: &'static str,
+    /// `None`: that of the feed-forward layers.
+    pub(super) activation: Option<Activation>,
+}
+
 /// Names in the checkpoint, without `.weight`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
@@ -204,6 +254,8 @@ pub(super) struct Names {
     pub(super) embedding: &'static str,
     /// The table of learned positions.
     pub(super) positions: Option<&'static str>,
+    /// The table of token types, of which the first is added to every token.
+    pub(super) token_types: Option<&'static str>,
     pub(super) embedding_norm: Option<&'static str>,
     /// Between the embedding's width and the blocks', on the way in and on the way out.
     pub(super) projections: Option<[&'static str; 2]>,
@@ -217,9 +269,15 @@ pub(super) struct Names {
     /// Of the heads of queries and of keys.
     pub(super) qk_norms: Option<[&'static str; 2]>,
     pub(super) output: &'static str,
+    /// The table of relative positions, in the first block.
+    pub(super) relative_bias: Option<&'static str>,
+    pub(super) cross: Option<CrossAttention>,
     pub(super) feed_forward: FeedForward,
     pub(super) final_norm: &'static str,
+    pub(super) head_transform: Option<HeadTransform>,
     pub(super) head: &'static str,
+    /// Whole names of the head's bias, where it has one; the first that the checkpoint holds counts.
+    pub(super) head_bias: &'static [&'static str],
     /// Endings of tensors that old checkpoints carry and nothing reads.
     pub(super) ignored: &'static [&'static str],
 }
@@ -229,6 +287,9 @@ pub(super) struct Names {
 pub(super) struct FamilySpec {
     pub(super) family: Family,
     pub(super) model_type: &'static str,
+    pub(super) kind: ModelKind,
+    /// The token that fills sequences up, where its key is absent; `None`: the family's models know no padding.
+    pub(super) padding: Option<u32>,
     /// This family's names of LLaMA's keys, where they differ; an empty name: it has no such key.
     pub(super) keys: &'static [(&'static str, &'static str)],
     pub(super) max_positions: usize,
@@ -257,19 +318,26 @@ pub(super) struct FamilySpec {
     pub(super) qkv_bias: Choice<bool>,
     pub(super) output_bias: Choice<bool>,
     pub(super) mlp_bias: Choice<bool>,
-    pub(super) head_bias: bool,
     pub(super) tied_by_default: bool,
     /// Whether the checkpoint holds the linear layers of blocks as cols x rows (Conv1D of transformers).
     pub(super) transposed: bool,
     pub(super) windows: Windows,
     pub(super) experts: Option<ExpertSpec>,
+    /// Whether the head is the embedding only where the checkpoint has no head, whatever the key says.
+    pub(super) tied_unless_stored: bool,
+    /// Whether what the head reads is divided by the root of its width, unless `scale_decoder_outputs`, or in its absence
+    /// `tie_word_embeddings`, says no.
+    pub(super) scaled_head: bool,
     pub(super) names: Names,
+    /// Those of the encoder in front of a decoder.
+    pub(super) encoder_names: Option<Names>,
 }
 
 const LLAMA_NAMES: Names = Names {
     prefix: "model.",
     embedding: "embed_tokens",
     positions: None,
+    token_types: None,
     embedding_norm: None,
     projections: None,
     blocks: "layers",
@@ -278,19 +346,25 @@ const LLAMA_NAMES: Names = Names {
     qkv: Qkv::Split(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     qk_norms: None,
     output: "self_attn.o_proj",
+    relative_bias: None,
+    cross: None,
     feed_forward: FeedForward::Gated {
         gate: "mlp.gate_proj",
         up: "mlp.up_proj",
         down: "mlp.down_proj",
     },
     final_norm: "norm",
+    head_transform: None,
     head: "lm_head",
+    head_bias: &[],
     ignored: &[".rotary_emb.inv_freq"],
 };
 
 const LLAMA: FamilySpec = FamilySpec {
     family: Family::Llama,
     model_type: "llama",
+    kind: ModelKind::Decoder,
+    padding: None,
     keys: &[],
     max_positions: 2048,
     inner_is_four_times: false,
@@ -313,12 +387,14 @@ const LLAMA: FamilySpec = FamilySpec {
     qkv_bias: Choice::flag("attention_bias"),
     output_bias: Choice::flag("attention_bias"),
     mlp_bias: Choice::flag("mlp_bias"),
-    head_bias: false,
     tied_by_default: false,
     transposed: false,
     windows: Windows::Never,
     experts: None,
+    tied_unless_stored: false,
+    scaled_head: false,
     names: LLAMA_NAMES,
+    encoder_names: None,
 };
 
 /// LLaMA without optional biases.
@@ -576,7 +652,6 @@ const GPT_J: FamilySpec = FamilySpec {
     residual: Choice::Always(Residual::ParallelShared),
     qkv_bias: Choice::Always(false),
     output_bias: Choice::Always(false),
-    head_bias: true,
     tied_by_default: false,
     names: Names {
         prefix: "transformer.",
@@ -590,6 +665,7 @@ const GPT_J: FamilySpec = FamilySpec {
             down: "mlp.fc_out",
         },
         final_norm: "ln_f",
+        head_bias: &["lm_head.bias"],
         ignored: &[".attn.bias", ".attn.masked_bias"],
         ..LLAMA_NAMES
     },
@@ -741,10 +817,192 @@ const GEMMA3: FamilySpec = FamilySpec {
     ..GEMMA2
 };
 
+/// What is not read of checkpoints that were trained on more than masked tokens.
+const BERT_IGNORED: &[&str] = &[
+    ".position_ids",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
+    "cls.seq_relationship.weight",
+    "cls.seq_relationship.bias",
+    "cls.predictions.bias",
+    "lm_head.bias",
+];
+
+const BERT: FamilySpec = FamilySpec {
+    family: Family::Bert,
+    model_type: "bert",
+    kind: ModelKind::Encoder,
+    padding: Some(0),
+    keys: &[("rms_norm_eps", "layer_norm_eps")],
+    max_positions: 512,
+    inner_is_four_times: false,
+    activation: "gelu",
+    norm_eps: 1e-12,
+    positions: PositionKind::Learned { offset: 0 },
+    residual: Choice::Always(Residual::PostNorm),
+    names: Names {
+        prefix: "bert.",
+        embedding: "embeddings.word_embeddings",
+        positions: Some("embeddings.position_embeddings"),
+        token_types: Some("embeddings.token_type_embeddings"),
+        embedding_norm: Some("embeddings.LayerNorm"),
+        blocks: "encoder.layer",
+        norms: ["attention.output.LayerNorm", "output.LayerNorm"],
+        qkv: Qkv::Split([
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+        ]),
+        output: "attention.output.dense",
+        feed_forward: FeedForward::Plain {
+            up: "intermediate.dense",
+            down: "output.dense",
+        },
+        head_transform: Some(HeadTransform {
+            dense: "cls.predictions.transform.dense",
+            norm: "cls.predictions.transform.LayerNorm",
+            activation: None,
+        }),
+        head: "cls.predictions.decoder",
+        head_bias: &["cls.predictions.decoder.bias", "cls.predictions.bias"],
+        ignored: BERT_IGNORED,
+        ..LLAMA_NAMES
+    },
+    ..GPT
+};
+
+const ROBERTA: FamilySpec = FamilySpec {
+    family: Family::Roberta,
+    model_type: "roberta",
+    padding: Some(1),
+    positions: PositionKind::LearnedBehindPadding,
+    names: Names {
+        prefix: "roberta.",
+        head_transform: Some(HeadTransform {
+            dense: "lm_head.dense",
+            norm: "lm_head.layer_norm",
+            activation: Some(Activation::Gelu),
+        }),
+        head: "lm_head.decoder",
+        head_bias: &["lm_head.decoder.bias", "lm_head.bias"],
+        ..BERT.names
+    },
+    ..BERT
+};
+
+const XLM_ROBERTA: FamilySpec = FamilySpec {
+    family: Family::XlmRoberta,
+    model_type: "xlm-roberta",
+    ..ROBERTA
+};
+
+const T5_NAMES: Names = Names {
+    prefix: "",
+    embedding: "shared",
+    blocks: "decoder.block",
+    norms: ["layer.0.layer_norm", "layer.2.layer_norm"],
+    qkv: Qkv::Split([
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+    ]),
+    output: "layer.0.SelfAttention.o",
+    relative_bias: Some("layer.0.SelfAttention.relative_attention_bias"),
+    cross: Some(CrossAttention {
+        norm: "layer.1.layer_norm",
+        qkv: [
+            "layer.1.EncDecAttention.q",
+            "layer.1.EncDecAttention.k",
+            "layer.1.EncDecAttention.v",
+        ],
+        output: "layer.1.EncDecAttention.o",
+    }),
+    feed_forward: FeedForward::GatedOrPlain {
+        gated: ["layer.2.DenseReluDense.wi_0", "layer.2.DenseReluDense.wi_1"],
+        plain: "layer.2.DenseReluDense.wi",
+        down: "layer.2.DenseReluDense.wo",
+    },
+    final_norm: "decoder.final_layer_norm",
+    ignored: &[
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        ".EncDecAttention.relative_attention_bias.weight",
+    ],
+    ..LLAMA_NAMES
+};
+
+const T5: FamilySpec = FamilySpec {
+    family: Family::T5,
+    model_type: "t5",
+    kind: ModelKind::EncoderDecoder,
+    padding: Some(0),
+    keys: &[
+        ("hidden_size", "d_model"),
+        ("num_hidden_layers", "num_layers"),
+        ("num_attention_heads", "num_heads"),
+        ("num_key_value_heads", ""),
+        ("head_dim", "d_kv"),
+        ("intermediate_size", "d_ff"),
+        ("hidden_act", ""),
+        // Relative positions have no longest sequence.
+        ("max_position_embeddings", ""),
+        ("rms_norm_eps", "layer_norm_epsilon"),
+    ],
+    max_positions: 1 << 24,
+    head_dim: Some(64),
+    activation: "relu",
+    positions: PositionKind::Relative,
+    tied_by_default: true,
+    tied_unless_stored: true,
+    scaled_head: true,
+    names: T5_NAMES,
+    encoder_names: Some(Names {
+        blocks: "encoder.block",
+        norms: ["layer.0.layer_norm", "layer.1.layer_norm"],
+        cross: None,
+        feed_forward: FeedForward::GatedOrPlain {
+            gated: ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"],
+            plain: "layer.1.DenseReluDense.wi",
+            down: "layer.1.DenseReluDense.wo",
+        },
+        final_norm: "encoder.final_layer_norm",
+        ..T5_NAMES
+    }),
+    ..UNBIASED
+};
+
+const MT5: FamilySpec = FamilySpec {
+    family: Family::Mt5,
+    model_type: "mt5",
+    activation: "gated-gelu",
+    scaled_head: false,
+    ..T5
+};
+
 /// All of them.
 pub(super) const FAMILIES: &[&FamilySpec] = &[
-    &LLAMA, &MISTRAL, &QWEN2, &QWEN3, &GEMMA, &GEMMA2, &GEMMA3, &GPT_NEOX, &OPT, &BLOOM, &GPT2,
-    &GPT_J, &STABLE_LM, &PHI3, &MIXTRAL, &QWEN2_MOE, &QWEN3_MOE,
+    &LLAMA,
+    &MISTRAL,
+    &QWEN2,
+    &QWEN3,
+    &GEMMA,
+    &GEMMA2,
+    &GEMMA3,
+    &GPT_NEOX,
+    &OPT,
+    &BLOOM,
+    &GPT2,
+    &GPT_J,
+    &STABLE_LM,
+    &PHI3,
+    &MIXTRAL,
+    &QWEN2_MOE,
+    &QWEN3_MOE,
+    &BERT,
+    &ROBERTA,
+    &XLM_ROBERTA,
+    &T5,
+    &MT5,
 ];
 
 impl Family {
@@ -762,7 +1020,13 @@ impl Family {
         self.spec().model_type
     }
 
-    /// All `model_type`s that the decoder takes.
+    /// What its models read and predict.
+    #[must_use]
+    pub fn kind(self) -> ModelKind {
+        self.spec().kind
+    }
+
+    /// All `model_type`s that are taken.
     pub fn model_types() -> impl Iterator<Item = &'static str> {
         FAMILIES.iter().map(|spec| spec.model_type)
     }

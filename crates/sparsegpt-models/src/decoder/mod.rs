@@ -1,18 +1,20 @@
-//! Decoders of the GPT and LLaMA kind on candle tensors: one decoder in parts (norms, positions, attention,
+//! Models of the GPT, LLaMA, BERT and T5 kind on candle tensors: one stack of blocks in parts (norms, positions, attention,
 //! feed-forward, residual order, weight layout), families as tables of names and choices, and the adapter that prunes.
 //!
-//! A model is a [`LlamaConfig`] and a [`TensorSource`](crate::TensorSource). [`Llama`] loads all of it, for
-//! evaluation and generation; [`LlamaAdapter`] streams it a block at a time, for pruning.
+//! A model is a [`TransformerConfig`] and a [`TensorSource`](crate::TensorSource). [`Transformer`] loads all of it, for
+//! evaluation and generation; [`TransformerAdapter`] streams it a block at a time, for pruning.
 
 mod adapter;
 mod attention;
 mod block;
 mod config;
+mod cross_attention;
 mod elementwise;
 mod ends;
 mod experts;
 mod family;
 mod feed_forward;
+mod hidden;
 mod linear;
 mod model;
 mod norm;
@@ -25,10 +27,11 @@ mod tensors;
 mod weight;
 mod weights;
 
-pub use adapter::LlamaAdapter;
-pub use config::{Activation, Experts, LlamaConfig, Positions, Residual};
-pub use family::Family;
-pub use model::{KvCache, Llama, MatrixBytes};
+pub use adapter::TransformerAdapter;
+pub use config::{Activation, Experts, Positions, Residual, TransformerConfig};
+pub use family::{Family, ModelKind};
+pub use hidden::Hidden;
+pub use model::{KvCache, MatrixBytes, Transformer};
 pub(crate) use on_runtime::linear;
 pub use on_runtime::{OnRuntime, Stored};
 pub use rope::{RopeScaling, RotaryConfig};

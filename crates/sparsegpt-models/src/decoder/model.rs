@@ -6,19 +6,20 @@ use candle_core::{IndexOp, Tensor};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::block::{Block, Position};
 use super::ends::{Embedding, Head};
+use super::hidden::{Hidden, Side};
 use super::scratch::Scratch;
 use super::self_attention::BlockCache;
 use super::weights::Weights;
-use crate::{Error, Result, TensorSource};
+use crate::{Error, Result, Sequence, TensorSource};
 
-/// A decoder of any of the families, with all its weights in memory: in f32, or those layers that the source has
+/// A model of any of the families, with all its weights in memory: in f32, or those layers that the source has
 /// [ready](TensorSource::layer) as they are.
 #[derive(Clone, Debug)]
-pub struct Llama {
-    config: LlamaConfig,
+pub struct Transformer {
+    config: TransformerConfig,
     embedding: Embedding,
     blocks: Vec<Block>,
     head: Head,
@@ -28,7 +29,7 @@ pub struct Llama {
 #[derive(Clone, Debug)]
 pub struct KvCache {
     blocks: Vec<BlockCache>,
-    tokens: usize,
+    tokens: Vec<u32>,
 }
 
 /// Bytes of a model's matrices in memory or in its mapped file; norms and biases are left out.
@@ -45,18 +46,18 @@ impl KvCache {
     /// Tokens seen.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.tokens.len()
     }
 }
 
-impl Llama {
+impl Transformer {
     /// Loads a model from its `config.json` and its tensors.
     ///
     /// # Errors
     /// [`Error::Config`] for a configuration that is not supported, [`Error::Tensor`] for a missing or surplus
     /// tensor or one of a wrong shape.
     pub fn load(config: &Value, source: &Arc<dyn TensorSource>) -> Result<Self> {
-        let config = LlamaConfig::from_json(config)?;
+        let config = TransformerConfig::from_json(config)?;
         let weights = Weights::open(config, source.clone())?;
         let embedding = Embedding::load(&weights)?;
         Ok(Self {
@@ -71,7 +72,7 @@ impl Llama {
 
     /// The configuration.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
 
@@ -95,38 +96,64 @@ impl Llama {
     pub fn cache(&self) -> KvCache {
         KvCache {
             blocks: vec![None; self.blocks.len()],
-            tokens: 0,
+            tokens: Vec::new(),
         }
     }
 
-    /// Logits, batch x time x vocabulary, for sequences of equal length.
+    /// Logits, batch x time x vocabulary, for sequences of equal length without padding: an encoder's tokens see all
+    /// others, those that it was trained to take for padding too (as in transformers without an attention mask).
     ///
     /// # Errors
-    /// If the sequences are empty, of different lengths or longer than the model allows, or a token is
+    /// For an encoder with a decoder, which needs tokens for both ([`forward_sequences`](Self::forward_sequences)); if the sequences are empty, of different lengths or longer than the model allows, or a token is
     /// outside the vocabulary.
     pub fn forward(&self, sequences: &[&[u32]]) -> Result<Tensor> {
-        let hidden = self.hidden(sequences, None)?;
-        let (batch, time, width) = hidden.dims3()?;
-        let logits = self.head(&hidden.reshape((batch * time, width))?)?;
+        let sequences: Vec<Sequence> = sequences.iter().map(|&tokens| tokens.into()).collect();
+        self.forward_sequences(&sequences)
+    }
+
+    /// [`forward`](Self::forward) for sequences that may be padded. No token sees padding; what the logits of padding
+    /// itself are is of no meaning.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); for a mask without a token that counts; for a decoder, with padding in front of a
+    /// token; for an encoder with a decoder, without tokens for the latter.
+    pub fn forward_sequences(&self, sequences: &[Sequence]) -> Result<Tensor> {
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let hidden = self.embedding.begin(&self.config, &sequences)?;
+        let last = self.run(hidden, None)?;
+        let (batch, time, width) = last.dims3()?;
+        let logits = self.head(&last.reshape((batch * time, width))?)?;
         Ok(logits.reshape((batch, time, self.config.vocab_size))?)
     }
 
     /// Logits (vocabulary) of the token that follows `tokens`, which follow those in the cache.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// As [`forward`](Self::forward), and for models that are no decoders.
     pub fn next(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>> {
-        let hidden = self.hidden(&[tokens], Some(cache))?;
-        let last = hidden.i((0, tokens.len() - 1..tokens.len()))?;
+        let mut fresh = tokens;
+        let all;
+        if self
+            .config
+            .turns_anew(cache.tokens(), cache.tokens() + tokens.len())
+        {
+            // The cached keys have turned by angles that no longer hold.
+            all = [&cache.tokens, tokens].concat();
+            (*cache, fresh) = (self.cache(), &all);
+        }
+        let hidden = self.hidden(&[fresh], Some(cache))?;
+        cache.tokens.extend(fresh);
+        let last = hidden.i((0, fresh.len() - 1..fresh.len()))?;
         Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
     }
 
-    /// What the head reads: the normalized output of the last block, batch x time x width.
+    /// What the head of a decoder reads: the normalized output of the last block, batch x time x width.
     pub(crate) fn hidden(
         &self,
         sequences: &[&[u32]],
-        mut cache: Option<&mut KvCache>,
+        cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
+        self.config.require_decoder("predicting the next token")?;
         if let Some(cache) = &cache
             && cache.blocks.len() != self.blocks.len()
         {
@@ -136,24 +163,33 @@ impl Llama {
                 cache.blocks.len(),
             ));
         }
-        let past = cache.as_ref().map_or(0, |cache| cache.tokens);
-        let mut hidden = self.embedding.embed(&self.config, sequences, past)?;
-        let (_, time, _) = hidden.dims3()?;
+        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
+        let hidden = Hidden {
+            now: Side {
+                states: self.embedding.embed(&self.config, sequences, past)?,
+                counts: None,
+            },
+            other: None,
+        };
+        self.run(hidden, cache)
+    }
+
+    /// What the head reads, from the first block's input.
+    fn run(&self, mut hidden: Hidden, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
+        let time = hidden.time()?;
         let rotary = self.config.rotary_tables(past, time);
         let scratch = Scratch::default();
-        let position = Position {
-            past,
-            rotary: rotary.as_ref(),
-            scratch: &scratch,
-        };
         for (index, block) in self.blocks.iter().enumerate() {
+            let position = Position {
+                past,
+                ..hidden.position(rotary.as_ref(), &scratch)
+            };
             let cache = cache.as_mut().map(|cache| &mut cache.blocks[index]);
-            hidden = block.forward(&hidden, &position, cache, &mut NoTap)?;
+            let states = block.forward(hidden.states(), &position, cache, &mut NoTap)?;
+            hidden = hidden.after(&self.config, index, states);
         }
-        if let Some(cache) = cache {
-            cache.tokens += time;
-        }
-        self.head.prepare(&scratch, &hidden)
+        self.head.prepare(&scratch, hidden.states())
     }
 
     /// Logits (tokens x vocabulary) from what [`hidden`](Self::hidden) gives (tokens x width).

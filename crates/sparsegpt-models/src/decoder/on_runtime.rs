@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use serde_json::Value as Json;
 use sparsegpt_runtime::{DenseMatrix, LinearLayer, SparseLinear, Value};
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::weights::{Multiplied, multiplied};
 use crate::{Error, Result, TensorInfo, TensorSource};
 
@@ -36,9 +36,9 @@ impl OnRuntime {
     /// A model's tensors, held against its `config.json`.
     ///
     /// # Errors
-    /// As [`Llama::load`](super::Llama::load); no weight is read yet.
+    /// As [`Transformer::load`](super::Transformer::load); no weight is read yet.
     pub fn new(config: &Json, base: Arc<dyn TensorSource>, stored: Stored) -> Result<Self> {
-        let layers = multiplied(LlamaConfig::from_json(config)?, Arc::clone(&base))?;
+        let layers = multiplied(TransformerConfig::from_json(config)?, Arc::clone(&base))?;
         Ok(Self {
             base,
             layers: layers.into_iter().collect(),

@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
 use rayon::prelude::*;
 
-use super::attention::{Causal, alibi_slopes};
+use super::attention::{Mixer, RelativeBias, alibi_slopes};
 use super::block::Position;
 use super::config::Positions;
 use super::elementwise::rotate;
@@ -26,16 +26,18 @@ pub(super) struct SelfAttention {
     /// Width of queries, keys and values.
     widths: [usize; 3],
     head_dim: usize,
+    causal: bool,
     window: Option<usize>,
     scale: f32,
     slopes: Vec<f32>,
+    relative: Option<RelativeBias>,
     softcap: Option<f32>,
 }
 
 impl SelfAttention {
     pub(super) fn load(weights: &Weights, block: usize) -> Result<Self> {
         let config = &weights.config;
-        let names = &config.family.spec().names;
+        let names = config.names_of(block);
         let head_dim = config.head_dim;
         let norm = |part| weights.norm(&weights.block_name(block, part), head_dim);
         let kv = config.kv_heads * head_dim;
@@ -47,12 +49,14 @@ impl SelfAttention {
             },
             widths: [config.heads * head_dim, kv, kv],
             head_dim,
+            causal: config.causal(block),
             window: config.sliding_windows[block],
             scale: config.score_scales[block] as f32,
             slopes: match config.positions {
                 Positions::Alibi => alibi_slopes(config.heads),
                 _ => Vec::new(),
             },
+            relative: relative_bias(weights, block)?,
             softcap: config.score_softcap.map(|cap| cap as f32),
         })
     }
@@ -86,20 +90,24 @@ impl SelfAttention {
             rotate(&mut queries, self.head_dim, tables);
             rotate(&mut keys, self.head_dim, tables);
         }
-        let causal = Causal {
+        let mixer = Mixer {
             past: position.past,
+            causal: self.causal,
             window: self.window,
+            // Padding stands behind the tokens of a decoder, where none sees it.
+            counts: position.counts.filter(|_| !self.causal),
             head_dim: self.head_dim,
             scale: self.scale,
             slopes: &self.slopes,
+            relative: self.relative.as_ref(),
             softcap: self.softcap,
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
         match cache {
-            None => causal.attend(batch, &queries, keys.view(), values.view(), &mut mixed),
+            None => mixer.attend(batch, &queries, keys.view(), values.view(), &mut mixed),
             Some(cache) => {
                 let [keys, values] = extend(cache, batch, [&keys, &values])?;
-                causal.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
+                mixer.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
             }
         }
         Ok(mixed)
@@ -132,6 +140,22 @@ impl SelfAttention {
             )),
         }
     }
+}
+
+/// The biases by relative position of a block's stack, where it has some.
+fn relative_bias(weights: &Weights, block: usize) -> Result<Option<RelativeBias>> {
+    let config = &weights.config;
+    let (Some((name, shape)), Positions::Relative { max_distance, .. }) =
+        (weights.relative_bias(block), &config.positions)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(RelativeBias {
+        table: weights.read(&name, &shape)?.flatten_all()?.to_vec1()?,
+        heads: config.heads,
+        max_distance: *max_distance,
+        both_ways: !config.causal(block),
+    }))
 }
 
 /// From rows that are pieces of three parts in turn, the pieces of one part.

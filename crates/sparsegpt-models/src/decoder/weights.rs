@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use ndarray::Array2;
 
-use super::LlamaConfig;
+use super::TransformerConfig;
 use super::config::{Experts, Positions, Residual};
-use super::family::{FeedForward, Names, NormKind, Qkv};
+use super::family::{FeedForward, ModelKind, Names, NormKind, Qkv};
 use super::norm::Norm;
 use super::weight::Weight;
 use crate::{Error, Result, TensorSource};
@@ -57,7 +57,7 @@ impl Multiplied {
 /// By their names in the checkpoint, the matrices that a model multiplies by: the linear layers of its blocks and its
 /// head, which may be the table of embeddings.
 pub(crate) fn multiplied(
-    config: LlamaConfig,
+    config: TransformerConfig,
     source: Arc<dyn TensorSource>,
 ) -> Result<Vec<(String, Multiplied)>> {
     let weights = Weights::open(config, source)?;
@@ -98,19 +98,36 @@ pub(super) const ATTENTION_INPUT: usize = 0;
 pub(super) const ATTENTION_OUTPUT: usize = 1;
 pub(super) const MLP_INPUT: usize = 2;
 pub(super) const MLP_OUTPUT: usize = 3;
+/// What the queries of cross-attention read.
+pub(super) const CROSS_INPUT: usize = 4;
+/// The encoder's output, which its keys and values read.
+pub(super) const CROSS_MEMORY: usize = 5;
+pub(super) const CROSS_OUTPUT: usize = 6;
+const FIRST_EXPERT_INPUT: usize = 7;
 
 /// Inputs of an expert's gate and up, and of its down.
 pub(super) fn expert_inputs(expert: usize) -> [usize; 2] {
-    let first = MLP_OUTPUT + 1 + 2 * expert;
+    let first = FIRST_EXPERT_INPUT + 2 * expert;
     [first, first + 1]
 }
 
-/// The linear layers of a block: query, key and value, the attention's output, feed-forward. With experts, that is the
+/// 0 for what an expert's gate and up read, 1 for what its down reads.
+pub(super) fn expert_part(input: usize) -> usize {
+    input.saturating_sub(FIRST_EXPERT_INPUT) % 2
+}
+
+/// Whether an input is an expert's, which sees the tokens routed to it alone.
+pub(super) fn is_of_expert(input: usize) -> bool {
+    input >= FIRST_EXPERT_INPUT
+}
+
+/// The linear layers of a block: query, key and value, the attention's output, in a decoder behind an encoder the same of
+/// cross-attention, feed-forward. With experts, that is the
 /// shared one's layers, where there is one, and then each expert's. The router, which is as small as a norm beside them,
 /// stays as it is.
-pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec> {
+pub(super) fn linear_specs(config: &TransformerConfig, block: usize) -> Vec<LinearSpec> {
     let family = config.family.spec();
-    let names = &family.names;
+    let names = config.names_of(block);
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (
         config.heads * config.head_dim,
@@ -147,6 +164,15 @@ pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec
         ATTENTION_OUTPUT,
         config.output_bias,
     ));
+    if let Some(cross) = names.cross {
+        let [query, key, value] = cross.qkv;
+        specs.extend([
+            linear(query, (q, hidden), CROSS_INPUT, config.qkv_bias),
+            linear(key, (kv, hidden), CROSS_MEMORY, config.qkv_bias),
+            linear(value, (kv, hidden), CROSS_MEMORY, config.qkv_bias),
+            linear(cross.output, (hidden, q), CROSS_OUTPUT, config.output_bias),
+        ]);
+    }
     if let (Some(experts), Some(spec)) = (config.experts_of(block), &family.experts) {
         let mut gated = |prefix: String, parts: [&str; 3], inner, [input, output]: [usize; 2]| {
             let shapes = [(inner, hidden), (inner, hidden), (hidden, inner)];
@@ -174,6 +200,10 @@ pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec
         FeedForward::Gated { gate, up, down } => (vec![(gate, inner), (up, inner)], down),
         FeedForward::FusedGated { gate_up, down } => (vec![(gate_up, 2 * inner)], down),
         FeedForward::Plain { up, down } => (vec![(up, inner)], down),
+        FeedForward::GatedOrPlain { gated, plain, down } => match config.gated {
+            true => (gated.map(|part| (part, inner)).to_vec(), down),
+            false => (vec![(plain, inner)], down),
+        },
     };
     let input = config.mlp_input();
     for (part, rows) in first {
@@ -183,12 +213,54 @@ pub(super) fn linear_specs(config: &LlamaConfig, block: usize) -> Vec<LinearSpec
     specs
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
+    /// The head's name in checkpoints that have one of its own.
+    #[must_use]
+    pub fn head(&self) -> &'static str {
+        self.family.spec().names.head
+    }
+
+    /// The first block of the stack that a block belongs to.
+    pub(super) fn first_of_stack(&self, block: usize) -> usize {
+        match block < self.encoder_blocks {
+            true => 0,
+            false => self.encoder_blocks,
+        }
+    }
+
+    /// The last block's number of the encoder in front of a decoder.
+    pub(super) fn last_encoder_block(&self) -> Option<usize> {
+        self.encoder_blocks.checked_sub(1)
+    }
+
+    /// The names of a block's stack.
+    pub(super) fn names_of(&self, block: usize) -> &'static Names {
+        let spec = self.family.spec();
+        match &spec.encoder_names {
+            Some(names) if block < self.encoder_blocks => names,
+            _ => &spec.names,
+        }
+    }
+
+    /// Whether a token of a block sees those before it alone.
+    pub(super) fn causal(&self, block: usize) -> bool {
+        self.kind() != ModelKind::Encoder && block >= self.encoder_blocks
+    }
+
     /// The input of the first feed-forward layers.
     pub(super) fn mlp_input(&self) -> usize {
         match self.residual {
             Residual::ParallelShared => ATTENTION_INPUT,
             _ => MLP_INPUT,
+        }
+    }
+
+    /// The share of a block's tokens that a layer's input sees on average: less than 1 for an expert's.
+    #[must_use]
+    pub fn token_share(&self, input: usize) -> f64 {
+        match &self.experts {
+            Some(experts) if is_of_expert(input) => experts.active as f64 / experts.count as f64,
+            _ => 1.0,
         }
     }
 
@@ -201,7 +273,7 @@ impl LlamaConfig {
     /// The table of learned positions and its rows.
     pub(super) fn position_table(&self) -> Option<(&'static str, usize)> {
         match self.positions {
-            Positions::Learned { offset } => {
+            Positions::Learned { offset, .. } => {
                 let name = self.family.spec().names.positions?;
                 Some((name, self.max_positions + offset))
             }
@@ -236,9 +308,9 @@ impl LlamaConfig {
         }
     }
 
-    /// The norms of each block.
-    pub(super) fn block_norms(&self) -> &'static [&'static str] {
-        let norms = &self.family.spec().names.norms;
+    /// The norms of a block.
+    pub(super) fn block_norms(&self, block: usize) -> &'static [&'static str] {
+        let norms = &self.names_of(block).norms;
         match self.residual {
             Residual::ParallelShared => &norms[..1],
             _ => norms,
@@ -249,7 +321,7 @@ impl LlamaConfig {
 /// A checkpoint's tensors, held against a configuration.
 #[derive(Clone, Debug)]
 pub(super) struct Weights {
-    pub(super) config: LlamaConfig,
+    pub(super) config: TransformerConfig,
     source: Arc<dyn TensorSource>,
     /// What this checkpoint puts in front of all names but the head's.
     prefix: &'static str,
@@ -258,8 +330,14 @@ pub(super) struct Weights {
 impl Weights {
     /// Checks every tensor of the model against the configuration, without reading any: each one there, in its
     /// shape, and none that the model would not use.
-    pub(super) fn open(config: LlamaConfig, source: Arc<dyn TensorSource>) -> Result<Self> {
+    pub(super) fn open(
+        mut config: TransformerConfig,
+        source: Arc<dyn TensorSource>,
+    ) -> Result<Self> {
         let names = &config.family.spec().names;
+        if config.family.spec().tied_unless_stored {
+            config.tied = source.info(&format!("{}.weight", names.head)).is_none();
+        }
         let bare = format!("{}.weight", names.embedding);
         let prefix = match source.info(&bare) {
             Some(_) => "",
@@ -285,7 +363,9 @@ impl Weights {
 
     /// The whole name of a part of a block, as in `model.layers.3.mlp.down_proj`.
     pub(super) fn block_name(&self, block: usize, part: &str) -> String {
-        self.name(&format!("{}.{block}.{part}", self.names().blocks))
+        let blocks = self.config.names_of(block).blocks;
+        let index = block - self.config.first_of_stack(block);
+        self.name(&format!("{blocks}.{index}.{part}"))
     }
 
     /// Reads a tensor after holding its shape against the expected one.
@@ -347,14 +427,42 @@ impl Weights {
             eps: config.norm_eps as f32,
         };
         if config.norm_weights {
-            norm.weight = self.values(&format!("{name}.weight"), &[width])?;
+            let [weight, bias] = self.norm_names(name);
+            norm.weight = self.values(&weight, &[width])?;
             match kind {
                 NormKind::Rms => {}
                 NormKind::RmsOffset => norm.weight.iter_mut().for_each(|weight| *weight += 1.0),
-                NormKind::Layer => norm.bias = self.values(&format!("{name}.bias"), &[width])?,
+                NormKind::Layer => norm.bias = self.values(&bias, &[width])?,
             }
         }
         Ok(norm)
+    }
+
+    /// The whole names of a norm's weight and bias: those of today, or TensorFlow's in old BERT files.
+    fn norm_names(&self, name: &str) -> [String; 2] {
+        let old = [format!("{name}.gamma"), format!("{name}.beta")];
+        match self.source.info(&old[0]) {
+            Some(_) => old,
+            None => [format!("{name}.weight"), format!("{name}.bias")],
+        }
+    }
+
+    /// The whole name of the head's bias, where the family has one.
+    pub(super) fn head_bias(&self) -> Option<&'static str> {
+        let names = self.names().head_bias;
+        let there = names.iter().find(|name| self.source.info(name).is_some());
+        there.or_else(|| names.last()).copied()
+    }
+
+    /// The table of relative positions that a block's stack shares, and its shape, buckets x heads.
+    pub(super) fn relative_bias(&self, block: usize) -> Option<(String, [usize; 2])> {
+        let part = self.config.names_of(block).relative_bias?;
+        let Positions::Relative { buckets, .. } = self.config.positions else {
+            return None;
+        };
+        let first = self.config.first_of_stack(block);
+        let name = format!("{}.weight", self.block_name(first, part));
+        Some((name, [buckets, self.config.heads]))
     }
 
     /// Hands each tensor's name and shape to `expect`, until that fails.
@@ -363,9 +471,10 @@ impl Weights {
         let (hidden, width) = (config.hidden_size, config.embedding_size);
         let norm = |expect: &mut dyn FnMut(String, &[usize]) -> Result<()>, name: &str, width| {
             if config.norm_weights {
-                expect(format!("{name}.weight"), &[width])?;
+                let [weight, bias] = self.norm_names(name);
+                expect(weight, &[width])?;
                 if config.family.spec().norm == NormKind::Layer {
-                    expect(format!("{name}.bias"), &[width])?;
+                    expect(bias, &[width])?;
                 }
             }
             Ok::<(), Error>(())
@@ -374,6 +483,9 @@ impl Weights {
         expect(weight(names.embedding), &[config.vocab_size, width])?;
         if let Some((part, rows)) = config.position_table() {
             expect(weight(part), &[rows, hidden])?;
+        }
+        if let (Some(part), Some(types)) = (names.token_types, config.token_types) {
+            expect(weight(part), &[types, hidden])?;
         }
         if let Some(part) = names.embedding_norm {
             norm(expect, &self.name(part), hidden)?;
@@ -391,12 +503,30 @@ impl Weights {
                 &[config.vocab_size, width],
             )?;
         }
-        if config.family.spec().head_bias {
-            expect(format!("{}.bias", names.head), &[config.vocab_size])?;
+        if let Some(transform) = names.head_transform {
+            expect(format!("{}.weight", transform.dense), &[hidden, hidden])?;
+            expect(format!("{}.bias", transform.dense), &[hidden])?;
+            norm(expect, transform.norm, hidden)?;
+        }
+        if let Some(name) = self.head_bias() {
+            expect(name.to_owned(), &[config.vocab_size])?;
+        }
+        if let Some(encoder) = &config.family.spec().encoder_names {
+            norm(expect, &self.name(encoder.final_norm), hidden)?;
         }
         for block in 0..config.blocks {
-            for part in config.block_norms() {
+            let names = config.names_of(block);
+            for part in config.block_norms(block) {
                 norm(expect, &self.block_name(block, part), hidden)?;
+            }
+            if let Some(cross) = names.cross {
+                norm(expect, &self.block_name(block, cross.norm), hidden)?;
+            }
+            if let (Some((name, shape)), true) = (
+                self.relative_bias(block),
+                block == config.first_of_stack(block),
+            ) {
+                expect(name, &shape)?;
             }
             for part in names.branch_norms.iter().flatten() {
                 norm(expect, &self.block_name(block, part), hidden)?;

@@ -17,7 +17,7 @@ use crate::checkpoint::{Dtype, decode, encode};
 use crate::staging::{rename, sync_names};
 use crate::{Error, Result};
 
-const MAGIC: [u8; 8] = *b"SGPTBLK1";
+const MAGIC: [u8; 8] = *b"SGPTBLK2";
 const DIGEST_BYTES: u64 = 32;
 /// Heads and reports are a few kilobytes.
 const MOST_JSON: u64 = 16 << 20;
@@ -34,7 +34,7 @@ struct LayerHead {
     name: String,
     variant: usize,
     layer: usize,
-    starved: bool,
+    starved: Option<u64>,
     rows: usize,
     cols: usize,
     dtype: Dtype,
@@ -67,8 +67,8 @@ pub struct KeptLayer {
     pub variant: usize,
     /// The layer's number in its block.
     pub layer: usize,
-    /// Whether no calibration token had reached it.
-    pub starved: bool,
+    /// The calibration tokens that had reached it where they were too few.
+    pub starved: Option<u64>,
     /// Rounded to the type in which they are stored, rows x cols.
     pub weights: Array2<f32>,
     /// `true` where a weight was kept, rows x cols.
@@ -268,7 +268,12 @@ impl BlockFile {
             reader,
             left: covered,
         };
-        if opened.bytes(MAGIC.len() as u64)? != MAGIC {
+        let magic = opened.bytes(MAGIC.len() as u64)?;
+        if magic != MAGIC {
+            if magic[..MAGIC.len() - 1] == MAGIC[..MAGIC.len() - 1] {
+                let reason = "written by another version, which cannot be gone on from; start over (--fresh)";
+                return Err(Error::format(path, reason));
+            }
             return Err(damaged(path, "it is no file of a finished block"));
         }
         opened.head = opened

@@ -9,9 +9,9 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `SGPTBLK1` |
+//! | 8 | `SGPTBLK2` |
 //! | 8 + n | length and JSON of the head: fingerprint, block, blocks of the model |
-//! | for each layer: 8 + n | length (at least 1) and JSON: name, variant, layer, shape, stored type, grid, its report as the writer's own text |
+//! | for each layer: 8 + n | length (at least 1) and JSON: name, variant, layer, the tokens that starved it, shape, stored type, grid, its report as the writer's own text |
 //! | | weights (rows x cols in the stored type); mask (a bit each, 1 = kept, low bits first); where quantized codes (u8), scales and zeros (f32, rows x groups), the group of each column (u32) |
 //! | 8 | 0 |
 //! | 32 | SHA-256 of all before |

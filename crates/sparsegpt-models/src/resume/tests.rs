@@ -30,7 +30,7 @@ fn finished(layer: usize, bits: Option<u32>) -> FinishedLayer {
     let pruned = solver
         .prune(weights.view(), &mut hessian, &settings)
         .unwrap();
-    FinishedLayer::new(0, 2, layer, layer == 1, pruned)
+    FinishedLayer::new(0, 2, layer, (layer == 1).then_some(3), pruned)
 }
 
 fn fingerprint() -> Fingerprint {
@@ -69,7 +69,7 @@ fn layers_come_back_as_they_were_kept() {
     assert!(file.next_layer().unwrap().is_none());
 
     let dense = finished(0, None).pruned;
-    assert_eq!((first.variant, first.layer, first.starved), (0, 0, false));
+    assert_eq!((first.variant, first.layer, first.starved), (0, 0, None));
     assert_eq!(
         (first.report.as_str(), second.report.as_str()),
         ("first", "second")
@@ -77,7 +77,8 @@ fn layers_come_back_as_they_were_kept() {
     // The weights are quarters, which f16 holds.
     assert_eq!(first.weights, dense.weights);
     assert_eq!(first.mask, dense.mask);
-    assert!(first.quantized.is_none() && second.starved);
+    assert!(first.quantized.is_none());
+    assert_eq!(second.starved, Some(3));
     let pruned = finished(1, Some(4)).pruned;
     assert_eq!(second.weights, pruned.weights);
     assert_eq!(second.mask, pruned.mask);
@@ -174,6 +175,11 @@ fn lies_with_a_good_checksum_are_errors() {
         let error = read(text(from, to)).unwrap_err().to_string();
         assert!(error.contains("00000.block"), "{from}: {error}");
     }
+    let error = read(text("SGPTBLK2", "SGPTBLK1")).unwrap_err().to_string();
+    assert!(
+        error.contains("another version") && error.contains("--fresh"),
+        "{error}"
+    );
     // Any other change is read or refused, and never more.
     for at in 0..whole.len() - 32 {
         let mut bytes = whole.clone();

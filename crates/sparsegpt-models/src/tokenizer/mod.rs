@@ -22,6 +22,9 @@ pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 pub(crate) const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
+/// What hides a token from BERT and from RoBERTa, where no file says it.
+const MASK_TOKENS: [&str; 2] = ["[MASK]", "<mask>"];
+
 /// Files a tokenizer consists of: carried along unchanged. Only the first is needed.
 const TOKENIZER_FILES: [&str; 8] = [
     TOKENIZER_FILE,
@@ -54,6 +57,7 @@ pub struct Tokenizer {
     files: BTreeMap<String, Vec<u8>>,
     bos: Option<u32>,
     eos: Vec<u32>,
+    mask: Option<u32>,
     first_token: FirstToken,
 }
 
@@ -161,12 +165,16 @@ impl Tokenizer {
         let seams = Seams::of(&inner);
         Ok(Self {
             path: path.to_path_buf(),
-            inner,
             seams,
             files,
+            mask: named("mask_token").or_else(|| {
+                let usual = MASK_TOKENS.iter();
+                usual.copied().find_map(|token| inner.token_to_id(token))
+            }),
             bos,
             eos,
             first_token,
+            inner,
         })
     }
 
@@ -201,7 +209,47 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.ids(text, false, &|| true)
+        self.encode_plain_while(text, &|| true)
+    }
+
+    /// The same for a text that may be long, as [`encode_while`](Self::encode_while).
+    ///
+    /// # Errors
+    /// As [`encode_while`](Self::encode_while).
+    pub fn encode_plain_while(&self, text: &str, go_on: &dyn Fn() -> bool) -> Result<Vec<u32>> {
+        self.ids(text, false, go_on)
+    }
+
+    /// The tokens that [`encode`](Self::encode) puts before a text and behind it, as `[CLS]` and `[SEP]`.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn frame(&self) -> Result<[Vec<u32>; 2]> {
+        let (framed, plain) = (self.encode("a")?, self.encode_plain("a")?);
+        let before = framed
+            .windows(plain.len().max(1))
+            .position(|run| run == plain);
+        Ok(match before {
+            Some(before) => [
+                framed[..before].to_vec(),
+                framed[before + plain.len()..].to_vec(),
+            ],
+            None => [Vec::new(), Vec::new()],
+        })
+    }
+
+    /// The sentinels that stand for spans of tokens (`<extra_id_0>` and so on, T5), in the order of their use.
+    #[must_use]
+    pub fn sentinels(&self) -> Vec<u32> {
+        (0..)
+            .map_while(|index| self.inner.token_to_id(&format!("<extra_id_{index}>")))
+            .collect()
+    }
+
+    /// The token that hides another from an encoder, where the tokenizer has one.
+    #[must_use]
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
     }
 
     /// The steps of `tokenizers::Tokenizer::encode_fast`, part by part so that they can be stopped and need memory for

@@ -245,6 +245,7 @@ pub fn allocate<A: ModelAdapter>(
         adapter,
         pruner,
         sequences,
+        plan,
         planned: &planned,
         layers: &layers,
         progress,

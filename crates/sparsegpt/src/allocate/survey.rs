@@ -70,6 +70,8 @@ pub(super) struct ModelSurvey<'a, A: ModelAdapter> {
     pub(super) adapter: &'a mut A,
     pub(super) pruner: &'a dyn LayerPruner,
     pub(super) sequences: &'a [A::Sequence],
+    pub(super) plan: &'a ModelPlan,
+    /// What it plans.
     pub(super) planned: &'a [Vec<PlannedLayer>],
     pub(super) layers: &'a [LayerRoom],
     pub(super) progress: &'a mut dyn FnMut(&ProgressEvent<'_>) -> ControlFlow<()>,
@@ -172,7 +174,8 @@ impl<A: ModelAdapter> Survey for ModelSurvey<'_, A> {
         let plans = (0..points)
             .map(|point| {
                 let of_point: Vec<u64> = zeros.iter().map(|zeros| zeros[point]).collect();
-                with_zeros(&measured, self.layers, &of_point)
+                let plan = with_zeros(&measured, self.layers, &of_point)?;
+                Ok(plan.starving_as(self.plan))
             })
             .collect::<Result<Vec<_>>>()?;
         let index = self.indices();

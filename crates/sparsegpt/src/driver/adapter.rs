@@ -28,6 +28,14 @@ pub trait Tap {
     /// Whether anyone wants this input; an adapter may skip work that only serves an unwanted one.
     fn wants(&self, input: usize) -> bool;
 
+    /// Whether an input that [may starve](ModelAdapter::may_starve) should be observed with every token of the block, as if
+    /// the model routed them all to it, and not with its own alone: what [`Starved::Share`](super::Starved::Share) is
+    /// calibrated on. An adapter of a model without experts need not ask.
+    fn wants_all(&self, input: usize) -> bool {
+        let _ = input;
+        false
+    }
+
     /// Hands over the activations (tokens x cols) that the layers reading `input` are about to see.
     ///
     /// An error inside (a NaN, say) is kept and reported by the driver as soon as the adapter's
@@ -73,7 +81,7 @@ pub trait ModelAdapter {
     /// If the model's description does not yield them.
     fn layers(&self, block: usize) -> Result<Vec<BlockLayer>, Self::Error>;
 
-    /// Whether an input may get no token at all from a calibration set, as an expert's does to which none is routed.
+    /// Whether an input may get few tokens of a calibration set or none, as an expert's does to which few are routed.
     /// Its layers are then treated as [`ModelPlan::with_starved`](super::ModelPlan::with_starved) says.
     fn may_starve(&self, block: usize, input: usize) -> bool {
         let _ = (block, input);

@@ -1,9 +1,11 @@
 //! One block under all plans of a run.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BlockLayer, PlannedLayer, Starved};
 use crate::error::{Error, Result};
+use crate::report::StarvedLayer;
 use crate::solver::{ColumnOrder, LayerSettings, Method};
 
 /// One block under all plans: the layers are the same, what is done to them is not.
@@ -23,6 +25,8 @@ pub(super) struct Treatment<'p> {
     pub(super) settings: &'p LayerSettings,
     pub(super) starved: Starved,
     stage: usize,
+    /// Tokens below which it counts as starved, where its input may be.
+    pub(super) least_tokens: u64,
 }
 
 impl<'p> PlannedBlock<'p> {
@@ -52,6 +56,7 @@ impl<'p> PlannedBlock<'p> {
                     settings: planned.settings.as_ref()?,
                     starved: planned.starved,
                     stage: planned.stage,
+                    least_tokens: planned.least_tokens,
                 })
             })
     }
@@ -104,26 +109,56 @@ impl<'p> PlannedBlock<'p> {
     }
 }
 
-impl Treatment<'_> {
+impl<'p> Treatment<'p> {
     pub(super) fn needs_hessian(self) -> bool {
         self.settings.needs_hessian()
     }
 
-    /// What is done without a calibration token.
-    pub(super) fn uncalibrated(self) -> Result<LayerSettings> {
+    /// Whether so many tokens are too few for it. None at all are, whatever the plan asks for.
+    pub(super) fn starves_at(self, tokens: u64) -> bool {
+        self.needs_hessian() && tokens < self.least_tokens.max(1)
+    }
+
+    /// What the report says of it where only `tokens` have reached its input.
+    pub(super) fn starved_layer(self, tokens: u64) -> StarvedLayer {
+        StarvedLayer {
+            layer: self.layer.name.clone(),
+            tokens,
+            least_tokens: self.least_tokens,
+            treatment: self.starved,
+        }
+    }
+
+    /// What is done although only `tokens` have reached the input; `shared` counts those of the block's other experts
+    /// that stand in for them.
+    pub(super) fn starved(self, tokens: u64, shared: u64) -> Result<Cow<'p, LayerSettings>> {
+        let refused = |reached: String| {
+            Err(Error::incompatible(
+                &self.layer.name,
+                reached,
+                "calibrate on more or other text, or choose what becomes of such layers (Starved::Magnitude, Starved::Share)",
+            ))
+        };
         match self.starved {
-            Starved::Magnitude => Ok(LayerSettings {
+            Starved::Magnitude => Ok(Cow::Owned(LayerSettings {
                 method: Method::Magnitude,
                 mask_source: None,
                 refit: None,
                 order: ColumnOrder::Natural,
+                measure_always: false,
                 ..self.settings.clone()
+            })),
+            Starved::Share if shared > 0 => Ok(Cow::Borrowed(self.settings)),
+            Starved::Share => {
+                refused("no calibration token of the whole block has been shown to it".to_owned())
+            }
+            Starved::Error => refused(match tokens {
+                0 => "no calibration token has reached its input".to_owned(),
+                tokens => format!(
+                    "{tokens} calibration tokens have reached its input, fewer than the {} asked for",
+                    self.least_tokens
+                ),
             }),
-            Starved::Error => Err(Error::incompatible(
-                &self.layer.name,
-                "no calibration token has reached its input",
-                "calibrate on more or other text, or let such layers be pruned by magnitude (Starved::Magnitude)",
-            )),
         }
     }
 }

@@ -21,7 +21,7 @@ use ndarray::ArrayView2;
 
 pub use adapter::{BlockLayer, ModelAdapter, NoTap, Tap};
 pub use keep::BlockKeeper;
-pub use plan::{ModelPlan, PlannedLayer, Rule, Selector, Starved};
+pub use plan::{LeastTokens, ModelPlan, PlannedLayer, Rule, Selector, Starved};
 
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
@@ -130,8 +130,9 @@ pub struct FinishedLayer {
     pub block: usize,
     /// The layer: an index into [`ModelAdapter::layers`] of the block.
     pub layer: usize,
-    /// Whether no calibration token has reached it, and it was treated without.
-    pub starved: bool,
+    /// The calibration tokens that have reached it where they were too few, and it was treated as
+    /// [`ModelPlan::with_starved`] says.
+    pub starved: Option<u64>,
     /// The layer after treatment.
     pub pruned: PrunedLayer,
 }
@@ -143,7 +144,7 @@ impl FinishedLayer {
         variant: usize,
         block: usize,
         layer: usize,
-        starved: bool,
+        starved: Option<u64>,
         pruned: PrunedLayer,
     ) -> Self {
         Self {

@@ -1,6 +1,7 @@
 //! Which layers of a model are treated, and how.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use super::adapter::{BlockLayer, ModelAdapter};
@@ -75,17 +76,75 @@ pub struct Rule {
     pub settings: Option<LayerSettings>,
 }
 
-/// What becomes of layers whose input no calibration token has reached (see
-/// [`ModelAdapter::may_starve`]), under a method that needs calibration. They stand in
+/// What becomes of layers whose input too few calibration tokens have reached (see
+/// [`ModelAdapter::may_starve`] and [`LeastTokens`]), under a method that needs calibration. They stand in
 /// [`ModelReport::starved`](crate::ModelReport::starved).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Starved {
     /// They are pruned by magnitude to the same pattern, and rounded to the nearest level where they are quantized.
     #[default]
     Magnitude,
+    /// They share the tokens of the block's other experts: their Hessians are those of all its tokens, as if the model
+    /// routed every one to them. That takes a second pass over the block with starved layers. Where several plans share a
+    /// run, the layers share under all plans as soon as they do under one.
+    Share,
     /// The run ends with an error that names the layer.
     Error,
+}
+
+/// The number of calibration tokens below which an input counts as starved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum LeastTokens {
+    /// So many.
+    Count(u64),
+    /// So many for each column of the layer: with fewer than 1, its Hessian has no full rank.
+    PerColumn(f64),
+}
+
+impl Default for LeastTokens {
+    /// One token.
+    fn default() -> Self {
+        Self::Count(1)
+    }
+}
+
+impl LeastTokens {
+    /// The number for a layer of so many columns.
+    #[must_use]
+    pub fn of(self, cols: usize) -> u64 {
+        match self {
+            Self::Count(tokens) => tokens,
+            Self::PerColumn(share) => (share * cols as f64).ceil() as u64,
+        }
+    }
+}
+
+impl FromStr for LeastTokens {
+    type Err = Error;
+
+    /// A number (`64`), or a percentage of the columns (`50%`).
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let parsed = match text.strip_suffix('%') {
+            Some(percent) => {
+                let percent = percent.trim_end().parse::<f64>().ok();
+                let percent = percent.filter(|percent| percent.is_finite() && *percent >= 0.0);
+                percent.map(|percent| Self::PerColumn(percent / 100.0))
+            }
+            None => text.parse().ok().map(Self::Count),
+        };
+        parsed.ok_or_else(|| {
+            Error::setting(
+                "least tokens",
+                "a number (64) or a percentage of the columns (50%)",
+                format!("{text:?}"),
+            )
+        })
+    }
 }
 
 /// Which layers of a model are treated, and how.
@@ -115,6 +174,7 @@ pub struct ModelPlan {
     true_sequential: bool,
     allocation: Option<Arc<AllocationReport>>,
     starved: Starved,
+    least_tokens: LeastTokens,
 }
 
 /// One layer of a model and what the plan says about it.
@@ -125,10 +185,12 @@ pub struct PlannedLayer {
     pub layer: BlockLayer,
     /// What to do; `None` leaves it as it is.
     pub settings: Option<LayerSettings>,
-    /// What to do if no calibration token reaches it.
+    /// What to do if too few calibration tokens reach it.
     pub starved: Starved,
     /// The stage of its block in which it is calibrated and treated; 0 where all layers of a block are at once.
     pub stage: usize,
+    /// Calibration tokens below which that are too few, where its input may starve.
+    pub least_tokens: u64,
 }
 
 impl ModelPlan {
@@ -145,6 +207,7 @@ impl ModelPlan {
             true_sequential: false,
             allocation: None,
             starved: Starved::default(),
+            least_tokens: LeastTokens::default(),
         }
     }
 
@@ -172,9 +235,15 @@ impl ModelPlan {
         self
     }
 
-    /// What becomes of layers that no calibration token reaches; by default they are pruned by magnitude.
+    /// What becomes of layers that too few calibration tokens reach; by default they are pruned by magnitude.
     pub fn with_starved(mut self, starved: Starved) -> Self {
         self.starved = starved;
+        self
+    }
+
+    /// How many calibration tokens are too few; by default none at all.
+    pub fn with_least_tokens(mut self, least: LeastTokens) -> Self {
+        self.least_tokens = least;
         self
     }
 
@@ -258,7 +327,13 @@ impl ModelPlan {
     pub(crate) fn calibrated_as(mut self, other: &Self) -> Self {
         self.held_out = other.held_out;
         self.true_sequential = other.true_sequential;
+        self.starving_as(other)
+    }
+
+    /// Does as another plan does where too few tokens come.
+    pub(crate) fn starving_as(mut self, other: &Self) -> Self {
         self.starved = other.starved;
+        self.least_tokens = other.least_tokens;
         self
     }
 
@@ -320,6 +395,7 @@ impl ModelPlan {
                         true => adapter.stage(block, layer.input),
                         false => 0,
                     },
+                    least_tokens: self.least_tokens.of(layer.cols),
                     layer,
                     settings,
                     starved: self.starved,
@@ -366,7 +442,18 @@ impl ModelPlan {
 
 #[cfg(test)]
 mod tests {
-    use super::glob;
+    use super::{LeastTokens, glob};
+
+    #[test]
+    fn least_tokens_are_a_number_or_a_share_of_the_columns() {
+        let of = |text: &str| text.parse().map(|least: LeastTokens| least.of(30));
+        assert_eq!(of("64").ok(), Some(64));
+        assert_eq!(of("50%").ok(), Some(15));
+        assert_eq!(of("101 %").ok(), Some(31));
+        for wrong in ["", "-1", "%", "-5%", "NaN%", "few"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn globs_match_whole_names() {

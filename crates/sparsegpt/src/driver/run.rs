@@ -13,7 +13,7 @@ use super::block::{PlannedBlock, Treatment};
 use super::tap::{HessianTap, KeepingTap};
 use super::{
     BlockKeeper, FinishedLayer, Interrupted, ModelAdapter, ModelPlan, NoTap, ObservedLayer,
-    ProgressEvent, Tap,
+    ProgressEvent, Starved, Tap,
 };
 use crate::error::{Error, Result};
 use crate::hessian::Statistics;
@@ -239,9 +239,15 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             })?;
             // Hidden states are needed as far as the last block whose Hessians are.
             let goes_on = last_calibrated.is_some_and(|last| block < last);
-            // Where the block stays dense, its calibration gives the next block's inputs too.
+            // Where the block stays dense, its calibration gives the next block's inputs too, unless its own are needed once
+            // more.
+            let may_share = planned.treatments().any(|treatment| {
+                treatment.starved == Starved::Share
+                    && self.adapter.may_starve(block, treatment.layer.input)
+            });
             let went_on = goes_on
                 && planned.needs_hessian()
+                && !may_share
                 && self.outlet.propagation() == Propagation::Dense;
             if self.keeper.as_ref().is_some_and(|keeper| keeper.has(block)) {
                 self.pass_dense(block, planned)?;
@@ -251,9 +257,13 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 }
             } else {
                 for inputs in self.stages(planned) {
-                    let statistics =
+                    let mut statistics =
                         self.calibrate(block, planned, &inputs, &mut hidden, went_on)?;
-                    self.solve(block, planned, &inputs, statistics)?;
+                    let routed = self.routed(block, &statistics);
+                    if may_share {
+                        self.share(block, planned, &mut hidden, &routed, &mut statistics)?;
+                    }
+                    self.solve(block, planned, &inputs, statistics, &routed)?;
                 }
                 self.commit(block)?;
             }
@@ -299,7 +309,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         };
         let treatments: Vec<_> = planned.treatments().collect();
         let mut missing: BTreeSet<_> = treatments.iter().map(|t| (t.variant, t.index)).collect();
-        let mut starved = BTreeSet::new();
+        let mut starved = BTreeMap::new();
         keeper
             .restore(block, &mut |layer| {
                 let place = (layer.variant, layer.layer);
@@ -310,8 +320,8 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                         layer.pruned.weights.dim() == (treatment.layer.rows, treatment.layer.cols)
                     })
                     .ok_or_else(|| foreign(block, &layer.pruned.report.layer))?;
-                if layer.starved {
-                    starved.insert(place);
+                if let Some(tokens) = layer.starved {
+                    starved.insert(place, tokens);
                 }
                 let done = outlet.hand_on(*adapter, &treatment.layer.name, layer)?;
                 reports[treatment.variant].layers.push(done);
@@ -324,9 +334,9 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         // In the order in which a run comes upon them.
         for input in inputs {
             for treatment in planned.reading(input) {
-                if starved.contains(&(treatment.variant, treatment.index)) {
+                if let Some(&tokens) = starved.get(&(treatment.variant, treatment.index)) {
                     let report = &mut reports[treatment.variant];
-                    report.starved.push(treatment.layer.name.clone());
+                    report.starved.push(treatment.starved_layer(tokens));
                 }
             }
         }
@@ -375,6 +385,73 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             self.dense_inputs(block, &[], 0..self.dense.len())?;
             return Ok(Vec::new());
         }
+        self.observe(block, hidden, &mut tap, go_on)?;
+        self.seconds.calibrate += start.elapsed().as_secs_f64();
+        self.seconds.hessian += tap.seconds;
+        Ok(tap.statistics)
+    }
+
+    /// Tokens that have reached each input which may starve.
+    fn routed(
+        &self,
+        block: usize,
+        statistics: &[(usize, Box<dyn Statistics>)],
+    ) -> BTreeMap<usize, u64> {
+        let may_starve = statistics
+            .iter()
+            .filter(|(input, _)| self.adapter.may_starve(block, *input));
+        may_starve
+            .map(|(input, statistics)| (*input, statistics.tokens()))
+            .collect()
+    }
+
+    /// Puts statistics of all tokens of the block in place of those of starved inputs whose layers are to share them.
+    fn share(
+        &mut self,
+        block: usize,
+        planned: &PlannedBlock<'_>,
+        hidden: &mut [A::Hidden],
+        routed: &BTreeMap<usize, u64>,
+        statistics: &mut [(usize, Box<dyn Statistics>)],
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut tap = HessianTap {
+            all: true,
+            ..HessianTap::default()
+        };
+        for (&input, &tokens) in routed {
+            let mut group = planned.reading(input).into_iter();
+            let sharing = group.find(|treatment| {
+                treatment.starved == Starved::Share && treatment.starves_at(tokens)
+            });
+            if let Some(treatment) = sharing {
+                let name = planned.shared_name(input);
+                let of_all = self.pruner.statistics(&name, treatment.layer.cols)?;
+                tap.statistics.push((input, of_all));
+            }
+        }
+        if !tap.statistics.is_empty() {
+            self.observe(block, hidden, &mut tap, false)?;
+        }
+        for (input, of_all) in tap.statistics {
+            if let Some((_, own)) = statistics.iter_mut().find(|(of, _)| *of == input) {
+                *own = of_all;
+            }
+        }
+        self.seconds.calibrate += start.elapsed().as_secs_f64();
+        self.seconds.hessian += tap.seconds;
+        Ok(())
+    }
+
+    /// Runs the dense block over the calibration set with a tap. With `go_on` the hidden states become the block's
+    /// outputs.
+    fn observe(
+        &mut self,
+        block: usize,
+        hidden: &mut [A::Hidden],
+        tap: &mut HessianTap,
+        go_on: bool,
+    ) -> Result<()> {
         let wanted: Vec<usize> = tap
             .statistics
             .iter()
@@ -388,16 +465,17 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
             tap.holds_out = done >= calibrating;
             let end = if tap.holds_out { of } else { calibrating };
             let batch = self.batch(&hidden[done..end]);
-            if !self.dense.is_empty() {
+            // The dense model has been shown this block when its inputs are looked at again.
+            if !self.dense.is_empty() && !tap.all {
                 tap.dense = self.dense_inputs(block, &wanted, done..done + batch)?;
             }
             let hidden = &mut hidden[done..done + batch];
             let action = "run the dense block";
             if go_on {
-                self.advance(block, hidden, &mut tap, action)?;
+                self.advance(block, hidden, tap, action)?;
             } else {
                 self.adapter
-                    .observe_batch(block, hidden, &mut tap)
+                    .observe_batch(block, hidden, tap)
                     .map_err(|e| failed(block, action, e))?;
             }
             if let Some(error) = tap.error.take() {
@@ -409,9 +487,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 return Err(Error::Cancelled { block });
             }
         }
-        self.seconds.calibrate += start.elapsed().as_secs_f64();
-        self.seconds.hessian += tap.seconds;
-        Ok(tap.statistics)
+        Ok(())
     }
 
     /// Runs the block, dense as it still is, on some of the dense model's hidden states, which become its outputs; what its
@@ -447,6 +523,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         planned: &PlannedBlock<'_>,
         inputs: &[usize],
         mut statistics: Vec<(usize, Box<dyn Statistics>)>,
+        routed: &BTreeMap<usize, u64>,
     ) -> Result<()> {
         let mut since = Instant::now();
         for &input in inputs {
@@ -469,11 +546,14 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 }
                 continue;
             }
-            let starved = hessian.as_ref().is_some_and(|h| h.tokens() == 0)
-                && self.adapter.may_starve(block, input);
-            let settings = self.settings(&group, starved)?;
-            if starved {
-                hessian = None;
+            let tokens = hessian.as_ref().map_or(0, |hessian| hessian.tokens());
+            let routed = routed.get(&input).copied();
+            let starved =
+                |treatment: &Treatment<'_>| routed.filter(|&tokens| treatment.starves_at(tokens));
+            let settings = self.settings(&group, routed, tokens)?;
+            // What is left to magnitude is not measured on the few tokens that were too few to calibrate on.
+            if !settings.iter().any(|settings| settings.needs_hessian()) {
+                hessian = hessian.filter(|_| !group.iter().any(|one| starved(one).is_some()));
             }
             let tasks: Vec<LayerTask<'_>> = group
                 .iter()
@@ -501,7 +581,7 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                     variant: treatment.variant,
                     block,
                     layer: treatment.index,
-                    starved: starved && treatment.needs_hessian(),
+                    starved: starved(treatment),
                     pruned,
                 };
                 if let Some(keeper) = keeper {
@@ -524,20 +604,22 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
         Ok(())
     }
 
-    /// What is done to a group's layers; where no token has reached their input, what is done without.
+    /// What is done to a group's layers; where too few tokens were routed to their input (`None`: it cannot starve),
+    /// what is done then, with statistics of so many.
     fn settings<'p>(
         &mut self,
         group: &[Treatment<'p>],
-        starved: bool,
+        routed: Option<u64>,
+        tokens: u64,
     ) -> Result<Vec<Cow<'p, LayerSettings>>> {
         let of = |treatment: &Treatment<'p>| {
-            if !starved || !treatment.needs_hessian() {
+            let Some(routed) = routed.filter(|&routed| treatment.starves_at(routed)) else {
                 return Ok(Cow::Borrowed(treatment.settings));
-            }
-            let settings = treatment.uncalibrated()?;
+            };
+            let settings = treatment.starved(routed, tokens)?;
             let report = &mut self.reports[treatment.variant];
-            report.starved.push(treatment.layer.name.clone());
-            Ok(Cow::Owned(settings))
+            report.starved.push(treatment.starved_layer(routed));
+            Ok(settings)
         };
         group.iter().map(of).collect()
     }

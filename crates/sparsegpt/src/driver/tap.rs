@@ -17,6 +17,8 @@ pub(super) struct HessianTap {
     pub(super) holds_out: bool,
     /// What the dense model has in place of the observations to come, each with the input it belongs to.
     pub(super) dense: Vec<(usize, Array2<f32>)>,
+    /// Whether the inputs are wanted with all tokens of the block, not with those alone that are routed to them.
+    pub(super) all: bool,
     pub(super) error: Option<Error>,
     pub(super) seconds: f64,
 }
@@ -24,6 +26,10 @@ pub(super) struct HessianTap {
 impl Tap for HessianTap {
     fn wants(&self, input: usize) -> bool {
         self.statistics.iter().any(|(of, _)| *of == input)
+    }
+
+    fn wants_all(&self, input: usize) -> bool {
+        self.all && self.wants(input)
     }
 
     fn observe(&mut self, input: usize, batch: Batch<'_>) {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sparsegpt::{Batch, BlockLayer, LayerSettings, ModelAdapter, Pattern, ProgressEvent, Tap};
@@ -20,8 +20,9 @@ pub(crate) struct Model {
     pub(crate) calls: Vec<String>,
     pub(crate) fail_at: Option<usize>,
     pub(crate) poison: bool,
-    /// In this block, layer `c` is an expert to which no token goes.
-    pub(crate) starve: Option<usize>,
+    /// In this block, layer `c` is an expert, and so many tokens of each sequence go to it. What the block passes on is
+    /// half of what it reads.
+    pub(crate) starve: Option<(usize, usize)>,
 }
 
 impl Model {
@@ -67,7 +68,7 @@ impl ModelAdapter for Model {
         Ok(vec![layer("a", 0), layer("b", 0), layer("c", 1)])
     }
     fn may_starve(&self, block: usize, input: usize) -> bool {
-        self.starve == Some(block) && input == 1
+        input == 1 && self.starve.is_some_and(|(starved, _)| starved == block)
     }
     fn embed(&mut self, sequence: &Array2<f32>) -> Result<Array2<f32>, Broken> {
         self.calls.push("embed".into());
@@ -102,8 +103,16 @@ impl ModelAdapter for Model {
         if self.poison && block == 1 {
             inner[[3, 2]] = f32::NAN;
         }
-        if self.starve == Some(block) {
-            return Ok(hidden.clone());
+        if let Some((_, tokens)) = self.starve.filter(|(starved, _)| *starved == block) {
+            let shown = if tap.wants_all(1) {
+                inner.nrows()
+            } else {
+                tokens
+            };
+            if shown > 0 {
+                tap.observe(1, Batch::new(inner.slice(s![..shown, ..])));
+            }
+            return Ok(hidden * 0.5);
         }
         tap.observe(1, Batch::new(inner.view()));
         Ok(hidden + &inner.dot(&c.t()))

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sparsegpt_models::TensorSource;
 use sparsegpt_models::checkpoint::Checkpoint;
-use sparsegpt_models::decoder::{Llama, LlamaConfig, MatrixBytes, OnRuntime, Stored};
+use sparsegpt_models::decoder::{MatrixBytes, OnRuntime, Stored, Transformer, TransformerConfig};
 
 use super::{BenchArgs, chart};
 use crate::console::Console;
@@ -74,7 +74,7 @@ struct Task {
 }
 
 impl Task {
-    fn new(args: &BenchArgs, config: &LlamaConfig) -> Result<Self, Failure> {
+    fn new(args: &BenchArgs, config: &TransformerConfig) -> Result<Self, Failure> {
         let longest = config.max_positions;
         let room = longest.saturating_sub(args.new_tokens);
         let prompt_tokens = args.prompt_tokens.unwrap_or_else(|| USUAL_PROMPT.min(room));
@@ -93,7 +93,7 @@ impl Task {
         })
     }
 
-    fn run(&self, llama: &Llama) -> Result<Run, Failure> {
+    fn run(&self, llama: &Transformer) -> Result<Run, Failure> {
         let mut cache = llama.cache();
         let start = Instant::now();
         let mut logits = llama.next(&self.prompt, &mut cache)?;
@@ -120,6 +120,14 @@ struct Run {
     tokens: Vec<u32>,
 }
 
+fn open(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    let (checkpoint, config) = model::open(path)?;
+    config
+        .require_decoder("bench")
+        .map_err(|error| Failure::reading_model(path, error))?;
+    Ok((checkpoint, config))
+}
+
 fn likeliest(logits: &[f32]) -> u32 {
     let tokens = (0..logits.len() as u32).rev();
     tokens
@@ -128,7 +136,7 @@ fn likeliest(logits: &[f32]) -> u32 {
 }
 
 /// The model with its matrices stored for these kernels.
-fn load(checkpoint: &Checkpoint, kernels: Kernels) -> Result<Llama, Failure> {
+fn load(checkpoint: &Checkpoint, kernels: Kernels) -> Result<Transformer, Failure> {
     let stored = match kernels {
         Kernels::Dense => Stored::Dense,
         Kernels::Sparse if checkpoint.is_packed() => {
@@ -147,7 +155,7 @@ pub(super) fn run(
     threads: usize,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = model::open(path)?;
+    let (checkpoint, config) = open(path)?;
     let task = Task::new(args, &config)?;
     let mut peaks = [None; 2];
     for (peak, kernels) in peaks.iter_mut().zip(Kernels::value_variants()) {
@@ -288,7 +296,7 @@ pub(super) fn run_alone(
     args: &BenchArgs,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = model::open(path)?;
+    let (checkpoint, config) = open(path)?;
     let task = Task::new(args, &config)?;
     task.run(&load(&checkpoint, kernels)?)?;
     console.print_json(&Alone {

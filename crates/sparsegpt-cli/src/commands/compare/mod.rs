@@ -133,6 +133,11 @@ pub(crate) fn run(
     let methods = methods(args.methods.as_deref(), &USUAL)?;
     let patterns = flags.layer.patterns()?;
     let (checkpoint, config) = model::open(&args.model)?;
+    if args.text.is_some() {
+        config
+            .require_decoder("--text, which perplexity is measured on,")
+            .map_err(|error| Failure::reading_model(&args.model, error))?;
+    }
     // Everything is checked before anything is run.
     let mut plans = Vec::new();
     for &pattern in &patterns {

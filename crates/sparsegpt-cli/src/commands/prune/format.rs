@@ -6,7 +6,7 @@ use sparsegpt::driver::PlannedLayer;
 use sparsegpt_models::checkpoint::{
     PackedFormat, PackedScheme, PackedShape, StoredTensor, WeightSink,
 };
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt_models::decoder::TransformerConfig;
 
 use super::PruneFlags;
 use crate::failure::Failure;
@@ -50,7 +50,7 @@ impl PruneFlags {
     /// If the format cannot hold them.
     pub(super) fn packing(
         &self,
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         planned: &[Vec<Vec<PlannedLayer>>],
     ) -> Result<Option<(PackedScheme, Vec<PackedShape>)>, Failure> {
         let (Some(format), Some(bits)) = (self.packed()?, self.layer.bits) else {

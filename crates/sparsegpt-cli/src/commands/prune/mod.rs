@@ -5,6 +5,7 @@ mod dry_run;
 mod format;
 mod keep;
 mod masks;
+mod pretraining;
 mod progress;
 mod summary;
 mod variants;
@@ -16,7 +17,9 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{Error, LayerPruner, ModelPlan, ModelReport, Pattern, prune_model_resumable};
+use sparsegpt::{
+    Error, LayerPruner, ModelPlan, ModelReport, Pattern, Sparsity, prune_model_resumable,
+};
 use sparsegpt_models::calibration::{
     self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
@@ -25,7 +28,7 @@ use sparsegpt_models::checkpoint::{
     CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
     PackedScheme, PackedShape, WeightSink, WrittenCheckpoint, parse_dtype,
 };
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt_models::decoder::TransformerConfig;
 use sparsegpt_models::resume::StateFolder;
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
@@ -115,6 +118,16 @@ pub(crate) struct PruneFlags {
     /// Seed of the draw [default: 0]
     #[arg(long, help_heading = "Calibration")]
     pub(crate) seed: Option<u64>,
+
+    /// Hide this share of the calibration tokens, as in the pre-training of an encoder (BERT, RoBERTa) [default: 15% of
+    /// text, 0% of ready token ids]
+    #[arg(long, value_name = "PERCENT", help_heading = "Calibration")]
+    #[serde(with = "crate::flags::percentage")]
+    pub(crate) mask_rate: Option<Sparsity>,
+
+    /// The token that stands for a hidden one [default: the tokenizer's]
+    #[arg(long, value_name = "ID", help_heading = "Calibration")]
+    pub(crate) mask_token: Option<u32>,
 
     /// Keep the last N calibration sequences out of all Hessians; the error on them judges each layer [default: 0]
     #[arg(long, value_name = "N", help_heading = "Calibration")]
@@ -221,7 +234,7 @@ struct Job<'a> {
     args: &'a PruneArgs,
     flags: &'a PruneFlags,
     checkpoint: &'a Checkpoint,
-    config: &'a LlamaConfig,
+    config: &'a TransformerConfig,
     /// One a variant.
     plans: &'a [ModelPlan],
     planned: &'a [Vec<Vec<PlannedLayer>>],
@@ -526,20 +539,13 @@ impl Job<'_> {
 
 pub(super) fn calibrate(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<Calibration, Failure> {
     let file = calibration_file(flags)?;
     let options = calibration_options(file, config, flags, console)?;
-    let calibration = if holds_token_ids(file) {
-        draw(file, &no_text, &options)
-    } else {
-        let tokenizer = model::tokenizer(checkpoint)?;
-        let encode = |text: &str| tokenizer.encode_while(text, &interrupt::not_requested);
-        draw(file, &encode, &options)
-    }
-    .map_err(Failure::reading)?;
+    let calibration = pretraining::calibrate(checkpoint, config, flags, file, &options)?;
     check_tokens(&calibration, config, file)?;
     interrupt::check()?;
     Ok(calibration)
@@ -548,7 +554,7 @@ pub(super) fn calibrate(
 /// The calibration set's size as far as the flags tell it. The file is looked at, and a text not tokenized.
 fn planned_size(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationSize, Failure> {
@@ -586,7 +592,7 @@ fn calibration_file(flags: &PruneFlags) -> Result<&Path, Failure> {
 /// Ready token ids have a length of their own.
 fn calibration_options(
     file: &Path,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationOptions, Failure> {
@@ -627,7 +633,7 @@ fn no_text(_: &str) -> sparsegpt_models::Result<Vec<u32>> {
 /// Whether the model takes these sequences.
 fn check_tokens(
     calibration: &Calibration,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     file: &Path,
 ) -> Result<(), Failure> {
     calibration.check_vocabulary(config.vocab_size)?;

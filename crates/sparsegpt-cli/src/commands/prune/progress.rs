@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use indicatif::ProgressBar;
 use sparsegpt::ProgressEvent;
-use sparsegpt_models::decoder::LlamaConfig;
+use sparsegpt_models::decoder::TransformerConfig;
 
 use crate::console::Console;
 use crate::cost::{self, BlockCost, CalibrationSize, Variants};
@@ -25,7 +25,7 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(
         variants: &Variants,
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         size: CalibrationSize,
         console: &Console,
     ) -> Self {

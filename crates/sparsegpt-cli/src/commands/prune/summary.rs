@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use sparsegpt::backend::Precision;
 use sparsegpt::report::ModelSeconds;
-use sparsegpt::{LayerReport, ModelReport};
+use sparsegpt::{LayerReport, ModelReport, Starved};
 use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
 
 use super::{Outcome, REPORT_FILE, Report, allocation};
@@ -49,10 +49,14 @@ pub(super) fn of_variants(variants: &[Outcome<'_>], source: &Checkpoint) -> Stri
 
 fn layers(run: &ModelReport) -> String {
     let mut text = by_kind(run).to_string();
-    if !run.starved.is_empty() {
+    if let Some(first) = run.starved.first() {
+        let done = match first.treatment {
+            Starved::Share => "were calibrated on those of all experts of their block",
+            _ => "were pruned by magnitude",
+        };
         let _ = writeln!(
             text,
-            "{} layers saw no calibration token and were pruned by magnitude (starved in {REPORT_FILE}); more or other text may reach them",
+            "{} layers of experts saw too few calibration tokens and {done} (starved in {REPORT_FILE}); more or other text may reach them",
             run.starved.len()
         );
     }

@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{Packed, PackedFormat};
 
 impl Packed {
-    /// What config.json says of the packed layers. `dense` are the names, without `.weight`, of all other matrices.
-    pub(in super::super) fn quantization_config(&self, dense: &[&str]) -> Value {
+    /// What config.json says of the packed layers. `dense` are the names, without `.weight`, of all other matrices, `head` is
+    /// that of the head, which may have none of its own.
+    pub(in super::super) fn quantization_config(&self, dense: &[&str], head: &str) -> Value {
         let scheme = &self.scheme;
         match scheme.format {
             PackedFormat::Gptq => {
@@ -34,9 +35,10 @@ impl Packed {
                     Some(_) => "group",
                     None => "channel",
                 };
+                // A head that is the table of embeddings is a layer to the reader nevertheless.
                 let mut ignore: Vec<&str> = dense.to_vec();
-                if !ignore.contains(&"lm_head") {
-                    ignore.push("lm_head");
+                if !ignore.contains(&head) {
+                    ignore.push(head);
                 }
                 json!({
                     "quant_method": "compressed-tensors",

@@ -354,7 +354,7 @@ fn scales_that_their_type_does_not_hold_are_named() {
     let scheme = scheme(PackedFormat::Gptq, 4);
     let layer = pruned(&scheme);
     for factor in [1e-9, 1e9] {
-        let mut layer = FinishedLayer::new(0, 0, 0, false, layer.clone()).pruned;
+        let mut layer = FinishedLayer::new(0, 0, 0, None, layer.clone()).pruned;
         let quantized = layer.quantized.as_mut().unwrap();
         quantized.scale.mapv_inplace(|scale| scale * factor);
         let error = round_to_scales(LAYER, &mut layer, Dtype::F16).unwrap_err();

@@ -18,7 +18,7 @@ use self::values::{convert, rows_as_pairs};
 use super::config::{self, Architecture};
 use super::{ROPE_FACTORS, names};
 use crate::checkpoint::{Checkpoint, element_count};
-use crate::decoder::{Activation, LlamaConfig, Positions, RopeScaling};
+use crate::decoder::{Activation, Positions, RopeScaling, RotaryConfig, TransformerConfig};
 use crate::staging::StagedFile;
 use crate::{Error, Result};
 
@@ -64,7 +64,7 @@ pub(crate) fn write(
     stored: GgufType,
     go_on: &dyn Fn() -> bool,
 ) -> Result<WrittenGguf> {
-    let config = LlamaConfig::of(checkpoint)?;
+    let config = TransformerConfig::of(checkpoint)?;
     let architecture = architecture(checkpoint, &config)?;
     let factors = rope_factors(&config);
     let planned = plan(
@@ -126,7 +126,10 @@ pub(crate) fn write(
 }
 
 /// What GGUF calls the model's architecture.
-fn architecture(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<&'static Architecture> {
+fn architecture(
+    checkpoint: &Checkpoint,
+    config: &TransformerConfig,
+) -> Result<&'static Architecture> {
     let refuse = |key: &str, reason: String| {
         Err(Error::config(key, reason).of_config(checkpoint.config_file()))
     };
@@ -145,23 +148,42 @@ fn architecture(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<&'stati
             format!("GGUF has silu for this architecture, found {found}"),
         );
     }
+    if let Some(angles) = rotary(config)
+        && let Some(scaling) = refused_scaling(angles.scaling())
+    {
+        return refuse(
+            "rope_scaling",
+            format!("{scaling} cannot be written as GGUF; linear and llama3 can"),
+        );
+    }
     Ok(architecture)
 }
 
-fn rotary(config: &LlamaConfig) -> Option<crate::decoder::RotaryConfig> {
-    match config.positions {
+/// The name of a scaling that is not written.
+fn refused_scaling(scaling: &RopeScaling) -> Option<&'static str> {
+    match scaling {
+        RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => None,
+        RopeScaling::Yarn { .. } => Some("yarn"),
+        RopeScaling::LongRope { .. } => Some("longrope"),
+    }
+}
+
+fn rotary(config: &TransformerConfig) -> Option<&RotaryConfig> {
+    match &config.positions {
         Positions::Rotary { angles, .. } => Some(angles),
         _ => None,
     }
 }
 
 /// By what the llama3 scaling divides each frequency, which GGUF holds as a tensor.
-fn rope_factors(config: &LlamaConfig) -> Option<Vec<f32>> {
+fn rope_factors(config: &TransformerConfig) -> Option<Vec<f32>> {
     let angles = rotary(config)?;
     if !matches!(angles.scaling(), RopeScaling::Llama3 { .. }) {
         return None;
     }
-    let scaled = angles.frequencies(config.head_dim).into_iter();
+    // This scaling does not ask how long a sequence is.
+    let scaled = angles.frequencies(config.head_dim, config.max_positions);
+    let scaled = scaled.into_iter();
     let factors = scaled.enumerate().map(|(pair, scaled)| {
         let plain = angles
             .theta()
@@ -173,7 +195,7 @@ fn rope_factors(config: &LlamaConfig) -> Option<Vec<f32>> {
 
 fn plan(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     architecture: &Architecture,
     stored: GgufType,
     factors: Option<&[f32]>,
@@ -233,7 +255,7 @@ fn plan(
 
 fn model_fields(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     architecture: &Architecture,
     stored: GgufType,
 ) -> Result<Fields> {
@@ -265,7 +287,7 @@ fn model_fields(
         fields.float(&key("rope.freq_base"), angles.theta());
         if let RopeScaling::Linear { factor } = angles.scaling() {
             fields.text(&key("rope.scaling.type"), "linear");
-            fields.float(&key("rope.scaling.factor"), factor);
+            fields.float(&key("rope.scaling.factor"), *factor);
         }
     }
     if let Some(window) = config.sliding_windows.iter().flatten().next() {

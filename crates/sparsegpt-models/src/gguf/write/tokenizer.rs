@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use crate::checkpoint::Checkpoint;
-use crate::decoder::LlamaConfig;
+use crate::decoder::TransformerConfig;
 use crate::gguf::tokenizer::{pre_tokenizer_name, token_type};
 use crate::tokenizer::{SPACE, Tokenizer};
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ const BYTE: i64 = 6;
 /// Adds everything under `tokenizer.`.
 pub(super) fn add(
     checkpoint: &Checkpoint,
-    config: &LlamaConfig,
+    config: &TransformerConfig,
     fields: &mut Fields,
 ) -> Result<()> {
     let tokenizer = checkpoint.tokenizer()?;
