@@ -11,8 +11,9 @@ text=$shared/data/wikitext2/wiki.test.raw
 for file in "$model" "$tokens" "$text"; do
     [ -f "$file" ] || { echo "skipped: $file is not there"; exit 0; }
 done
-cargo build --release --quiet -p sparsegpt-cli
-sparsegpt=${CARGO_TARGET_DIR:-target}/release/sparsegpt
+# The profile of the tests, which is optimized too: a release build alone would take longer than all of this.
+cargo build --quiet -p sparsegpt-cli
+sparsegpt=${CARGO_TARGET_DIR:-target}/debug/sparsegpt
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

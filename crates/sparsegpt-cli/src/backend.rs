@@ -64,7 +64,7 @@ impl BackendChoice {
 }
 
 fn cuda() -> Result<Box<dyn LayerPruner>, sparsegpt_cuda::CudaError> {
-    Ok(Box::new(Solver::new(Cuda::open(0)?)))
+    Ok(Box::new(Solver::new(Cuda::open_with_libraries(0)?)))
 }
 
 /// The processor's backend.

@@ -78,19 +78,37 @@ impl<T: Pod> From<&[T]> for Aligned<T> {
     }
 }
 
+/// The bytes of a container. Clones share them.
+#[derive(Clone)]
+pub(crate) enum Source {
+    File(Arc<Mmap>),
+    Memory(Arc<Aligned<u8>>),
+}
+
+impl Deref for Source {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::File(map) => map,
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
 /// A read-only array.
 pub(crate) enum Buffer<T> {
     Owned(Aligned<T>),
-    /// Bytes of a mapped file. [`Buffer::mapped`] has checked that they are whole, aligned values.
-    Mapped(Arc<Mmap>, Range<usize>),
+    /// A part of a container. [`Buffer::within`] has checked that it is whole, aligned values.
+    Within(Source, Range<usize>),
 }
 
 impl<T: Pod> Buffer<T> {
-    /// The values at these bytes of the file, if the file has them, aligned and in whole numbers.
-    pub(crate) fn mapped(map: &Arc<Mmap>, bytes: Range<usize>) -> Option<Self> {
-        let slice = map.get(bytes.clone())?;
+    /// The values at these bytes of a container, if it has them, aligned and in whole numbers.
+    pub(crate) fn within(container: &Source, bytes: Range<usize>) -> Option<Self> {
+        let slice = container.get(bytes.clone())?;
         bytemuck::try_cast_slice::<u8, T>(slice).ok()?;
-        Some(Self::Mapped(Arc::clone(map), bytes))
+        Some(Self::Within(container.clone(), bytes))
     }
 }
 
@@ -100,17 +118,17 @@ impl<T: Pod> Deref for Buffer<T> {
     fn deref(&self) -> &[T] {
         match self {
             Self::Owned(values) => values,
-            Self::Mapped(map, bytes) => bytemuck::cast_slice(&map[bytes.clone()]),
+            Self::Within(container, bytes) => bytemuck::cast_slice(&container[bytes.clone()]),
         }
     }
 }
 
 impl<T: Pod> Clone for Buffer<T> {
-    /// The clone of a mapped array shares the mapping.
+    /// The clone of a container's part shares it.
     fn clone(&self) -> Self {
         match self {
             Self::Owned(values) => Self::Owned(Aligned::from(&**values)),
-            Self::Mapped(map, bytes) => Self::Mapped(Arc::clone(map), bytes.clone()),
+            Self::Within(container, bytes) => Self::Within(container.clone(), bytes.clone()),
         }
     }
 }
@@ -119,7 +137,7 @@ impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owned(values) => write!(formatter, "{} values", values.len),
-            Self::Mapped(_, bytes) => write!(formatter, "bytes {bytes:?} of a file"),
+            Self::Within(_, bytes) => write!(formatter, "bytes {bytes:?} of a container"),
         }
     }
 }

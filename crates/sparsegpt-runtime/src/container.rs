@@ -12,7 +12,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Aligned, Buffer, Source};
 use crate::dense::DenseMatrix;
 use crate::error::{Error, Result};
 use crate::layer::LinearLayer;
@@ -188,12 +188,12 @@ impl<'a> ContainerWriter<'a> {
     }
 }
 
-/// A file of layers, mapped into memory.
+/// A file of layers, mapped into memory, or the same bytes in memory.
 ///
 /// The file must not be changed while it is in use.
 pub struct Container {
     path: PathBuf,
-    map: Arc<Mmap>,
+    bytes: Source,
     data_start: usize,
     metadata: Metadata,
 }
@@ -214,7 +214,6 @@ impl Container {
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no container, a damaged one, or of another
     /// version.
     pub fn open(path: &Path) -> Result<Self> {
-        check_byte_order(path)?;
         let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
         let size = file
             .metadata()
@@ -226,12 +225,47 @@ impl Container {
         // SAFETY: the map is only ever read. As with every memory map, another process that shortens or changes the
         // file while it is mapped breaks what was checked; the documentation asks not to.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+        Self::of(path, Source::File(Arc::new(map)))
+    }
+
+    /// A container that is in memory, as in an executable by `include_bytes!`. It is copied once, to where its values are
+    /// aligned. `name` stands for the file in errors.
+    ///
+    /// ```
+    /// # use sparsegpt_runtime::{Container, ContainerWriter, SparseLinear};
+    /// # use sparsegpt_runtime::ndarray::array;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("layers.safetensors");
+    /// # let layer = SparseLinear::new(array![[0.0_f32, 2.0], [0.0, 0.0]].view(), None)?;
+    /// # let mut writer = ContainerWriter::new();
+    /// # writer.add("first", &layer)?;
+    /// # writer.write(&path)?;
+    /// # let bytes = std::fs::read(&path)?;
+    /// let container = Container::from_bytes("layers", &bytes)?;
+    /// assert_eq!(container.layer::<f32>("first")?.unpack(), layer.unpack());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Format`] as [`open`](Self::open).
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
+        Self::of(
+            Path::new(name),
+            Source::Memory(Arc::new(Aligned::from(bytes))),
+        )
+    }
+
+    fn of(path: &Path, bytes: Source) -> Result<Self> {
+        check_byte_order(path)?;
         let refuse = |reason: String| Error::format(path, reason);
         // Refuses headers that are cut off, overlaps, gaps, and sizes that disagree with shape, type or file.
-        let (header_len, metadata) = SafeTensors::read_metadata(&map)
+        let (header_len, metadata) = SafeTensors::read_metadata(&bytes)
             .map_err(|error| refuse(format!("no whole safetensors file: {error}")))?;
         let data_start = LENGTH_BYTES + header_len;
-        let (expected, found) = (metadata.data_len(), map.len() - data_start.min(map.len()));
+        let (expected, found) = (
+            metadata.data_len(),
+            bytes.len() - data_start.min(bytes.len()),
+        );
         if expected != found {
             return Err(refuse(format!(
                 "the header describes {expected} bytes of values, the file holds {found}; it is truncated or damaged"
@@ -253,7 +287,7 @@ impl Container {
         }
         Ok(Self {
             path: path.to_path_buf(),
-            map: Arc::new(map),
+            bytes,
             data_start,
             metadata,
         })
@@ -408,8 +442,7 @@ impl Container {
             )));
         }
         let (start, end) = info.data_offsets;
-        let bytes = self.data_start + start..self.data_start + end;
-        let buffer = Buffer::mapped(&self.map, bytes);
+        let buffer = Buffer::within(&self.bytes, self.data_start + start..self.data_start + end);
         let buffer =
             buffer.ok_or_else(|| refuse(format!("its {part} are not aligned to {dtype}")))?;
         Ok(Some(buffer))

@@ -47,6 +47,27 @@ fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
+fn bytes_in_memory_are_a_container_wherever_they_begin() {
+    let layer = sparse::<bf16>();
+    let bytes = bytes_of(&layer);
+    for shift in 0..9 {
+        let mut memory = vec![0; shift];
+        memory.extend(&bytes);
+        let container = Container::from_bytes("embedded", &memory[shift..]).unwrap();
+        let found = container.layer::<bf16>("a").unwrap();
+        assert_eq!(found.unpack(), layer.unpack());
+        drop((memory, container));
+        // A layer outlives both.
+        assert_eq!(found.clone().unpack(), layer.unpack());
+        assert_eq!(found.bias(), layer.bias());
+    }
+    for cut in [0, 7, 8, 100, bytes.len() - 1] {
+        let error = Container::from_bytes("embedded", &bytes[..cut]).unwrap_err();
+        assert!(error.to_string().contains("embedded"), "{error}");
+    }
+}
+
+#[test]
 fn layers_come_back_as_they_were() {
     let dense =
         SparseLinear::dense(DenseMatrix::from_dense(weight::<bf16>().view()), None).unwrap();

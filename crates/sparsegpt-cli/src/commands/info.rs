@@ -59,7 +59,7 @@ fn gpus() -> CudaReport {
         }),
         Ok(count) => {
             for ordinal in 0..count {
-                match Cuda::open(ordinal) {
+                match Cuda::open_with_libraries(ordinal) {
                     Ok(cuda) => report.devices.push(cuda.info()),
                     Err(error) => refuse(error),
                 }
