@@ -47,6 +47,18 @@ impl Console {
         }
     }
 
+    /// Says that a flag that was given changes nothing, and why.
+    pub(crate) fn not_read(&self, flag: &str, reason: &str) {
+        self.note(&format!("{flag} is not read: {reason}"));
+    }
+
+    /// The same for those of some flags that were given.
+    pub(crate) fn none_read(&self, flags: &[(&str, bool)], reason: &str) {
+        for (flag, _) in flags.iter().filter(|(_, given)| *given) {
+            self.not_read(flag, reason);
+        }
+    }
+
     /// Says what runs to the same place had left when they were killed.
     pub(crate) fn tell_leftovers(&self, leftovers: &Leftovers) {
         for path in &leftovers.removed {

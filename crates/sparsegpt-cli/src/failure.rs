@@ -33,6 +33,45 @@ impl From<Exit> for ExitCode {
 pub(crate) struct Failure {
     exit: Exit,
     error: Box<dyn Error + Send + Sync>,
+    /// What an early end has left, for a line of its own.
+    left: Option<String>,
+}
+
+/// Settings of the libraries that flags set under another name than that of the setting.
+const FLAGS_OF_SETTINGS: [(&str, &str); 4] = [
+    ("rank of a repair", "rank"),
+    ("quantizer bits", "bits"),
+    ("held-out sequences", "held-out"),
+    ("settings per layer", "pattern-list"),
+];
+/// Settings whose flag is named after them.
+const FLAGS: [&str; 18] = [
+    "bits",
+    "block size",
+    "damping",
+    "dense targets",
+    "dtype",
+    "group size",
+    "limit",
+    "mask block size",
+    "mask rate",
+    "mask token",
+    "order",
+    "prompt",
+    "rounds",
+    "samples",
+    "sequence length",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
+/// The flag that sets this setting.
+fn flag_of(setting: &str) -> Option<String> {
+    let renamed = FLAGS_OF_SETTINGS.iter().find(|(name, _)| *name == setting);
+    let name = renamed.map(|(_, flag)| *flag);
+    let name = name.or_else(|| FLAGS.contains(&setting).then_some(setting))?;
+    Some(format!("--{}", name.replace([' ', '_'], "-")))
 }
 
 impl Failure {
@@ -40,6 +79,7 @@ impl Failure {
         Self {
             exit,
             error: error.into(),
+            left: None,
         }
     }
 
@@ -53,7 +93,28 @@ impl Failure {
     }
 
     pub(crate) fn interrupted() -> Self {
-        Self::new(Exit::Interrupted, "interrupted; nothing was written")
+        Self::new(Exit::Interrupted, "interrupted").leaving("nothing was written".to_owned())
+    }
+
+    /// The same, with what the early end has left.
+    pub(crate) fn leaving(self, left: String) -> Self {
+        Self {
+            left: Some(left),
+            ..self
+        }
+    }
+
+    /// The same, with where what it is about comes from.
+    pub(crate) fn from_place(self, place: &str) -> Self {
+        Self {
+            error: format!("{} ({place})", self.error).into(),
+            ..self
+        }
+    }
+
+    /// What is wrong, without what it comes from.
+    pub(crate) fn message(&self) -> String {
+        self.error.to_string()
     }
 
     /// An error of reading a model or text: a failing read is then the input's fault.
@@ -82,11 +143,21 @@ impl Failure {
 
     /// An error of writing a model: whatever it is about, the input was read before.
     pub(crate) fn writing(error: ModelsError) -> Self {
-        let exit = match &error {
-            ModelsError::OutputRefused { .. } | ModelsError::Setting { .. } => Exit::Usage,
-            _ => Exit::Work,
-        };
-        Self::new(exit, error)
+        match &error {
+            ModelsError::OutputRefused { .. } | ModelsError::Setting { .. } => error.into(),
+            _ => Self::new(Exit::Work, error),
+        }
+    }
+
+    /// A setting that is out of range: by the flag that sets it, where there is one.
+    fn setting(
+        error: impl Error + Send + Sync + 'static,
+        (name, expected, found): (&str, String, String),
+    ) -> Self {
+        match flag_of(name) {
+            Some(flag) => Self::usage(format!("{flag}: expected {expected}, found {found}")),
+            None => Self::new(Exit::Usage, error),
+        }
     }
 
     /// An error of a library, in which an interruption is one among others.
@@ -103,7 +174,10 @@ impl Failure {
 
     /// Prints the error and what it comes from, a line each, on stderr.
     pub(crate) fn tell(&self) {
-        eprintln!("error: {}", self.error);
+        match (&self.left, self.exit) {
+            (Some(left), Exit::Interrupted) => eprintln!("error: {}; {left}", self.error),
+            _ => eprintln!("error: {}", self.error),
+        }
         let mut told = self.error.to_string();
         let mut source = self.error.source();
         while let Some(error) = source {
@@ -114,6 +188,9 @@ impl Failure {
             }
             told = text;
             source = error.source();
+        }
+        if let (Some(left), false) = (&self.left, self.exit == Exit::Interrupted) {
+            eprintln!("{left}");
         }
     }
 }
@@ -151,12 +228,32 @@ fn exit_of_solver_error(error: &sparsegpt::Error) -> Exit {
 
 impl From<ModelsError> for Failure {
     fn from(error: ModelsError) -> Self {
-        Self::of(exit_of_models_error(&error), error)
+        match &error {
+            ModelsError::Setting {
+                name,
+                expected,
+                found,
+            } => {
+                let what = (*name, expected.clone(), found.clone());
+                Self::setting(error, what)
+            }
+            _ => Self::of(exit_of_models_error(&error), error),
+        }
     }
 }
 
 impl From<sparsegpt::Error> for Failure {
     fn from(error: sparsegpt::Error) -> Self {
-        Self::of(exit_of_solver_error(&error), error)
+        match &error {
+            sparsegpt::Error::InvalidSetting {
+                name,
+                expected,
+                found,
+            } => {
+                let what = (*name, expected.clone(), found.clone());
+                Self::setting(error, what)
+            }
+            _ => Self::of(exit_of_solver_error(&error), error),
+        }
     }
 }

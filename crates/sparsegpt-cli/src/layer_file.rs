@@ -25,7 +25,7 @@ pub(crate) struct LayerFile {
     /// rows x cols.
     pub(crate) weights: Array2<f32>,
     /// `true` = keep.
-    mask: Option<Array2<bool>>,
+    pub(crate) mask: Option<Array2<bool>>,
 }
 
 impl LayerFile {

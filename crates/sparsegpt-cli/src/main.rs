@@ -40,6 +40,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Prune(args) => commands::prune::run(args, cli.threads, &console),
         Command::Compare(args) => commands::compare::run(&args, cli.threads, &console),
+        Command::Layer(args) => commands::layer::run(&args, cli.threads, &console),
         command => {
             let threads = cli.threads.unwrap_or(0);
             model::use_threads(threads)?;
@@ -49,7 +50,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Eval(args) => commands::eval::run(&args, &console),
                 Command::Export(args) => commands::export::run(&args, &console),
                 Command::Generate(args) => commands::generate::run(&args, &console),
-                Command::Layer(args) => commands::layer::run(&args, threads, &console),
                 Command::Logits(args) => commands::logits::run(&args, &console),
                 Command::Methods(args) => commands::methods::run(&args, &console),
                 Command::Info(args) => commands::info::run(&args, threads, &console),
@@ -57,7 +57,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Repair(args) => commands::repair::run(&args, threads, &console),
                 Command::Pack(args) => commands::pack::pack(&args, &console),
                 Command::Unpack(args) => commands::pack::unpack(&args, &console),
-                Command::Prune(_) | Command::Compare(_) => Ok(()),
+                Command::Prune(_) | Command::Compare(_) | Command::Layer(_) => Ok(()),
             }
         }
     }

@@ -8,6 +8,7 @@ use sparsegpt_models::checkpoint::{Checkpoint, Overlay, WeightSink};
 use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter, TransformerConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
 
+use crate::console::Console;
 use crate::failure::{Exit, Failure};
 
 /// Longest sequence where the user names none; the paper's.
@@ -30,10 +31,19 @@ pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Work, format!("cannot start threads: {error}")))
 }
 
-pub(crate) fn open(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
+pub(crate) fn open(
+    path: &Path,
+    console: &Console,
+) -> Result<(Checkpoint, TransformerConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
     let checkpoint = Checkpoint::open(path).map_err(of_model)?;
     let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
+    if let Some([head, table]) = &config.untied {
+        console.note(&format!(
+            "{}: config.json says that head and embeddings are one (tie_word_embeddings), but {head} differs from {table}: the head is used as it is stored, as in transformers 5; set tie_word_embeddings to false to say so",
+            path.display()
+        ));
+    }
     Ok((checkpoint, config))
 }
 
@@ -71,9 +81,9 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Failure> {
 
 /// The sequence length asked for, or the lesser of the default and the model's longest, and a remark on which.
 pub(crate) fn sequence_length(
-    asked: Option<usize>,
+    (flag, asked): (&str, Option<usize>),
     config: &TransformerConfig,
-    console: &crate::console::Console,
+    console: &Console,
 ) -> usize {
     asked.unwrap_or_else(|| {
         let default = match config.kind() {
@@ -82,7 +92,7 @@ pub(crate) fn sequence_length(
         };
         let length = default.min(config.max_positions);
         console.note(&format!(
-            "sequence length {length} (none given: the lesser of {default} and the model's {})",
+            "{flag} {length}: none was given, so the lesser of {default} and the model's {}",
             config.max_positions
         ));
         length

@@ -200,10 +200,16 @@ fn an_interrupted_run_tells_what_it_keeps() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(
-        stderr.contains("of 5 blocks are kept in") && stderr.contains("--fresh"),
-        "{stderr}"
-    );
+    let last = stderr.lines().last().unwrap();
+    assert!(last.starts_with("error: interrupted; "), "{stderr}");
+    for part in [
+        " of 5 blocks are kept in ",
+        text(&state(&out)),
+        "the same command goes on",
+        "--fresh",
+    ] {
+        assert!(last.contains(part), "{part}: {stderr}");
+    }
     assert_eq!(entries(folder.path()), [".out.unfinished"]);
     arguments.push("--fresh".to_owned());
     arguments.extend(["--method".to_owned(), "magnitude".to_owned()]);

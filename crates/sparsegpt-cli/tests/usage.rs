@@ -61,7 +61,7 @@ fn flags_that_make_no_sense_are_usage_errors() {
         prune(&["--pattern", "50%", "--damping", damping], "from 0 to 1");
     }
     prune(&["--pattern", "50%", "--method", "better"], "better");
-    prune(&["--pattern", "50%", "--block-size", "0"], "block size");
+    prune(&["--pattern", "50%", "--block-size", "0"], "--block-size");
     prune(
         &["--pattern", "50%", "--skip", "no_such_layer"],
         "no_such_layer",

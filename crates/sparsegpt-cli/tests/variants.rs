@@ -321,7 +321,7 @@ fn what_needs_a_run_of_its_own_changes_what_it_should() {
             &["--true-sequential", "--dense-targets", "0.5"],
             "true-sequential",
         ),
-        (&["--dense-targets", "2"], "dense targets"),
+        (&["--dense-targets", "2"], "--dense-targets"),
     ] {
         let mut all = vec!["--pattern", "2:4"];
         all.extend(flags);

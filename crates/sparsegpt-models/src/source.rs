@@ -31,6 +31,15 @@ pub trait TensorSource: Debug + Send + Sync {
     /// If there is no such tensor, or it is not of a float type.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
 
+    /// Whether two tensors hold the same values in the same shape. By default both are read; a source that can tell with less
+    /// memory should.
+    ///
+    /// # Errors
+    /// As [`read_f32`](Self::read_f32).
+    fn equal(&self, one: &str, other: &str) -> Result<bool> {
+        equal_values(self, one, other)
+    }
+
     /// The weight of a linear layer ready to multiply by, output x input features whichever way round it is stored,
     /// where the source has it so. By default it has none.
     ///
@@ -40,4 +49,14 @@ pub trait TensorSource: Debug + Send + Sync {
         let _ = name;
         Ok(None)
     }
+}
+
+/// [`TensorSource::equal`] by reading.
+pub(crate) fn equal_values<S: TensorSource + ?Sized>(
+    source: &S,
+    one: &str,
+    other: &str,
+) -> Result<bool> {
+    let shape = |name: &str| source.info(name).map(|info| info.shape);
+    Ok(shape(one) == shape(other) && source.read_f32(one)? == source.read_f32(other)?)
 }

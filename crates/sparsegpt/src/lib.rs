@@ -31,6 +31,6 @@ pub use hessian::{Activations, Batch, Hessian, Statistics};
 pub use mask::{MaskPolicy, Pattern, Sparsity};
 pub use quant::{Quantizer, UniformGrid};
 pub use report::{
-    AllocationReport, LayerReport, LayerShare, ModelReport, Propagation, StarvedLayer,
+    AllocationReport, FactorReport, LayerReport, LayerShare, ModelReport, Propagation, StarvedLayer,
 };
 pub use solver::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Solver};

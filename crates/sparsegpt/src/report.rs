@@ -66,6 +66,18 @@ impl StageSeconds {
     }
 }
 
+/// How a factorization went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct FactorReport {
+    /// Damping used, as a fraction of the mean diagonal.
+    pub damping: f64,
+    /// Precision of the one that succeeded.
+    pub precision: Precision,
+    /// Factorizations tried, 1 where the first one succeeded.
+    pub attempts: u32,
+}
+
 /// What happened to one layer.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -119,6 +131,11 @@ pub struct LayerReport {
     pub products: Products,
     /// Operations that ran on the host because the backend or the policy has no native way.
     pub host_operations: Vec<Operation>,
+    /// The inverse of H behind the targets that give the dense model's outputs
+    /// ([`LayerSettings::dense_targets`](crate::LayerSettings::dense_targets)), which the layers with the same input share;
+    /// `None` without such targets.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub dense_targets: Option<FactorReport>,
     /// Time spent.
     pub seconds: StageSeconds,
 }
@@ -150,6 +167,12 @@ impl fmt::Display for LayerReport {
         }
         if let Some(precision) = self.precision {
             write!(f, ", damping {} ({precision})", self.damping)?;
+        }
+        if let Some(FactorReport {
+            damping, precision, ..
+        }) = self.dense_targets
+        {
+            write!(f, ", dense targets with damping {damping} ({precision})")?;
         }
         if self.products != Products::F32 {
             write!(f, ", {} products", self.products)?;

@@ -523,6 +523,33 @@ fn targets_are_the_least_squares_answer() {
     assert!(beyond.validate("", WIDTH, WIDTH).is_err());
 }
 
+/// Fewer tokens than columns: only a damped Hessian has an inverse.
+#[test]
+fn the_damping_behind_dense_targets_is_reported() {
+    let [inputs, of_dense]: [Array2<f32>; 2] = sequences(2).try_into().unwrap();
+    let weights = Model::new(1, 6).blocks[0][0].clone();
+    let solver = Solver::new(Host);
+    let of_tokens = |tokens: usize, settings: &LayerSettings| {
+        let first = ndarray::s![..tokens, ..];
+        let mut hessian = solver.hessian(WIDTH).unwrap();
+        hessian
+            .update_from_dense(inputs.slice(first), of_dense.slice(first))
+            .unwrap();
+        let pruned = solver.prune(weights.view(), &mut hessian, settings);
+        pruned.unwrap().report
+    };
+    let plain = LayerSettings::new(Pattern::Dense).with_damping(0.0);
+    let aiming = plain.clone().with_dense_targets(0.5);
+    assert_eq!(of_tokens(20, &plain).dense_targets, None);
+    let enough = of_tokens(20, &aiming).dense_targets.unwrap();
+    assert_eq!((enough.damping, enough.attempts), (0.0, 1));
+    let report = of_tokens(2, &aiming);
+    let few = report.dense_targets.unwrap();
+    assert!(few.damping > 0.0 && few.attempts > 2, "{few:?}");
+    let told = format!("dense targets with damping {}", few.damping);
+    assert!(report.to_string().contains(&told), "{report}");
+}
+
 #[test]
 fn starved_layers_can_share_the_tokens_of_the_whole_block() {
     let starving = Model {

@@ -147,7 +147,7 @@ fn compare<'a>(
     folder: &Path,
     console: &Console,
 ) -> Result<(Report<'a>, String), Failure> {
-    let (checkpoint, _) = model::open(folder)?;
+    let (checkpoint, _) = model::open(folder, console)?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let options = CalibrationOptions {
         samples: Some(SAMPLES),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
 use sparsegpt_models::text::{Recipe, prepare_with_key};
 
+use super::prune::tell_of_text;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::{interrupt, model};
@@ -48,11 +49,16 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, config) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model, console)?;
     config
         .require_decoder("eval")
         .map_err(|error| Failure::reading_model(&args.model, error))?;
-    let sequence_length = model::sequence_length(args.sequence_length, &config, console);
+    let sequence_length = model::sequence_length(
+        ("--sequence-length", args.sequence_length),
+        &config,
+        console,
+    );
+    tell_of_text(&args.text, args.text_key.as_deref(), console);
     let tokenizer = model::tokenizer(&checkpoint)?;
     let key = args
         .text_key

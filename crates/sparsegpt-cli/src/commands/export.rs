@@ -31,7 +31,7 @@ pub(crate) struct ExportArgs {
 
 pub(crate) fn run(args: &ExportArgs, console: &Console) -> Result<(), Failure> {
     check_output(&args.out, args.force)?;
-    let (checkpoint, _) = model::open(&args.model)?;
+    let (checkpoint, _) = model::open(&args.model, console)?;
     let written = checkpoint
         .export_gguf(&args.out, args.stored, &interrupt::not_requested)
         .map_err(|error| Failure::reading_model(checkpoint.path(), error))?;

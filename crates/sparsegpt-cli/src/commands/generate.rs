@@ -38,9 +38,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "PROBABILITY")]
     top_p: Option<f64>,
 
-    /// Seed of the draw
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Seed of the draw [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,21 +52,26 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, config) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model, console)?;
     config
         .require_decoder("generate")
         .map_err(|error| Failure::reading_model(&args.model, error))?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
-    if args.temperature == 0.0 && (args.top_k.is_some() || args.top_p.is_some()) {
-        console.note("--top-k and --top-p change nothing at temperature 0; give --temperature too");
+    if args.temperature == 0.0 {
+        let given = [
+            ("--top-k", args.top_k.is_some()),
+            ("--top-p", args.top_p.is_some()),
+            ("--seed", args.seed.is_some()),
+        ];
+        console.none_read(&given, "nothing is drawn at --temperature 0");
     }
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
-        seed: args.seed,
+        seed: args.seed.unwrap_or(0),
         eos: tokenizer.eos().to_vec(),
     };
     let (text, generated) =

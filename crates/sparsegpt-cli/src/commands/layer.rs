@@ -13,7 +13,7 @@ use sparsegpt::{Error, LayerReport, LayerTask, PrunedLayer};
 
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::flags::LayerFlags;
+use crate::flags::{LayerFlags, with_recipe};
 use crate::interrupt;
 use crate::layer_file::LayerFile;
 use crate::tensor_file::{self, OwnedTensor, check_output};
@@ -64,6 +64,10 @@ pub(crate) struct LayerArgs {
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
 
+    /// A TOML file whose keys are the flags below (and threads); flags given here win
+    #[arg(long, value_name = "FILE")]
+    recipe_file: Option<PathBuf>,
+
     #[command(flatten)]
     flags: LayerFlags,
 }
@@ -106,11 +110,21 @@ struct Reports {
     variants: Vec<Report>,
 }
 
-pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result<(), Failure> {
+pub(crate) fn run(
+    args: &LayerArgs,
+    threads: Option<usize>,
+    console: &Console,
+) -> Result<(), Failure> {
+    let (flags, origin) = with_recipe(&args.flags, threads, args.recipe_file.as_deref())?;
+    run_with(args, &flags, console).map_err(|failure| origin.tell(failure))
+}
+
+fn run_with(args: &LayerArgs, flags: &LayerFlags, console: &Console) -> Result<(), Failure> {
+    let threads = flags.start_threads()?;
     check_output(&args.output, args.force)?;
     let file = LayerFile::read(&args.input)?;
     let (name, weights) = (&file.name, &file.weights);
-    let patterns = args.flags.patterns()?;
+    let patterns = flags.patterns()?;
     match (args.rank, args.rounds) {
         (None, Some(_)) => {
             return Err(Failure::usage(
@@ -124,15 +138,18 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
     }
     let variants = patterns
         .iter()
-        .map(|&pattern| file.settings(&args.flags, pattern))
+        .map(|&pattern| file.settings(flags, pattern))
         .collect::<Result<Vec<_>, _>>()?;
     for settings in &variants {
         settings.validate(name, weights.nrows(), weights.ncols())?;
     }
-    let pruner = args.flags.solver(threads, console)?;
+    if flags.pattern.is_empty() {
+        flags.tell_no_choice(file.mask.is_some(), console);
+    }
+    let pruner = flags.solver(threads, console)?;
 
     let start = Instant::now();
-    let mut statistics = if args.flags.parts().needs_hessian() || args.rank.is_some() {
+    let mut statistics = if flags.parts().needs_hessian() || args.rank.is_some() {
         Some(file.statistics(&*pruner, 0)?)
     } else {
         None
@@ -152,7 +169,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         let start = Instant::now();
         let found = sparse_plus_low_rank(&*pruner, task, &mut **statistics, (rank, rounds))?;
         let seconds = (seconds_hessian, start.elapsed().as_secs_f64());
-        return write_low_rank(args, found, rounds, seconds, console);
+        return write_low_rank((args, flags), found, rounds, seconds, console);
     }
     let mut layers = Vec::new();
     let mut start = Instant::now();
@@ -164,7 +181,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
         let prefix = patterns[task]
             .filter(|_| patterns.len() > 1)
             .map(|pattern| format!("{pattern}."));
-        let tensors = tensors(prefix.as_deref().unwrap_or_default(), &pruned, &args.flags);
+        let tensors = tensors(prefix.as_deref().unwrap_or_default(), &pruned, flags);
         let stages = pruned.report.seconds.clone();
         let report = Report {
             layer: pruned.report,
@@ -197,7 +214,7 @@ pub(crate) fn run(args: &LayerArgs, threads: usize, console: &Console) -> Result
 }
 
 fn write_low_rank(
-    args: &LayerArgs,
+    (args, flags): (&LayerArgs, &LayerFlags),
     found: SparseLowRank,
     rounds: usize,
     (seconds_hessian, seconds_solve): (f64, f64),
@@ -205,7 +222,7 @@ fn write_low_rank(
 ) -> Result<(), Failure> {
     interrupt::check()?;
     let low_rank = &found.low_rank;
-    let mut tensors = tensors("", &found.sparse, &args.flags);
+    let mut tensors = tensors("", &found.sparse, flags);
     for (name, part) in [("lora_a", &low_rank.down), ("lora_b", &low_rank.up)] {
         tensors.push((name.to_owned(), OwnedTensor::f32(part.view())));
     }

@@ -46,7 +46,7 @@ struct Report<'a> {
 pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
     check_output(&args.out, args.force)?;
     let file = TensorFile::read(&args.tokens)?;
-    let (checkpoint, config) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model, console)?;
     let tokens = read_sequences(&file, &config)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     let time = match config.kind() {

@@ -47,7 +47,7 @@ pub(crate) struct UnpackArgs {
 }
 
 pub(crate) fn pack(args: &PackArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, _) = model::open(&args.model)?;
+    let (checkpoint, _) = model::open(&args.model, console)?;
     let packing = checkpoint
         .pack(&args.out, args.force)
         .map_err(|error| Failure::reading_model(&args.model, error))?;

@@ -107,8 +107,8 @@ pub(crate) fn run(args: &RepairArgs, threads: usize, console: &Console) -> Resul
     if args.rank == 0 {
         return Err(Failure::usage("--rank 0: give at least 1"));
     }
-    let (dense, _) = model::open(&args.dense)?;
-    let (pruned, config) = model::open(&args.pruned)?;
+    let (dense, _) = model::open(&args.dense, console)?;
+    let (pruned, config) = model::open(&args.pruned, console)?;
     check_lora_output(&pruned, &args.out, args.force).map_err(Failure::writing)?;
     let plan = plan(args)?;
     prune::resolve(&pruned, &plan)?;
@@ -187,10 +187,10 @@ pub(crate) fn run(args: &RepairArgs, threads: usize, console: &Console) -> Resul
 fn plan(args: &RepairArgs) -> Result<ModelPlan, Failure> {
     let mut plan = ModelPlan::new(LayerSettings::new(Pattern::Dense));
     for layers in &args.only {
-        plan = plan.only(selector(layers)?);
+        plan = plan.only(selector("--only", layers)?);
     }
     for layers in &args.skip {
-        plan = plan.skipping(selector(layers)?);
+        plan = plan.skipping(selector("--skip", layers)?);
     }
     Ok(plan)
 }

@@ -12,9 +12,11 @@ use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 use sparsegpt_models::checkpoint::LeastZero;
 
 use super::on;
+use super::recipe::Flags;
 use crate::backend::BackendChoice;
 use crate::console::Console;
 use crate::failure::Failure;
+use crate::model;
 
 /// Everything is optional here, so that "not given" can be told from a default: a recipe file may fill it in.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -104,13 +106,49 @@ pub(crate) struct LayerFlags {
     #[arg(long, hide_possible_values = true, help_heading = "Solver")]
     pub(crate) backend: Option<BackendChoice>,
 
+    /// The flag of this name belongs to all commands.
+    #[arg(skip)]
+    pub(crate) threads: Option<usize>,
+
     /// Not a flag: whether the file format has no zero point of 0.
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) least_zero: bool,
 }
 
+impl Flags for LayerFlags {
+    fn layer_mut(&mut self) -> &mut LayerFlags {
+        self
+    }
+}
+
 impl LayerFlags {
+    /// Sets up the threads that were asked for, for forward passes too, and tells how many.
+    ///
+    /// # Errors
+    /// As [`use_threads`](model::use_threads).
+    pub(crate) fn start_threads(&self) -> Result<usize, Failure> {
+        let threads = self.threads.unwrap_or(0);
+        model::use_threads(threads)?;
+        Ok(threads)
+    }
+
+    /// Says which flags about the choice of zeros were given for nothing: because masks are given that nothing extends, or because
+    /// nothing is pruned.
+    pub(crate) fn tell_no_choice(&self, masks_given: bool, console: &Console) {
+        let reason = match masks_given {
+            true => "the mask is given, and kept as it is",
+            false => "nothing is pruned",
+        };
+        let swaps = !masks_given && self.swaps.is_some_and(|swaps| swaps > 0);
+        let flags = [
+            ("--mask-source", self.mask_source.is_some()),
+            ("--mask-block-size", self.mask_block_size.is_some()),
+            ("--swaps", swaps),
+        ];
+        console.none_read(&flags, reason);
+    }
+
     pub(crate) fn method(&self) -> Method {
         self.method.unwrap_or_default()
     }
@@ -417,7 +455,7 @@ mod tests {
                     bits: Some(9),
                     ..LayerFlags::default()
                 },
-                "quantizer bits",
+                "--bits: expected 2 to 8",
             ),
         ] {
             let error = settings(flags).unwrap_err();

@@ -10,7 +10,7 @@ pub(crate) use allocation::{Allocating, percentage};
 pub(crate) use layer::LayerFlags;
 pub(crate) use patterns::folder_name;
 pub(crate) use plan::{PlanFlags, selector};
-pub(crate) use recipe::with_recipe;
+pub(crate) use recipe::{Flags, with_recipe};
 
 /// Whether a switch that may be absent is on.
 fn on(switch: Option<bool>) -> bool {

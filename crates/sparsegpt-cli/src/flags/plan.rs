@@ -1,6 +1,5 @@
 //! Which layers of a model are treated, and how.
 
-use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sparsegpt::{LayerSettings, LeastTokens, ModelPlan, Pattern, Selector, Sparsity, Starved};
 
 use super::allocation::{AllocatorChoice, percentage};
+use super::recipe::read_text;
 use super::{LayerFlags, on};
 use crate::failure::Failure;
 
@@ -151,9 +151,9 @@ impl PlanFlags {
         };
         let mut treats = everywhere.is_some();
         if let Some(list) = &self.pattern_list {
-            let treatments: Vec<Option<LayerSettings>> = list_entries(list)?
-                .iter()
-                .map(|entry| treatment(layer, pattern_or_skip(entry)?))
+            let treatments: Vec<Option<LayerSettings>> = list_treatments(list)?
+                .into_iter()
+                .map(|given| treatment(layer, given))
                 .collect::<Result<_, _>>()?;
             treats |= treatments.iter().any(Option::is_some);
             let settings = treatments
@@ -172,8 +172,10 @@ impl PlanFlags {
                     "--rule: expected LAYERS=PATTERN, as in '*down_proj=2:4', found {rule:?}"
                 )));
             };
-            let layers = selector(layers)?;
-            plan = match treatment(layer, pattern_or_skip(pattern)?)? {
+            let layers = selector("--rule", layers)?;
+            let given = pattern_or_skip(pattern)
+                .map_err(|error| Failure::usage(format!("--rule {rule}: {error}")))?;
+            plan = match treatment(layer, given)? {
                 Some(settings) => {
                     treats = true;
                     plan.with_rule(layers, settings)
@@ -220,10 +222,10 @@ impl PlanFlags {
     /// The same plan, with what `--skip`, `--only`, `--first` and `--last` leave out.
     fn restricted(&self, mut plan: ModelPlan) -> Result<ModelPlan, Failure> {
         for layers in &self.skip {
-            plan = plan.skipping(selector(layers)?);
+            plan = plan.skipping(selector("--skip", layers)?);
         }
         for layers in &self.only {
-            plan = plan.only(selector(layers)?);
+            plan = plan.only(selector("--only", layers)?);
         }
         let least = match &self.min_expert_tokens {
             Some(text) => text.parse().map_err(|_| {
@@ -269,20 +271,32 @@ impl From<Option<Pattern>> for Treatment {
     }
 }
 
-fn pattern_or_skip(text: &str) -> Result<Treatment, Failure> {
+fn pattern_or_skip(text: &str) -> sparsegpt::Result<Treatment> {
     if text.trim() == SKIP {
         return Ok(Treatment::Skip);
     }
     Ok(Treatment::With(Pattern::from_str(text)?))
 }
 
+/// What a list given in place or in a file says of each layer.
+fn list_treatments(list: &str) -> Result<Vec<Treatment>, Failure> {
+    let place = match Path::new(list).is_file() {
+        true => format!("--pattern-list {list}"),
+        false => "--pattern-list".to_owned(),
+    };
+    let entries = list_entries(list)?;
+    let treatments = entries.iter().zip(1..).map(|(entry, number)| {
+        pattern_or_skip(entry)
+            .map_err(|error| Failure::usage(format!("{place}: entry {number}: {error}")))
+    });
+    treatments.collect()
+}
+
 /// The entries of a list given in place or in a file.
 fn list_entries(list: &str) -> Result<Vec<String>, Failure> {
     let path = Path::new(list);
     let text = if path.is_file() {
-        fs::read_to_string(path).map_err(|error| {
-            Failure::file(path, format!("cannot read the pattern list: {error}"))
-        })?
+        read_text(path, "the pattern list")?
     } else {
         list.to_owned()
     };
@@ -301,10 +315,11 @@ fn list_entries(list: &str) -> Result<Vec<String>, Failure> {
     Ok(entries)
 }
 
-pub(crate) fn selector(text: &str) -> Result<Selector, Failure> {
+/// The layers that `flag` names.
+pub(crate) fn selector(flag: &str, text: &str) -> Result<Selector, Failure> {
     let malformed = || {
         Failure::usage(format!(
-            "layers {text:?}: expected a part of a name, a glob with *, block:3, blocks:0-3 or layer:12"
+            "{flag} {text:?}: expected a part of a name, a glob with *, block:3, blocks:0-3 or layer:12"
         ))
     };
     let number = |text: &str| text.trim().parse::<usize>().map_err(|_| malformed());
@@ -332,25 +347,27 @@ pub(crate) fn selector(text: &str) -> Result<Selector, Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn selectors_are_read() {
         assert_eq!(
-            selector("down_proj").unwrap(),
+            selector("--skip", "down_proj").unwrap(),
             Selector::Name("down_proj".to_owned())
         );
-        assert_eq!(selector("layer:12").unwrap(), Selector::Index(12));
+        assert_eq!(selector("--skip", "layer:12").unwrap(), Selector::Index(12));
         assert_eq!(
-            selector("block:3").unwrap(),
+            selector("--skip", "block:3").unwrap(),
             Selector::Blocks { first: 3, last: 3 }
         );
         assert_eq!(
-            selector("blocks:0-3").unwrap(),
+            selector("--skip", "blocks:0-3").unwrap(),
             Selector::Blocks { first: 0, last: 3 }
         );
         for bad in ["", "layer:x", "blocks:3-1", "block:"] {
-            assert!(selector(bad).is_err(), "{bad}");
+            assert!(selector("--skip", bad).is_err(), "{bad}");
         }
     }
 
@@ -367,6 +384,12 @@ mod tests {
             ["50%", "2:4", "row:30%"]
         );
         assert!(list_entries(" ,").is_err());
+        let told = |list: &str| list_treatments(list).unwrap_err().message();
+        assert!(told("50%,5:4").starts_with("--pattern-list: entry 2: "));
+        fs::write(file.path(), "\u{feff}50%\n150%").unwrap();
+        let list = file.path().to_str().unwrap();
+        assert_eq!(list_entries(list).unwrap(), ["50%", "150%"]);
+        assert!(told(list).starts_with(&format!("--pattern-list {list}: entry 2: ")));
     }
 
     #[test]

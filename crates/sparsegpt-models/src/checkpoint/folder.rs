@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::dtype::decode;
 use super::shard::{MappedShard, ShardLayout};
 use super::{CONFIG_FILE, CheckpointSource, INDEX_FILE, SINGLE_FILE, read_json};
+use crate::source::equal_values;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorInfo, TensorSource};
 
@@ -116,6 +117,14 @@ impl TensorSource for SafetensorsFolder {
         let shard = self.shard(name).ok_or_else(missing)?;
         let info = shard.info(name).ok_or_else(missing)?;
         decode(name, info.dtype, shard.bytes(name).ok_or_else(missing)?)
+    }
+
+    fn equal(&self, one: &str, other: &str) -> Result<bool> {
+        let bytes = |name: &str| self.shard(name)?.bytes(name);
+        match (self.info(one), self.info(other)) {
+            (Some(info), Some(other_info)) if info == other_info => Ok(bytes(one) == bytes(other)),
+            _ => equal_values(self, one, other),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ use serde_json::{Map, Value};
 
 use crate::gguf::{self, GgufModel};
 use crate::resume::digest_of_files;
+use crate::text::BYTE_ORDER_MARK;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
@@ -309,6 +310,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).map_err(|source| Error::format(path, source.to_string()))
 }
 
+/// Without a byte order mark, which no JSON parser takes.
 pub(crate) fn read_small_file(path: &Path) -> Result<Vec<u8>> {
     let metadata = fs::metadata(path).map_err(|source| Error::io("read", path, source))?;
     if metadata.len() > MAX_JSON_BYTES {
@@ -320,5 +322,9 @@ pub(crate) fn read_small_file(path: &Path) -> Result<Vec<u8>> {
             ),
         ));
     }
-    fs::read(path).map_err(|source| Error::io("read", path, source))
+    let mut bytes = fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok(bytes)
 }

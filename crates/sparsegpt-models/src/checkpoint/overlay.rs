@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::dtype::{decode, element_count, encode, round_through};
 use super::{StoredTensor, WeightSink};
+use crate::source::equal_values;
 use crate::{Error, Result, TensorInfo, TensorSource};
 
 /// A model whose weights are replaced in memory: reads as if the stored tensors had been written
@@ -76,6 +77,13 @@ impl TensorSource for Overlay {
         match (self.replaced_bytes(name), self.base.info(name)) {
             (Some(bytes), Some(info)) => decode(name, info.dtype, &bytes),
             _ => self.base.read_f32(name),
+        }
+    }
+
+    fn equal(&self, one: &str, other: &str) -> Result<bool> {
+        match [one, other].map(|name| self.replaced_bytes(name)) {
+            [None, None] => self.base.equal(one, other),
+            _ => equal_values(self, one, other),
         }
     }
 }

@@ -157,6 +157,9 @@ pub struct TransformerConfig {
     pub mlp_bias: bool,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// The names of the head and of the table of embeddings, where config.json says that they are one (`tie_word_embeddings`), and
+    /// the checkpoint holds a head that differs from the table and is used in its place. Not known from config.json alone.
+    pub untied: Option<[String; 2]>,
     /// The feed-forward layer's activation.
     pub activation: Activation,
     /// Whether the feed-forward layer is gated, for the families that leave it open.
@@ -198,13 +201,16 @@ impl TransformerConfig {
         }
     }
 
-    /// The configuration of a checkpoint.
+    /// The configuration of a checkpoint, whose tensors say whether the head is [tied](Self::tied).
     ///
     /// # Errors
-    /// As [`from_json`](Self::from_json), with the file's path.
+    /// As [`from_json`](Self::from_json), with the file's path, and if the head and the table of embeddings are both there and
+    /// cannot be read.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_json(checkpoint.config())
-            .map_err(|error| error.of_config(checkpoint.config_file()))
+        let mut config = Self::from_json(checkpoint.config())
+            .map_err(|error| error.of_config(checkpoint.config_file()))?;
+        config.settle_head(&*checkpoint.tensors())?;
+        Ok(config)
     }
 
     /// Reads a `config.json`: transformers 5 (`rope_parameters`, `dtype`) or before (`rope_theta`,
@@ -340,6 +346,7 @@ impl TransformerConfig {
             tied: keys
                 .flag("tie_word_embeddings")?
                 .unwrap_or(spec.tied_by_default),
+            untied: None,
             activation,
             gated,
             head_scale: keys.head_scale(spec, hidden_size)?,

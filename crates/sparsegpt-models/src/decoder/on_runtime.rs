@@ -66,6 +66,10 @@ impl TensorSource for OnRuntime {
         self.base.read_f32(name)
     }
 
+    fn equal(&self, one: &str, other: &str) -> Result<bool> {
+        self.base.equal(one, other)
+    }
+
     fn layer(&self, name: &str) -> Result<Option<Arc<dyn LinearLayer>>> {
         let (Some(&shape), Some(info)) = (self.layers.get(name), self.info(name)) else {
             return Ok(None);

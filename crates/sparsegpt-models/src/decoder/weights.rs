@@ -8,9 +8,10 @@ use ndarray::Array2;
 
 use super::TransformerConfig;
 use super::config::{Experts, Positions, Residual};
-use super::family::{FeedForward, ModelKind, Names, NormKind, Qkv};
+use super::family::{FamilySpec, FeedForward, ModelKind, Names, NormKind, Qkv};
 use super::norm::Norm;
 use super::weight::Weight;
+use crate::checkpoint::is_float;
 use crate::{Error, Result, TensorSource};
 
 /// One linear layer of a block: its name within the block, shape, input and bias.
@@ -213,7 +214,36 @@ pub(super) fn linear_specs(config: &TransformerConfig, block: usize) -> Vec<Line
     specs
 }
 
+/// What a checkpoint puts in front of all names but the head's.
+fn prefix(spec: &FamilySpec, source: &dyn TensorSource) -> &'static str {
+    match source.info(&format!("{}.weight", spec.names.embedding)) {
+        Some(_) => "",
+        None => spec.names.prefix,
+    }
+}
+
 impl TransformerConfig {
+    /// Holds [`tied`](Self::tied) against a checkpoint: as in transformers 5, a head that stands in it and differs from the table
+    /// of embeddings is a head of its own, whatever `tie_word_embeddings` says.
+    pub(super) fn settle_head(&mut self, source: &dyn TensorSource) -> Result<()> {
+        let spec = self.family.spec();
+        let head = format!("{}.weight", spec.names.head);
+        if source.info(&head).is_none() {
+            self.tied |= spec.tied_unless_stored;
+            return Ok(());
+        }
+        if spec.tied_unless_stored {
+            self.tied = false;
+            return Ok(());
+        }
+        let table = format!("{}{}.weight", prefix(spec, source), spec.names.embedding);
+        if self.tied && source.info(&table).is_some() && !source.equal(&head, &table)? {
+            self.tied = false;
+            self.untied = Some([head, table]);
+        }
+        Ok(())
+    }
+
     /// The head's name in checkpoints that have one of its own.
     #[must_use]
     pub fn head(&self) -> &'static str {
@@ -328,21 +358,14 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Checks every tensor of the model against the configuration, without reading any: each one there, in its
-    /// shape, and none that the model would not use.
+    /// Checks every tensor of the model against the configuration, without reading any but a head beside the table that it
+    /// should be: each one there, in its shape, of a type that can be read, and none that the model would not use.
     pub(super) fn open(
         mut config: TransformerConfig,
         source: Arc<dyn TensorSource>,
     ) -> Result<Self> {
-        let names = &config.family.spec().names;
-        if config.family.spec().tied_unless_stored {
-            config.tied = source.info(&format!("{}.weight", names.head)).is_none();
-        }
-        let bare = format!("{}.weight", names.embedding);
-        let prefix = match source.info(&bare) {
-            Some(_) => "",
-            None => names.prefix,
-        };
+        config.settle_head(&*source)?;
+        let prefix = prefix(config.family.spec(), &*source);
         let weights = Self {
             config,
             source,
@@ -599,6 +622,15 @@ fn check(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<()> {
             format!(
                 "has shape {:?}, config.json calls for {shape:?}",
                 info.shape
+            ),
+        ));
+    }
+    if !is_float(info.dtype) {
+        return Err(Error::tensor(
+            name,
+            format!(
+                "has type {}, expected f32, f16, bf16 or f64; convert the checkpoint to one of them first",
+                info.dtype
             ),
         ));
     }

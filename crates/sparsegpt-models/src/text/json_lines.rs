@@ -65,10 +65,8 @@ impl Iterator for Records {
                 Ok(line) => line,
                 Err(error) => return Some(Err(error)),
             };
-            // Some writers put a byte order mark before the first record.
-            let record = line.strip_prefix('\u{feff}').unwrap_or(&line);
-            if !record.trim().is_empty() {
-                return Some(self.text(record));
+            if !line.trim().is_empty() {
+                return Some(self.text(&line));
             }
         }
     }

@@ -23,6 +23,9 @@ pub use recipe::{Recipe, prepare, prepare_with_key};
 /// The key (JSON lines) or column (parquet) that holds the text where the caller names none.
 pub const DEFAULT_TEXT_KEY: &str = "text";
 
+/// What some editors put at the beginning of a UTF-8 file; it is no part of the text.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// How many bytes at the start of a file of unknown ending are looked at to tell what it is.
 const SNIFFED_BYTES: u64 = 64 * 1024;
 
@@ -69,6 +72,7 @@ impl TextFormat {
             return Self::Parquet;
         }
         let cut_off = start.len() as u64 == SNIFFED_BYTES;
+        let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start);
         let first_line = start
             .split_inclusive(|&byte| byte == b'\n')
             .find(|line| !line.trim_ascii().is_empty());
@@ -154,8 +158,8 @@ pub fn documents(path: &Path, text_key: &str) -> Result<Documents> {
     })
 }
 
-/// Reads a whole file as one text: a plain text file byte for byte, the documents of the other
-/// formats joined by a newline.
+/// Reads a whole file as one text: a plain text file byte for byte but for a byte order mark at its beginning, the documents of
+/// the other formats joined by a newline.
 ///
 /// # Errors
 /// Those of [`documents`], and if there is no document.

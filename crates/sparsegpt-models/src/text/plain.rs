@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use super::BYTE_ORDER_MARK;
 use crate::{Error, Result};
 
-/// Reads numbered lines of UTF-8 with their line ends.
+/// Reads numbered lines of UTF-8 with their line ends, without a byte order mark at the file's beginning.
 #[derive(Debug)]
 pub(super) struct Lines {
     path: PathBuf,
@@ -42,6 +43,9 @@ impl Iterator for Lines {
             Err(source) => return Some(Err(Error::io("read", &self.path, source))),
             Ok(0) => return None,
             Ok(_) => self.line += 1,
+        }
+        if self.line == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
         }
         let line = String::from_utf8(bytes).map_err(|invalid| {
             let position = invalid.utf8_error().valid_up_to();

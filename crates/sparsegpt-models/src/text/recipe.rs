@@ -19,7 +19,7 @@ const C4_SEQUENCES: usize = 256;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recipe {
-    /// The file as one text: plain text byte for byte, other documents joined by a newline.
+    /// The file as one text: plain text byte for byte (but for a byte order mark at its beginning), other documents joined by a newline.
     #[default]
     Raw,
     /// The rows of WikiText-2 (raw) joined by two newlines. A row is a line with its line end; a

@@ -96,14 +96,17 @@ fn error_of<T: Debug>(result: Result<T>) -> String {
 #[test]
 fn lines_of_plain_text_keep_their_ends_and_raw_is_byte_for_byte() {
     let folder = TempDir::new().unwrap();
-    let content = "\u{feff}first\r\n\n  third … ü\nno end";
-    let path = file(&folder, "a.txt", content);
-    assert_eq!(
-        read_all(&path, "text").unwrap(),
-        ["\u{feff}first\r\n", "\n", "  third … ü\n", "no end"]
-    );
-    assert_eq!(read_text(&path, "text").unwrap(), content);
-    assert_eq!(prepare(Recipe::Raw, &path).unwrap(), content);
+    let content = "first\r\n\n  third … ü\n\u{feff}no end";
+    // A byte order mark is none anywhere but at the beginning.
+    for (name, before) in [("a.txt", ""), ("marked.txt", "\u{feff}")] {
+        let path = file(&folder, name, format!("{before}{content}"));
+        assert_eq!(
+            read_all(&path, "text").unwrap(),
+            ["first\r\n", "\n", "  third … ü\n", "\u{feff}no end"]
+        );
+        assert_eq!(read_text(&path, "text").unwrap(), content);
+        assert_eq!(prepare(Recipe::Raw, &path).unwrap(), content);
+    }
 }
 
 #[test]
@@ -111,8 +114,13 @@ fn json_lines_give_the_selected_key_and_pass_over_blank_lines() {
     let folder = TempDir::new().unwrap();
     let content =
         "\u{feff}{\"text\": \"a\\nb\", \"body\": \"x\"}\r\n\n{\"body\":\"y\",\"text\":\"\"}";
+    // By its ending, and by its first line.
+    for name in ["a.jsonl", "a"] {
+        let path = file(&folder, name, content);
+        assert_eq!(TextFormat::of(&path).unwrap(), TextFormat::JsonLines);
+        assert_eq!(read_all(&path, "text").unwrap(), ["a\nb", ""]);
+    }
     let path = file(&folder, "a.jsonl", content);
-    assert_eq!(read_all(&path, "text").unwrap(), ["a\nb", ""]);
     assert_eq!(read_all(&path, "body").unwrap(), ["x", "y"]);
     assert_eq!(prepare(Recipe::Raw, &path).unwrap(), "a\nb\n");
 }
@@ -282,7 +290,9 @@ fn a_codec_left_out_of_the_build_is_named() {
     fs::write(&path, bytes).unwrap();
     let message = error_of(read_all(&path, "text"));
     assert!(
-        message.contains("zstd") && message.contains("snappy"),
+        message.contains("zstd")
+            && message.contains("snappy")
+            && message.contains(path.to_str().unwrap()),
         "{message}"
     );
 }

@@ -14,6 +14,7 @@ use super::{Solved, in_processing_order};
 use crate::backend::{Backend, Gemm, Operation, Precision, Project};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
+use crate::report::FactorReport;
 
 /// Iterations between two growths of the penalty (ALPS, section 3.2).
 const GROWTH_PERIOD: usize = 3;
@@ -103,7 +104,7 @@ pub(super) fn admm<B: Backend>(
                 let scaled = |&entry: &f32| (f64::from(entry) * (1.0 + shift)) as f32;
                 entries.iter().map(scaled).collect()
             };
-            let (matrix, precision) =
+            let (matrix, FactorReport { precision, .. }) =
                 job.timed(Stage::Factor, |job| invert(job, hessian, rungs, scaled))?;
             *shared = Some(Inverse {
                 matrix,

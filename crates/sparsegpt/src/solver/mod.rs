@@ -39,7 +39,7 @@ use crate::error::{Error, Result, Stage};
 use crate::finite::first_non_finite;
 use crate::hessian::{Hessian, Statistics};
 use crate::quant::QuantizedLayer;
-use crate::report::LayerReport;
+use crate::report::{FactorReport, LayerReport};
 use crate::threads::map_ranges;
 use ahead::is_one_sweep;
 use chooser::{Chooser, Chosen};
@@ -338,7 +338,8 @@ impl<B: Backend> Solver<B> {
             Some(hessian) => target::of_layer(&mut job, weights, hessian, &mut shared.recentring)?,
             None => None,
         };
-        let weights = moved.as_ref().map_or(weights, |moved| moved.view());
+        let dense_targets = moved.as_ref().map(|(_, inverted)| *inverted);
+        let weights = moved.as_ref().map_or(weights, |(moved, _)| moved.view());
         let solved = compose::solve(&mut job, weights, hessian.as_deref_mut(), shared)?;
         let held_out_error = match hessian {
             Some(hessian) => compose::held_out_error(&mut job, weights, &solved.weights, hessian)?,
@@ -378,6 +379,7 @@ impl<B: Backend> Solver<B> {
             backend: job.info.name.clone(),
             products: job.info.products,
             host_operations: job.host_operations(),
+            dense_targets,
             seconds,
         };
         Ok(PrunedLayer {
@@ -442,15 +444,6 @@ struct Solved {
     method: Option<Method>,
     /// The order of the columns, where they were swept.
     order: Option<ColumnOrder>,
-}
-
-/// How a factorization went.
-#[derive(Clone, Copy, Debug)]
-struct FactorReport {
-    /// λ as a fraction of the mean diagonal.
-    damping: f64,
-    precision: crate::backend::Precision,
-    attempts: u32,
 }
 
 impl Solved {

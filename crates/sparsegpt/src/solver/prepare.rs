@@ -8,6 +8,7 @@ use super::settings::{LayerSettings, MAX_DAMPING};
 use crate::backend::{Backend, Operation, Precision};
 use crate::error::{BackendError, BackendErrorKind, Error, Result, Stage};
 use crate::hessian::Hessian;
+use crate::report::FactorReport;
 
 /// What is known of a Hessian before any factorization.
 #[derive(Debug)]
@@ -237,19 +238,26 @@ pub(super) fn ladder(damping: f64) -> impl Iterator<Item = (f64, Precision)> {
 }
 
 /// The inverse of H with the first of some dampings, each with its precision, for which there is one; `diagonal` is that of H with
-/// a damping. Tells the precision, too.
+/// a damping. Tells what that took, too.
 pub(super) fn invert<B: Backend>(
     job: &mut Job<'_, B>,
     hessian: &Hessian<B>,
     rungs: impl IntoIterator<Item = (f64, Precision)>,
     diagonal: impl Fn(f64) -> Vec<f32>,
-) -> Result<(B::Matrix, Precision)> {
+) -> Result<(B::Matrix, FactorReport)> {
     job.uses(Operation::Inverse);
     let mut last = (0, 0.0, Precision::F32);
-    for (damping, precision) in rungs {
+    for ((damping, precision), attempts) in rungs.into_iter().zip(1..) {
         let damped = diagonal(damping);
         match job.backend.inverse(hessian.matrix(), &damped, precision) {
-            Ok(inverse) => return Ok((inverse, precision)),
+            Ok(inverse) => {
+                let factored = FactorReport {
+                    damping,
+                    precision,
+                    attempts,
+                };
+                return Ok((inverse, factored));
+            }
             Err(error) => match error.kind() {
                 BackendErrorKind::NotPositiveDefinite { column } => {
                     last = (column, damping, precision);

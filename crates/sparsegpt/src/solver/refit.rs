@@ -5,10 +5,11 @@ use ndarray::{Array2, ArrayView2};
 use super::job::Job;
 use super::method::{self, ADAM_RATE};
 use super::prepare::Diagonal;
-use super::{FactorReport, rows};
+use super::rows;
 use crate::backend::{Adam, AdamPace, Backend, Operation, Refit};
 use crate::error::{Result, Stage};
 use crate::hessian::Hessian;
+use crate::report::FactorReport;
 
 /// Where improved weights are judged: by the undamped H.
 #[derive(Debug)]

@@ -6,11 +6,12 @@ use super::chooser::{Ask, Asked, Chooser};
 use super::job::Job;
 use super::levels::Levels;
 use super::prepare::{Diagonal, ladder};
-use super::{FactorReport, Solved, in_processing_order};
+use super::{Solved, in_processing_order};
 use crate::backend::{Backend, Operation, Precision};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 use crate::mask::BlockScores;
+use crate::report::FactorReport;
 use crate::rowwise::{self, Bounds, Swaps};
 
 /// The best weights where `pruned` leaves any, on the damped H, and how much damping that took.

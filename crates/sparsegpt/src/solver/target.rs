@@ -12,6 +12,7 @@ use super::prepare::{Diagonal, invert, ladder};
 use crate::backend::{Backend, Gemm, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
+use crate::report::FactorReport;
 
 /// C·(H + λI)⁻¹, which layers with the same input share.
 #[derive(Debug)]
@@ -19,15 +20,17 @@ pub(super) struct Recentring<B: Backend> {
     matrix: B::Matrix,
     /// λ as a fraction of the mean diagonal, as asked for.
     damping: f64,
+    /// What the inverse took.
+    inverted: FactorReport,
 }
 
-/// The weights to aim at, where they are not the dense ones: W + strength·W·C·(H + λI)⁻¹.
+/// The weights to aim at, where they are not the dense ones: W + strength·W·C·(H + λI)⁻¹, and what the inverse took.
 pub(super) fn of_layer<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
     hessian: &Hessian<B>,
     shared: &mut Option<Recentring<B>>,
-) -> Result<Option<Array2<f32>>> {
+) -> Result<Option<(Array2<f32>, FactorReport)>> {
     let (strength, damping) = (job.settings.dense_targets, job.settings.damping);
     let Some((drift, factor)) = hessian.drift().filter(|_| strength > 0.0) else {
         return Ok(None);
@@ -35,15 +38,19 @@ pub(super) fn of_layer<B: Backend>(
     job.uses(Operation::Gemm);
     if shared.as_ref().is_none_or(|known| known.damping != damping) {
         *shared = None;
-        let matrix = job.timed(Stage::Factor, |job| {
+        let (matrix, inverted) = job.timed(Stage::Factor, |job| {
             let diagonal = Diagonal::of(hessian, job.layer)?;
             let damped = |damping| diagonal.damped(damping, None);
-            let (inverse, _) = invert(job, hessian, ladder(damping), damped)?;
+            let (inverse, inverted) = invert(job, hessian, ladder(damping), damped)?;
             let mut matrix = job.zeros(job.cols, job.cols)?;
             product(job, &mut matrix, factor, drift, &inverse)?;
-            Ok::<_, Error>(matrix)
+            Ok::<_, Error>((matrix, inverted))
         })?;
-        *shared = Some(Recentring { matrix, damping });
+        *shared = Some(Recentring {
+            matrix,
+            damping,
+            inverted,
+        });
     }
     let Some(recentring) = shared.as_ref() else {
         return Ok(None);
@@ -58,7 +65,8 @@ pub(super) fn of_layer<B: Backend>(
             &dense,
             &recentring.matrix,
         )?;
-        job.download_owned(target).map(Some)
+        let target = job.download_owned(target)?;
+        Ok(Some((target, recentring.inverted)))
     })
 }
 

@@ -120,8 +120,8 @@ struct Run {
     tokens: Vec<u32>,
 }
 
-fn open(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
-    let (checkpoint, config) = model::open(path)?;
+fn open(path: &Path, console: &Console) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    let (checkpoint, config) = model::open(path, console)?;
     config
         .require_decoder("bench")
         .map_err(|error| Failure::reading_model(path, error))?;
@@ -155,7 +155,7 @@ pub(super) fn run(
     threads: usize,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = open(path)?;
+    let (checkpoint, config) = open(path, console)?;
     let task = Task::new(args, &config)?;
     let mut peaks = [None; 2];
     for (peak, kernels) in peaks.iter_mut().zip(Kernels::value_variants()) {
@@ -296,7 +296,7 @@ pub(super) fn run_alone(
     args: &BenchArgs,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = open(path)?;
+    let (checkpoint, config) = open(path, console)?;
     let task = Task::new(args, &config)?;
     task.run(&load(&checkpoint, kernels)?)?;
     console.print_json(&Alone {

@@ -155,7 +155,6 @@ fn refuse_what_needs_a_model(args: &CompareArgs, flags: &PruneFlags) -> Result<(
     let of_a_model = PruneFlags {
         layer: LayerFlags::default(),
         held_out: None,
-        threads: None,
         ..flags.clone()
     };
     let used = used(&of_a_model)?;
@@ -164,6 +163,7 @@ fn refuse_what_needs_a_model(args: &CompareArgs, flags: &PruneFlags) -> Result<(
         .and_then(|used| used.keys().next().cloned());
     let of_text = [
         ("text", args.text.is_some()),
+        ("recipe", args.recipe.is_some()),
         ("chunk-length", args.chunk_length.is_some()),
         ("limit", args.limit.is_some()),
     ];

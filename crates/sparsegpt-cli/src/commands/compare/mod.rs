@@ -14,7 +14,7 @@ use sparsegpt_models::text::{Recipe, prepare_with_key};
 use super::prune::{self, PruneFlags};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::flags::LayerFlags;
+use crate::flags::{LayerFlags, with_recipe};
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
 use crate::{bars, interrupt, model};
@@ -44,9 +44,9 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FILE", help_heading = "Perplexity")]
     text: Option<PathBuf>,
 
-    /// How the text is made of the file: raw, wikitext2, ptb or c4
-    #[arg(long, default_value_t, help_heading = "Perplexity")]
-    recipe: Recipe,
+    /// How the text is made of the file: raw, wikitext2, ptb or c4 [default: raw]
+    #[arg(long, help_heading = "Perplexity")]
+    recipe: Option<Recipe>,
 
     /// Tokens in a chunk of the text [default: the lesser of 2048 and the model's longest]
     #[arg(long, value_name = "N", help_heading = "Perplexity")]
@@ -72,7 +72,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
 
-    /// A TOML file whose keys are the flags below (and threads); flags given here win
+    /// A TOML file whose keys are the flags below (and threads); flags given here win. Paths in it are relative to it
     #[arg(long, value_name = "FILE")]
     recipe_file: Option<PathBuf>,
 
@@ -114,25 +114,30 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (flags, threads) = args
-        .flags
-        .with_recipe(threads, args.recipe_file.as_deref())?;
+    let (flags, origin) = with_recipe(&args.flags, threads, args.recipe_file.as_deref())?;
+    run_with(args, &flags, console).map_err(|failure| origin.tell(failure))
+}
+
+fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result<(), Failure> {
+    let threads = flags.layer.start_threads()?;
     if flags.layer.method.is_some() {
         return Err(Failure::usage(
             "--method names one: give --methods A,B,… to compare",
         ));
     }
     if layer::is_one(&args.model) {
-        return layer::run(args, &flags, threads, console);
+        return layer::run(args, flags, threads, console);
     }
     if args.row_by_row.is_some() {
         return Err(Failure::usage(
             "--row-by-row is about one layer: give a .safetensors file with its weight",
         ));
     }
+    refuse_other_zeros(flags)?;
+    tell_unused(args, flags, console);
     let methods = methods(args.methods.as_deref(), &USUAL)?;
     let patterns = flags.layer.patterns()?;
-    let (checkpoint, config) = model::open(&args.model)?;
+    let (checkpoint, config) = model::open(&args.model, console)?;
     if args.text.is_some() {
         config
             .require_decoder("--text, which perplexity is measured on,")
@@ -152,13 +157,14 @@ pub(crate) fn run(
         }
     }
     let pruner = flags.layer.solver(threads, console)?;
-    let calibration = prune::calibrate(&checkpoint, &config, &flags, console)?;
+    let calibration = prune::calibrate(&checkpoint, &config, flags, console)?;
     let text = args
         .text
         .as_ref()
         .map(|file| {
-            let text = prepare_with_key(args.recipe, file, args.recipe.text_key())
-                .map_err(Failure::reading)?;
+            let recipe = args.recipe.unwrap_or_default();
+            let text =
+                prepare_with_key(recipe, file, recipe.text_key()).map_err(Failure::reading)?;
             let tokenizer = model::tokenizer(&checkpoint)?;
             tokenizer
                 .encode_while(&text, &interrupt::not_requested)
@@ -174,7 +180,9 @@ pub(crate) fn run(
         text: text.as_deref().unwrap_or_default(),
         options: PerplexityOptions {
             sequence_length: match text {
-                Some(_) => model::sequence_length(args.chunk_length, &config, console),
+                Some(_) => {
+                    model::sequence_length(("--chunk-length", args.chunk_length), &config, console)
+                }
                 None => 1,
             },
             limit: args.limit,
@@ -223,13 +231,46 @@ pub(crate) fn run(
     console.print_json(&report)
 }
 
+/// Refuses flags that would give layers other zeros than `--pattern`, rules and lists do.
+fn refuse_other_zeros(flags: &PruneFlags) -> Result<(), Failure> {
+    let others = [
+        ("--masks", flags.masks.is_some()),
+        ("--allocate", flags.plan.allocate.is_some()),
+        ("--min-sparsity", flags.plan.min_sparsity.is_some()),
+        ("--max-sparsity", flags.plan.max_sparsity.is_some()),
+    ];
+    match others.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((flag, _)) => Err(Failure::usage(format!(
+            "{flag}: compare takes patterns alone; leave it out, or use it with `prune`"
+        ))),
+    }
+}
+
+fn tell_unused(args: &CompareArgs, flags: &PruneFlags, console: &Console) {
+    if args.text.is_none() {
+        let given = [
+            ("--recipe", args.recipe.is_some()),
+            ("--chunk-length", args.chunk_length.is_some()),
+            ("--limit", args.limit.is_some()),
+        ];
+        console.none_read(&given, "perplexity is measured with --text alone");
+    }
+    let given = [
+        ("--format", flags.format.is_some()),
+        ("--dtype", flags.dtype.is_some()),
+    ];
+    console.none_read(&given, "compare writes no model");
+}
+
 fn methods(list: Option<&str>, usual: &[Method]) -> Result<Vec<Method>, Failure> {
     match list {
         None => Ok(usual.to_vec()),
         Some("all") => Ok(Method::ALL.to_vec()),
         Some(list) => {
             let names = list.split(',').map(str::trim);
-            Ok(names.map(str::parse).collect::<Result<_, _>>()?)
+            let methods: sparsegpt::Result<_> = names.map(str::parse).collect();
+            methods.map_err(|error| Failure::usage(format!("--methods {list}: {error}")))
         }
     }
 }

@@ -12,7 +12,6 @@ use sparsegpt_models::masks::MaskWriter;
 use sparsegpt_models::resume::{BlockWriter, Fingerprint, KeptLayer, StateFolder, digest_of_files};
 
 use super::{Job, used};
-use crate::console::Console;
 use crate::failure::Failure;
 use crate::interrupt;
 
@@ -103,15 +102,15 @@ impl Job<'_> {
 }
 
 impl Keeper {
-    /// Says what stays of a run that ended early.
-    pub(super) fn tell_kept(&self, console: &Console) {
-        let finished = self.state.finished();
-        if finished > 0 {
-            console.note(&format!(
+    /// What stays of a run that ended early.
+    pub(super) fn left(&self) -> String {
+        match self.state.finished() {
+            0 => "nothing was written".to_owned(),
+            finished => format!(
                 "{finished} of {} blocks are kept in {}: the same command goes on from there (--fresh starts over)",
                 self.blocks,
                 self.state.path().display()
-            ));
+            ),
         }
     }
 

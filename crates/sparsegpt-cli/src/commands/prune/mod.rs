@@ -8,6 +8,7 @@ mod masks;
 mod pretraining;
 mod progress;
 mod summary;
+mod unused;
 mod variants;
 
 use std::fs;
@@ -17,9 +18,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparsegpt::driver::PlannedLayer;
-use sparsegpt::{
-    Error, LayerPruner, ModelPlan, ModelReport, Pattern, Sparsity, prune_model_resumable,
-};
+use sparsegpt::{LayerPruner, ModelPlan, ModelReport, Pattern, Sparsity, prune_model_resumable};
 use sparsegpt_models::calibration::{
     self, Calibration, CalibrationMode, CalibrationOptions, DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
@@ -35,12 +34,14 @@ use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 use crate::console::Console;
 use crate::cost::{CalibrationSize, Variants};
 use crate::failure::{Exit, Failure};
-use crate::flags::{Allocating, LayerFlags, PlanFlags, with_recipe};
+use crate::flags::{Allocating, Flags, LayerFlags, PlanFlags, with_recipe};
 use crate::tensor_file::check_output;
 use crate::{interrupt, model};
 use format::{NotStored, OutputFormat};
 use keep::Keeper;
 use progress::Progress;
+
+pub(crate) use unused::tell_of_text;
 
 /// What was done, in the output folder.
 pub(crate) const REPORT_FILE: &str = "sparsegpt_report.json";
@@ -74,7 +75,7 @@ pub(crate) struct PruneArgs {
     #[arg(long)]
     dry_run: bool,
 
-    /// A TOML file whose keys are the flags below (and threads); flags given here win
+    /// A TOML file whose keys are the flags below (and threads); flags given here win. Paths in it are relative to it
     #[arg(long, value_name = "FILE")]
     recipe_file: Option<PathBuf>,
 
@@ -151,29 +152,15 @@ pub(crate) struct PruneFlags {
     /// Type of the written weights: f32, bf16 or f16 [default: the source's; f32 for .gguf]
     #[arg(long, value_name = "TYPE")]
     pub(crate) dtype: Option<String>,
+}
 
-    /// The flag of this name belongs to all commands.
-    #[arg(skip)]
-    pub(crate) threads: Option<usize>,
+impl Flags for PruneFlags {
+    fn layer_mut(&mut self) -> &mut LayerFlags {
+        &mut self.layer
+    }
 }
 
 impl PruneFlags {
-    /// These flags with what the recipe file says, and the threads, which are set up for the forward passes.
-    pub(super) fn with_recipe(
-        &self,
-        threads: Option<usize>,
-        file: Option<&Path>,
-    ) -> Result<(Self, usize), Failure> {
-        let given = Self {
-            threads,
-            ..self.clone()
-        };
-        let flags = with_recipe(&given, file)?;
-        let threads = flags.threads.unwrap_or(0);
-        model::use_threads(threads)?;
-        Ok((flags, threads))
-    }
-
     /// The plan for one pattern, with these flags for the layers.
     pub(super) fn model_plan(
         &self,
@@ -251,9 +238,12 @@ pub(crate) fn run(
     threads: Option<usize>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (mut flags, threads) = args
-        .flags
-        .with_recipe(threads, args.recipe_file.as_deref())?;
+    let (flags, origin) = with_recipe(&args.flags, threads, args.recipe_file.as_deref())?;
+    run_with(&args, flags, console).map_err(|failure| origin.tell(failure))
+}
+
+fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Result<(), Failure> {
+    let threads = flags.layer.start_threads()?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
     flags.layer.least_zero = flags.packed()? == Some(PackedFormat::Gptq);
     let patterns = flags.layer.patterns()?;
@@ -296,7 +286,8 @@ pub(crate) fn run(
             "{who} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)"
         )));
     }
-    let (checkpoint, config) = model::open(&args.model)?;
+    unused::tell(&flags, console);
+    let (checkpoint, config) = model::open(&args.model, console)?;
     if let Some(masks) = &masks {
         plans = vec![masks.plan(&checkpoint, &flags, &patterns)?];
     }
@@ -307,7 +298,7 @@ pub(crate) fn run(
     let packing = flags.packing(&config, &planned)?;
     let pruner = flags.layer.solver(threads, console)?;
     let job = Job {
-        args: &args,
+        args,
         flags: &flags,
         checkpoint: &checkpoint,
         config: &config,
@@ -390,10 +381,8 @@ impl Job<'_> {
         let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
         let calibration = self.calibration()?;
         let mut keeper = self.keeper(state, &writer, calibration.as_ref())?;
-        let written = self
-            .pruned(plan, writer, &mut keeper, calibration.as_ref())
-            .inspect_err(|_| keeper.tell_kept(self.console));
-        let (report, written) = written?;
+        let written = self.pruned(plan, writer, &mut keeper, calibration.as_ref());
+        let (report, written) = written.map_err(|failure| failure.leaving(keeper.left()))?;
         keeper.done()?;
         interrupt::left_over(None);
         self.console
@@ -435,10 +424,6 @@ impl Job<'_> {
         if self.flags.need_calibration() {
             return calibrate(self.checkpoint, self.config, self.flags, self.console).map(Some);
         }
-        if self.flags.calibration.is_some() {
-            self.console
-                .note("--calibration is not read: magnitude needs none");
-        }
         Ok(None)
     }
 
@@ -473,19 +458,7 @@ impl Job<'_> {
             &mut |event| progress.show(event),
         );
         progress.finish();
-        result.map_err(|interrupted| {
-            self.ended_early(interrupted.error, interrupted.finished.layers.len())
-        })
-    }
-
-    fn ended_early(&self, error: Error, finished: usize) -> Failure {
-        let failure = Failure::from(error);
-        if failure.exit() != Exit::Interrupted {
-            self.console.note(&format!(
-                "{finished} layers were finished before; nothing was written"
-            ));
-        }
-        failure
+        result.map_err(|interrupted| interrupted.error.into())
     }
 
     /// What was done, `pattern` being the one of several.
@@ -545,6 +518,7 @@ pub(super) fn calibrate(
 ) -> Result<Calibration, Failure> {
     let file = calibration_file(flags)?;
     let options = calibration_options(file, config, flags, console)?;
+    unused::tell_of_calibration(file, config, flags, console);
     let calibration = pretraining::calibrate(checkpoint, config, flags, file, &options)?;
     check_tokens(&calibration, config, file)?;
     interrupt::check()?;
@@ -608,7 +582,7 @@ fn calibration_options(
         flags.sequence_length
     } else {
         Some(model::sequence_length(
-            flags.sequence_length,
+            ("--sequence-length", flags.sequence_length),
             config,
             console,
         ))

@@ -60,15 +60,24 @@ fn layers(run: &ModelReport) -> String {
             run.starved.len()
         );
     }
-    for layer in run.layers.iter().filter(|layer| layer.factor_attempts > 1) {
-        let precision = layer
-            .precision
-            .map_or_else(String::new, |p| format!(" in {p}"));
-        let _ = writeln!(
-            text,
-            "{}: factored at attempt {}{precision}, with damping {}",
-            layer.layer, layer.factor_attempts, layer.damping
-        );
+    for layer in &run.layers {
+        if layer.factor_attempts > 1 {
+            let precision = layer
+                .precision
+                .map_or_else(String::new, |p| format!(" in {p}"));
+            let _ = writeln!(
+                text,
+                "{}: factored at attempt {}{precision}, with damping {}",
+                layer.layer, layer.factor_attempts, layer.damping
+            );
+        }
+        if let Some(inverted) = layer.dense_targets.filter(|f| f.attempts > 1) {
+            let _ = writeln!(
+                text,
+                "{}: inverted for --dense-targets at attempt {} in {}, with damping {}",
+                layer.layer, inverted.attempts, inverted.precision, inverted.damping
+            );
+        }
     }
     let _ = writeln!(
         text,

@@ -41,7 +41,7 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
     let calibration = job.calibration()?;
     let mut keeper = job.keeper(state, &writers[0], calibration.as_ref())?;
     let (reports, written) = pruned(job, set, writers, &mut keeper, calibration.as_ref())
-        .inspect_err(|_| keeper.tell_kept(job.console))?;
+        .map_err(|failure| failure.leaving(keeper.left()))?;
     keeper.done()?;
     interrupt::left_over(None);
 
@@ -114,8 +114,5 @@ fn prune(
         &mut |event| progress.show(event),
     );
     progress.finish();
-    result.map_err(|interrupted| {
-        let finished = interrupted.finished.iter().map(|run| run.layers.len());
-        job.ended_early(interrupted.error, finished.sum())
-    })
+    result.map_err(|interrupted| interrupted.error.into())
 }
