@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
+use ndarray::{Array3, Axis};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
@@ -46,6 +47,21 @@ impl KvCache {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// A cache of some of the sequences that ran together, by number, in any order and any number of times.
+    pub(crate) fn of(&self, sequences: &[usize]) -> Self {
+        let select = |pair: &[Array3<f32>; 2]| {
+            [0, 1].map(|part: usize| pair[part].select(Axis(0), sequences))
+        };
+        Self {
+            blocks: self
+                .blocks
+                .iter()
+                .map(|block| block.as_ref().map(select))
+                .collect(),
+            tokens: self.tokens,
+        }
     }
 }
 
