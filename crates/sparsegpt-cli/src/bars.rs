@@ -9,7 +9,10 @@ use crate::failure::{Exit, Failure};
 
 const WIDTH: u32 = 860;
 const ROW: i32 = 26;
+/// Room for labels, at least.
 const LEFT: i32 = 190;
+/// Of a letter, on the average.
+const LETTER: usize = 8;
 const RIGHT: i32 = 120;
 const TOP: i32 = 64;
 
@@ -37,10 +40,13 @@ pub(crate) fn write(path: &Path, picture: &str) -> Result<(), Failure> {
 /// An SVG document.
 pub(crate) fn draw(title: &str, bars: &[Bar]) -> Result<String, Failure> {
     let height = TOP + ROW * (bars.len() as i32 + 1);
+    let longest = bars.iter().map(|bar| bar.label.chars().count()).max();
+    let left = LEFT.max((40 + LETTER * longest.unwrap_or(0)) as i32);
+    let width = WIDTH + (left - LEFT).unsigned_abs();
     let mut svg = String::new();
     {
         let root =
-            SVGBackend::with_string(&mut svg, (WIDTH, height.unsigned_abs())).into_drawing_area();
+            SVGBackend::with_string(&mut svg, (width, height.unsigned_abs())).into_drawing_area();
         let failed = |error: DrawingAreaErrorKind<_>| {
             let error: DrawingAreaErrorKind<std::io::Error> = error;
             Failure::new(Exit::Work, format!("cannot draw the chart: {error}"))
@@ -57,13 +63,13 @@ pub(crate) fn draw(title: &str, bars: &[Bar]) -> Result<String, Failure> {
             root.draw(&Text::new(bar.label.clone(), (20, y + 4), text(14)))
                 .map_err(failed)?;
             root.draw(&Rectangle::new(
-                [(LEFT, y), (LEFT + length, y + ROW - 6)],
+                [(left, y), (left + length, y + ROW - 6)],
                 color.filled(),
             ))
             .map_err(failed)?;
             root.draw(&Text::new(
                 bar.number.clone(),
-                (LEFT + length + 8, y + 4),
+                (left + length + 8, y + 4),
                 text(14),
             ))
             .map_err(failed)?;

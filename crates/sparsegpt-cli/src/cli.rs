@@ -52,7 +52,7 @@ pub(crate) enum Command {
     Compare(Box<compare::CompareArgs>),
     /// Write a low-rank adapter (LoRA) that gives a pruned model back a part of what it has lost
     Repair(repair::RepairArgs),
-    /// Measure a model's perplexity on a text
+    /// Measure a model's perplexity on a text, or several models on zero-shot tasks
     Eval(eval::EvalArgs),
     /// Write a model as a GGUF file
     Export(export::ExportArgs),

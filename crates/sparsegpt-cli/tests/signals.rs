@@ -113,7 +113,7 @@ fn a_killed_run_leaves_no_output_and_the_next_one_clears_up() {
         // Neither what is in use when this one begins nor what it uses itself is a left-over.
         let beside = started(&out, patterns);
         // So that it has found no finished blocks of another run, which would have to wait for that one's end.
-        sleep(Duration::from_millis(500));
+        sleep(Duration::from_secs(2));
         signal(&killed, "-KILL");
         assert_eq!(wait(killed).code(), None);
         let left = entries(folder.path());

@@ -11,10 +11,10 @@ use crate::decoder::{Transformer, values};
 use crate::{Error, Result};
 
 /// Tokens whose logits are held at a time.
-const HEAD_TOKENS: usize = 256;
+pub(crate) const HEAD_TOKENS: usize = 256;
 
 /// Tokens that run through the model together.
-const BATCH_TOKENS: usize = 2048;
+pub(crate) const BATCH_TOKENS: usize = 2048;
 
 /// How to cut the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,64 @@ pub struct PerplexityOptions {
     pub sequence_length: usize,
     /// Chunks to evaluate at most; `None` takes all.
     pub limit: Option<usize>,
+}
+
+impl PerplexityOptions {
+    /// The chunks of a text.
+    pub(crate) fn chunks<'t>(&self, tokens: &'t [u32]) -> Result<Vec<&'t [u32]>> {
+        let length = self.sequence_length;
+        if length < 2 {
+            return Err(Error::setting(
+                "sequence length",
+                "at least 2 tokens",
+                length,
+            ));
+        }
+        if self.limit == Some(0) {
+            return Err(Error::setting("limit", "at least 1 chunk", 0));
+        }
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let chunks: Vec<&[u32]> = tokens.chunks_exact(length).take(limit).collect();
+        if chunks.is_empty() {
+            return Err(Error::data(
+                "text",
+                format!("at least one chunk of {length} tokens (or ask for shorter sequences)"),
+                format!("{} tokens", tokens.len()),
+            ));
+        }
+        Ok(chunks)
+    }
+}
+
+/// A mean.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Mean {
+    /// The mean.
+    pub value: f64,
+    /// Its standard error: the sample's standard deviation over the root of the sample's size; 0 for a single value.
+    pub standard_error: f64,
+}
+
+impl Mean {
+    pub(crate) fn of(values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let value = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|each| (each - value).powi(2)).sum();
+        let variance = squares / (count - 1.0).max(1.0);
+        Self {
+            value,
+            standard_error: (variance / count).sqrt(),
+        }
+    }
+
+    /// exp of the mean, by the delta method.
+    pub(crate) fn exp(self) -> Self {
+        let value = self.value.exp();
+        Self {
+            value,
+            standard_error: value * self.standard_error,
+        }
+    }
 }
 
 /// A perplexity and what it was measured on.
@@ -60,29 +118,9 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     model.config().require_decoder("perplexity")?;
     let length = options.sequence_length;
-    if length < 2 {
-        return Err(Error::setting(
-            "sequence length",
-            "at least 2 tokens",
-            length,
-        ));
-    }
-    let available = tokens.len() / length;
-    let chunks = options
-        .limit
-        .map_or(available, |limit| limit.min(available));
-    if options.limit == Some(0) {
-        return Err(Error::setting("limit", "at least 1 chunk", 0));
-    }
-    if chunks == 0 {
-        return Err(Error::data(
-            "text",
-            format!("at least one chunk of {length} tokens (or ask for shorter sequences)"),
-            format!("{} tokens", tokens.len()),
-        ));
-    }
+    let sequences = options.chunks(tokens)?;
+    let chunks = sequences.len();
     let mut chunk_nll = Vec::with_capacity(chunks);
-    let sequences: Vec<&[u32]> = tokens.chunks_exact(length).take(chunks).collect();
     'chunks: for batch in sequences.chunks((BATCH_TOKENS / length).max(1)) {
         for losses in batch_nll(model, batch)? {
             if losses.iter().any(|loss| !loss.is_finite()) {
@@ -101,17 +139,11 @@ pub fn perplexity(
             }
         }
     }
-    let count = chunk_nll.len() as f64;
-    let mean_nll = chunk_nll.iter().sum::<f64>() / count;
-    let variance = chunk_nll
-        .iter()
-        .map(|nll| (nll - mean_nll).powi(2))
-        .sum::<f64>()
-        / (count - 1.0).max(1.0);
+    let mean = Mean::of(&chunk_nll);
     Ok(Perplexity {
-        perplexity: mean_nll.exp(),
-        mean_nll,
-        standard_error: mean_nll.exp() * (variance / count).sqrt(),
+        perplexity: mean.value.exp(),
+        mean_nll: mean.value,
+        standard_error: mean.exp().standard_error,
         chunks: chunk_nll.len(),
         sequence_length: length,
         tokens: chunk_nll.len() * length,
@@ -163,7 +195,7 @@ fn batch_nll(model: &Transformer, sequences: &[&[u32]]) -> Result<Vec<Vec<f64>>>
 }
 
 /// −log softmax(logits)\[target\].
-fn nll(logits: &[f32], target: usize) -> f64 {
+pub(crate) fn nll(logits: &[f32], target: usize) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits
         .iter()
@@ -174,7 +206,18 @@ fn nll(logits: &[f32], target: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::nll;
+    use super::{Mean, nll};
+
+    #[test]
+    fn means_and_their_errors_are_those_of_the_sample() {
+        let mean = Mean::of(&[1.0, 0.0, 1.0, 1.0]);
+        assert_eq!((mean.value, mean.standard_error), (0.75, 0.25));
+        let exponential = mean.exp();
+        assert_eq!(exponential.value, 0.75_f64.exp());
+        assert_eq!(exponential.standard_error, 0.25 * 0.75_f64.exp());
+        let single = Mean::of(&[2.0]);
+        assert_eq!((single.value, single.standard_error), (2.0, 0.0));
+    }
 
     #[test]
     fn loss_of_equal_logits_is_the_log_of_their_number() {

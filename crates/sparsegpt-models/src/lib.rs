@@ -1,6 +1,7 @@
-//! Checkpoints, tokenizers, model families, calibration text, perplexity and generation for
+//! Checkpoints, tokenizers, model families, calibration text, perplexity, zero-shot tasks and generation for
 //! [`sparsegpt`].
 
+pub mod agreement;
 pub mod calibration;
 pub mod checkpoint;
 pub mod decoder;
@@ -16,6 +17,7 @@ mod source;
 pub mod staging;
 pub mod text;
 pub mod tokenizer;
+pub mod zero_shot;
 
 pub use error::{Error, Result};
 pub use sequence::Sequence;

@@ -89,6 +89,11 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// The model that comes with the command.
+pub(crate) fn bundled() -> PathBuf {
+    workspace().join("crates/sparsegpt-cli/assets/jargon")
+}
+
 fn present(path: PathBuf, variable: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
+use ndarray::{Array3, Axis};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
@@ -29,7 +30,8 @@ pub struct Transformer {
 #[derive(Clone, Debug)]
 pub struct KvCache {
     blocks: Vec<BlockCache>,
-    tokens: Vec<u32>,
+    /// Tokens of each sequence; none before the first.
+    sequences: Vec<Vec<u32>>,
 }
 
 /// Bytes of a model's matrices in memory or in its mapped file; norms and biases are left out.
@@ -43,10 +45,35 @@ pub struct MatrixBytes {
 }
 
 impl KvCache {
-    /// Tokens seen.
+    /// Tokens seen, of each sequence.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens.len()
+        self.sequences.first().map_or(0, Vec::len)
+    }
+
+    fn take_in(&mut self, sequences: &[&[u32]]) {
+        self.sequences.resize(sequences.len(), Vec::new());
+        for (seen, tokens) in self.sequences.iter_mut().zip(sequences) {
+            seen.extend(*tokens);
+        }
+    }
+
+    /// A cache of some of the sequences that ran together, by number, in any order and any number of times.
+    pub(crate) fn of(&self, sequences: &[usize]) -> Self {
+        let select = |pair: &[Array3<f32>; 2]| {
+            [0, 1].map(|part: usize| pair[part].select(Axis(0), sequences))
+        };
+        Self {
+            blocks: self
+                .blocks
+                .iter()
+                .map(|block| block.as_ref().map(select))
+                .collect(),
+            sequences: match self.sequences.as_slice() {
+                [] => Vec::new(),
+                seen => sequences.iter().map(|&at| seen[at].clone()).collect(),
+            },
+        }
     }
 }
 
@@ -96,7 +123,7 @@ impl Transformer {
     pub fn cache(&self) -> KvCache {
         KvCache {
             blocks: vec![None; self.blocks.len()],
-            tokens: Vec::new(),
+            sequences: Vec::new(),
         }
     }
 
@@ -138,11 +165,10 @@ impl Transformer {
             .turns_anew(cache.tokens(), cache.tokens() + tokens.len())
         {
             // The cached keys have turned by angles that no longer hold.
-            all = [&cache.tokens, tokens].concat();
+            all = [&cache.sequences.concat(), tokens].concat();
             (*cache, fresh) = (self.cache(), &all);
         }
         let hidden = self.hidden(&[fresh], Some(cache))?;
-        cache.tokens.extend(fresh);
         let last = hidden.i((0, fresh.len() - 1..fresh.len()))?;
         Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
     }
@@ -151,7 +177,7 @@ impl Transformer {
     pub(crate) fn hidden(
         &self,
         sequences: &[&[u32]],
-        cache: Option<&mut KvCache>,
+        mut cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
         self.config.require_decoder("predicting the next token")?;
         if let Some(cache) = &cache
@@ -171,7 +197,11 @@ impl Transformer {
             },
             other: None,
         };
-        self.run(hidden, cache)
+        let output = self.run(hidden, cache.as_deref_mut())?;
+        if let Some(cache) = cache {
+            cache.take_in(sequences);
+        }
+        Ok(output)
     }
 
     /// What the head reads, from the first block's input.

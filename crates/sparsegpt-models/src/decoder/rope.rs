@@ -258,7 +258,7 @@ impl RotaryConfig {
 
 impl TransformerConfig {
     /// Whether a sequence that grows from `before` to `after` tokens changes the angles of the tokens it had.
-    pub(super) fn turns_anew(&self, before: usize, after: usize) -> bool {
+    pub(crate) fn turns_anew(&self, before: usize, after: usize) -> bool {
         match &self.positions {
             Positions::Rotary { angles, local, .. } => {
                 let all = [Some(angles), local.as_ref()];

@@ -1,6 +1,6 @@
 //! The attention part of a block: from normalized activations to the mixed values of all heads.
 
-use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, s};
 use rayon::prelude::*;
 
 use super::attention::{Mixer, RelativeBias, alibi_slopes};
@@ -185,11 +185,20 @@ fn extend<'c>(
         let shape = (batch, new.nrows() / batch, new.ncols());
         let new = new.view().into_shape_with_order(shape).map_err(unshaped)?;
         *extended = match past.take() {
-            Some(past) => concatenate(Axis(1), &[past.view(), new]).map_err(unshaped)?,
+            Some(past) => behind(&past, new),
             None => new.to_owned(),
         };
     }
     Ok(cache.insert(extended))
+}
+
+/// The tokens of each sequence behind those before, sequence after sequence in memory, as `concatenate` would not have them.
+fn behind(past: &Array3<f32>, new: ArrayView3<'_, f32>) -> Array3<f32> {
+    let (batch, seen, width) = past.dim();
+    let mut both = Array3::zeros((batch, seen + new.dim().1, width));
+    both.slice_mut(s![.., ..seen, ..]).assign(past);
+    both.slice_mut(s![.., seen.., ..]).assign(&new);
+    both
 }
 
 /// The tokens of all sequences after each other.

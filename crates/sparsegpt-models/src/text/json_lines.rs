@@ -72,7 +72,8 @@ impl Iterator for Records {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, for error messages.
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -18,6 +18,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+pub(crate) use json_lines::kind;
+pub(crate) use parquet::guarded;
+pub(crate) use plain::Lines;
 pub use recipe::{Recipe, prepare, prepare_with_key};
 
 /// The key (JSON lines) or column (parquet) that holds the text where the caller names none.
@@ -147,7 +150,7 @@ pub fn documents(path: &Path, text_key: &str) -> Result<Documents> {
     let file = open(path)?;
     let format = TextFormat::of(path)?;
     let inner: Box<dyn Iterator<Item = Result<String>>> = match format {
-        TextFormat::Plain => Box::new(plain::Lines::new(file, path)),
+        TextFormat::Plain => Box::new(Lines::new(file, path)),
         TextFormat::JsonLines => Box::new(json_lines::Records::new(file, path, text_key)),
         TextFormat::Parquet => Box::new(parquet::Rows::new(file, path, text_key)?),
     };
@@ -195,7 +198,7 @@ pub(crate) fn no_document(path: &Path) -> Error {
 }
 
 /// Opens a file that must not be empty nor compressed as a whole.
-fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     let read_error = |source| Error::io("read", path, source);
     let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
     let mut start = Vec::with_capacity(4);

@@ -175,7 +175,7 @@ impl Iterator for Rows {
 /// Calls into the parquet crate. Its decoders assert on some damaged files; a file from outside
 /// must end in an error all the same. What was being read is dropped after an error, so no broken
 /// invariant is seen afterwards.
-fn guarded<T>(
+pub(crate) fn guarded<T>(
     path: &Path,
     call: impl FnOnce() -> std::result::Result<T, ParquetError>,
 ) -> Result<T> {

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// Reads numbered lines of UTF-8 with their line ends, without a byte order mark at the file's beginning.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     path: PathBuf,
     reader: BufReader<File>,
     /// Number of the line read last, from 1.
@@ -17,7 +17,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(file: File, path: &Path) -> Self {
+    pub(crate) fn new(file: File, path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             reader: BufReader::new(file),
@@ -25,11 +25,11 @@ impl Lines {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn line(&self) -> usize {
+    pub(crate) fn line(&self) -> usize {
         self.line
     }
 }
