@@ -59,7 +59,7 @@ impl Iterator for Rows<'_> {
         while let Some(rest) = self
             .rest
             .strip_prefix("\r\n")
-            .or(self.rest.strip_prefix('\n'))
+            .or_else(|| self.rest.strip_prefix('\n'))
         {
             self.rest = rest;
             self.line += 1;

@@ -178,7 +178,7 @@ fn request(
         }
         // Something has to predict the first token.
         _ => {
-            let first = tokenizer.bos().or(tokenizer.eos().first().copied());
+            let first = tokenizer.bos().or_else(|| tokenizer.eos().first().copied());
             let first = first.ok_or_else(|| {
                 unfit(
                     "a context, or a tokenizer with a first or last token",

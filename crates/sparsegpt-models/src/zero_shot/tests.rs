@@ -267,6 +267,9 @@ fn piqa_takes_its_answers_from_the_file_beside() {
     );
 }
 
+/// Values of a parquet column, with their levels of definition and repetition.
+type Column<'a> = (&'a [&'a str], &'a [i16], Option<&'a [i16]>);
+
 #[test]
 fn parquet_rows_with_lists_are_read() {
     let folder = TempDir::new().unwrap();
@@ -286,7 +289,7 @@ fn parquet_rows_with_lists_are_read() {
         SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let (whole, within) = ([1_i16, 1], [4_i16; 5]);
-    let columns: [(&[&str], &[i16], Option<&[i16]>); 4] = [
+    let columns: [Column<'_>; 4] = [
         (&["Why?", "How?"], &whole, None),
         (&["x", "y", "u", "v", "w"], &within, Some(&[0, 1, 0, 1, 1])),
         (&["A", "B", "A", "B", "C"], &within, Some(&[0, 1, 0, 1, 1])),
@@ -657,7 +660,7 @@ fn recipes_part_the_tokens_in_their_own_ways() {
     let bare = of(HARNESS, "", " a person", 256).unwrap();
     let first = tokenizer
         .bos()
-        .or(tokenizer.eos().first().copied())
+        .or_else(|| tokenizer.eos().first().copied())
         .unwrap();
     assert_eq!((bare.start, bare.tokens[0]), (1, first));
     assert_eq!(bare.tokens[1..], parts[1]);

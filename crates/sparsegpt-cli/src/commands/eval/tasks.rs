@@ -217,7 +217,7 @@ fn find(
 /// The last parts of the models' paths, or the whole paths where two are the same.
 fn names(models: &[PathBuf]) -> Vec<String> {
     let last = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = path.file_name().unwrap_or_else(|| path.as_os_str());
         name.to_string_lossy().into_owned()
     };
     let names: Vec<String> = models.iter().map(last).collect();
