@@ -2,6 +2,7 @@
 # The table of docs/benchmarks.md and the README: SmolLM2-135M, calibrated on the 32 x 512 tokens of the golden
 # files, WikiText-2 raw test, first 32 chunks of 1024 tokens. Takes about half an hour on two cores.
 # `measure-smollm2.sh scatter` prints how far the figures move when only the order of rounding changes.
+# `measure-smollm2.sh zero-shot [FLAGS OF eval]` asks the dense and three pruned models the questions of all zero-shot tasks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,6 +36,15 @@ row() { # label, published, then the flags of prune
     printf '| %s | %.2f | %s | %s s | %s MiB |\n' "$label" "$(evaluate "$work/out")" "$published" "$seconds" "$(cat "$work/peak")"
 }
 
+if [ "${1:-}" = zero-shot ]; then
+    for spec in 'sparsegpt-50:--pattern 50%' 'sparsegpt-2-4:--pattern 2:4' 'sparsegpt-50-4bit:--pattern 50% --bits 4'; do
+        # Several flags each.
+        # shellcheck disable=SC2086
+        "$sparsegpt" prune "$model" --calibration "$tokens" --out "$work/${spec%%:*}" ${spec#*:} --quiet >&2
+    done
+    "$sparsegpt" eval "$model" "$work"/sparsegpt-{50,2-4,50-4bit} --tasks all --data "$shared/data" "${@:2}"
+    exit
+fi
 if [ "${1:-}" = scatter ]; then
     printf '| SmolLM2-135M | perplexity | published reference | prune | peak memory |\n|---|---|---|---|---|\n'
     for block in 256 512; do

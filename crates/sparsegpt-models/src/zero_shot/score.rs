@@ -45,12 +45,15 @@ impl Request {
     }
 }
 
+/// The number of a question and that of one of its requests.
+type Place = (usize, usize);
+
 /// A prediction to be read: at a row of a pass's output, the probability of a token, for a request of a question.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     row: usize,
     token: u32,
-    of: (usize, usize),
+    of: Place,
 }
 
 /// The likelihoods of all requests of all questions. `progress` is told the questions done and those in all, and returns
@@ -107,9 +110,6 @@ fn shared_prefix(requests: &[Request]) -> usize {
     })
 }
 
-/// A request's question in its batch, and the numbers of question and request.
-type Member = (usize, (usize, usize));
-
 struct Pass<'a> {
     model: &'a Transformer,
     questions: &'a [Vec<Request>],
@@ -121,7 +121,7 @@ impl Pass<'_> {
     fn run(&mut self, prefix: usize, batch: &[usize]) -> Result<()> {
         let questions = self.questions;
         // By the length of what stands behind the prefix: number in the batch, question and request.
-        let mut rests: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
+        let mut rests: BTreeMap<usize, Vec<(usize, Place)>> = BTreeMap::new();
         for (at, &question) in batch.iter().enumerate() {
             for (number, request) in questions[question].iter().enumerate() {
                 rests
@@ -164,7 +164,7 @@ impl Pass<'_> {
     fn read(
         &mut self,
         hidden: &Tensor,
-        requests: impl Iterator<Item = (usize, (usize, usize))>,
+        requests: impl Iterator<Item = (usize, Place)>,
         positions: Range<usize>,
     ) -> Result<()> {
         let mut readings = Vec::new();

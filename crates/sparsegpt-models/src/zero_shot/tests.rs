@@ -267,6 +267,9 @@ fn piqa_takes_its_answers_from_the_file_beside() {
     );
 }
 
+/// Values of a parquet column, with their levels of definition and repetition.
+type Column<'a> = (&'a [&'a str], &'a [i16], Option<&'a [i16]>);
+
 #[test]
 fn parquet_rows_with_lists_are_read() {
     let folder = TempDir::new().unwrap();
@@ -286,7 +289,6 @@ fn parquet_rows_with_lists_are_read() {
         SerializedFileWriter::new(File::create(&path).unwrap(), schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let (whole, within) = ([1_i16, 1], [4_i16; 5]);
-    type Column<'a> = (&'a [&'a str], &'a [i16], Option<&'a [i16]>);
     let columns: [Column<'_>; 4] = [
         (&["Why?", "How?"], &whole, None),
         (&["x", "y", "u", "v", "w"], &within, Some(&[0, 1, 0, 1, 1])),
