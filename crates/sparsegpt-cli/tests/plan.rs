@@ -83,6 +83,10 @@ fn a_config_alone_gives_the_plan_that_the_checkpoint_gives() {
         assert!(number(&outlined, "/mapped_bytes") <= number(&whole, "/mapped_bytes"));
         assert!((number(&outlined, "/seconds") / number(&whole, "/seconds") - 1.0).abs() < 0.01);
     }
+    // A text is looked at, and needs no tokenizer.
+    let calibration_args = ["--calibration", text(&calibration)];
+    let with_text = plan(folder.path(), &[&given[..], &calibration_args].concat());
+    assert_eq!(with_text["flops"], whole["flops"]);
     let defaults = plan(&config, &["--plan-rates", RATES]);
     assert_eq!(
         (&defaults["sequences"], &defaults["sequence_length"]),

@@ -11,15 +11,12 @@ use super::{
 
 const F32: f64 = 4.0;
 const MIB: f64 = 1024.0 * 1024.0;
-/// The process itself, its threads and a tokenizer, as measured on a small model.
+/// The process itself, its threads and a tokenizer, as measured on a small model; and of its executable, mapped.
 const BASE: f64 = 20.0 * MIB;
+const EXECUTABLE: f64 = 12.0 * MIB;
 /// What the metadata of a GGUF file take beside that: a vocabulary, as measured on one of 49152 tokens.
-const METADATA: f64 = 25.0 * MIB;
-/// What the system's allocator keeps of freed memory while a block is treated, beside what is in use: a share, and at most
-/// so much, as larger pieces go back at once. Measured.
-const SLACK: f64 = 0.3;
-const MOST_SLACK: f64 = 64.0 * MIB;
-/// The most that it still holds when the blocks are done.
+const METADATA: f64 = 50.0 * MIB;
+/// The most that the system's allocator holds of freed memory when the blocks are done; larger pieces go back at once.
 const MOST_KEPT: f64 = 96.0 * MIB;
 /// Tokens that go through a block together, where sequences are shorter.
 const BATCH_TOKENS: usize = 2048;
@@ -179,11 +176,7 @@ pub(crate) fn memory(
             (reading * embedding).max(embedding + hidden_states),
             files.source,
         ),
-        (
-            Phase::Blocks,
-            hidden_states + of_blocks + (SLACK * of_blocks).min(MOST_SLACK),
-            files.source,
-        ),
+        (Phase::Blocks, hidden_states + of_blocks, files.source),
         // Values in f32, and as they are written.
         (Phase::Writing, kept + 2.0 * copied, files.source),
         (Phase::Checking, kept + copied, files.source + files.result),
@@ -194,7 +187,7 @@ pub(crate) fn memory(
         if own > most.1 {
             most = (phase, own);
         }
-        resident = resident.max(base + own + mapped);
+        resident = resident.max(base + EXECUTABLE + own + mapped);
     }
     let (phase, peak) = most;
     Memory {

@@ -349,7 +349,7 @@ fn memory_text(plan: &Plan, text: &mut String) {
     row("peak memory of the process itself", memory.own);
     row("mapped files, which the system takes back", memory.mapped);
     row(
-        "resident at most, with those that are mapped then",
+        "with the files mapped then, where memory is free",
         memory.resident,
     );
     let _ = write!(text, "{parts}");

@@ -632,7 +632,9 @@ fn planned_size(
         });
     }
     calibration::check(file, &options).map_err(Failure::reading)?;
-    model::tokenizer(checkpoint)?;
+    if !checkpoint.is_outline() {
+        model::tokenizer(checkpoint)?;
+    }
     Ok(CalibrationSize {
         sequences: options.samples.unwrap_or(DEFAULT_SAMPLES),
         length: options.sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH),
