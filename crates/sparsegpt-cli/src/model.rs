@@ -47,6 +47,14 @@ pub(crate) fn open(
     Ok((checkpoint, config))
 }
 
+/// The same for a plan, which needs no weights: a config.json alone will do, itself or in a folder.
+pub(crate) fn open_for_plan(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    let of_model = |error| Failure::reading_model(path, error);
+    let checkpoint = Checkpoint::open_or_outline(path).map_err(of_model)?;
+    let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
+    Ok((checkpoint, config))
+}
+
 /// Why the commands that run a model do not take this one; `None` if they do. Reads no weights.
 pub(crate) fn refusal(checkpoint: &Checkpoint) -> Option<String> {
     let mut sink = Overlay::new(checkpoint.tensors());

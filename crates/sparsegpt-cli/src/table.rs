@@ -93,6 +93,19 @@ pub(crate) fn bytes(count: f64) -> String {
     }
 }
 
+/// A quantity in the largest fitting of its unit, k, M, G, T and P of it.
+pub(crate) fn quantity(count: f64, unit: &str) -> String {
+    const PREFIXES: [&str; 6] = ["", "k", "M", "G", "T", "P"];
+    let mut value = count;
+    let mut prefix = 0;
+    while value >= 999.5 && prefix + 1 < PREFIXES.len() {
+        value /= 1000.0;
+        prefix += 1;
+    }
+    let decimals = if value < 99.95 { 1 } else { 0 };
+    format!("{value:.decimals$} {}{unit}", PREFIXES[prefix])
+}
+
 /// Seconds in words fit for their size.
 pub(crate) fn seconds(seconds: f64) -> String {
     if seconds < 10.0 {
@@ -101,8 +114,10 @@ pub(crate) fn seconds(seconds: f64) -> String {
         format!("{seconds:.0} s")
     } else if seconds < 7200.0 {
         format!("{:.0} min", seconds / 60.0)
-    } else {
+    } else if seconds < 172_800.0 {
         format!("{:.1} h", seconds / 3600.0)
+    } else {
+        format!("{:.1} days", seconds / 86_400.0)
     }
 }
 
@@ -130,5 +145,11 @@ mod tests {
         assert_eq!(seconds(90.0), "90 s");
         assert_eq!(seconds(600.0), "10 min");
         assert_eq!(seconds(9000.0), "2.5 h");
+        assert_eq!(seconds(432_000.0), "5.0 days");
+        assert_eq!(quantity(12.0, "B"), "12.0 B");
+        assert_eq!(quantity(1.75e12, "flop"), "1.8 Tflop");
+        assert_eq!(quantity(999_600.0, "weights"), "1.0 Mweights");
+        assert_eq!(quantity(110e9, "flop"), "110 Gflop");
+        assert_eq!(quantity(3e18, "flop"), "3000 Pflop");
     }
 }

@@ -9,6 +9,7 @@ mod dtype;
 pub(crate) mod fixtures;
 mod folder;
 mod lora;
+mod outline;
 mod overlay;
 mod packed;
 mod packed_folder;
@@ -118,6 +119,11 @@ pub(crate) trait CheckpointSource: TensorSource {
         false
     }
 
+    /// Whether there are no values, only what config.json calls for.
+    fn is_outline(&self) -> bool {
+        false
+    }
+
     fn tokenizer(&self) -> Result<Tokenizer>;
 
     /// Writes everything but the weights: configuration, tokenizer, and what else there is.
@@ -184,6 +190,64 @@ impl Checkpoint {
             config,
             source,
         })
+    }
+
+    /// What can be told without weights: the names, shapes and type of the tensors that a config.json calls for. `path`
+    /// is that file or its folder. Whatever would read a tensor, or copy one, fails.
+    ///
+    /// # Errors
+    /// If there is no config.json, or it is of no supported model ([`Outline::new`](crate::decoder::Outline::new)).
+    pub fn outline(path: &Path) -> Result<Self> {
+        let source = outline::OutlinedFolder::open(path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: source.config().clone(),
+            source: Arc::new(source),
+        })
+    }
+
+    /// [`open`](Self::open), or the [outline](Self::outline) of a config.json that is given itself, or that lies in a
+    /// folder without weights.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn open_or_outline(path: &Path) -> Result<Self> {
+        match outline::has_no_weights(path) {
+            true => Self::outline(path),
+            false => Self::open(path),
+        }
+    }
+
+    /// Whether this is an [outline](Self::outline).
+    #[must_use]
+    pub fn is_outline(&self) -> bool {
+        self.source.is_outline()
+    }
+
+    /// Bytes of the files that hold the weights; for an [outline](Self::outline), of the weights that it calls for.
+    ///
+    /// # Errors
+    /// If a file cannot be looked at.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        let config = self.config_file();
+        if self.is_outline() {
+            let names = self.source.names().into_iter();
+            return Ok(names
+                .filter_map(|name| self.source.info(&name))
+                .map(|info| {
+                    let elements: u64 = info.shape.iter().map(|&size| size as u64).product();
+                    elements * info.dtype.bitsize() as u64 / 8
+                })
+                .sum());
+        }
+        let files = self.source.files().into_iter();
+        files
+            .filter(|file| !self.path.is_dir() || *file != config)
+            .map(|file| match fs::metadata(&file) {
+                Ok(metadata) => Ok(metadata.len()),
+                Err(source) => Err(Error::io("read", &file, source)),
+            })
+            .sum()
     }
 
     /// The folder or file it was opened from.

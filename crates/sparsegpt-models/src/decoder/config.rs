@@ -16,6 +16,10 @@ use crate::{Error, Result};
 const MAX_DIMENSION: u64 = 1 << 24;
 /// Most blocks taken from a file.
 const MAX_BLOCKS: u64 = 1 << 14;
+/// Most linear layers that the numbers of blocks and experts may make together.
+const MAX_LAYERS: u64 = 1 << 20;
+/// Most weights that all sizes may make together: no product of some of them overflows below it.
+const MAX_WEIGHTS: f64 = (1_u64 << 50) as f64;
 
 /// The feed-forward layer's activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +308,7 @@ impl TransformerConfig {
                 format!("expected a small positive number, found {norm_eps}"),
             ));
         }
-        Ok(Self {
+        let config = Self {
             family: spec.family,
             hidden_size,
             intermediate_size,
@@ -354,7 +358,45 @@ impl TransformerConfig {
                 Some(experts) => Some(keys.experts(experts, blocks)?),
                 None => None,
             },
-        })
+        };
+        config.check_size()?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that are each within bounds and nonsense together.
+    fn check_size(&self) -> Result<()> {
+        // Of the layers that a block has beside its experts'.
+        const OTHERS: u64 = 14;
+        let experts = self.experts.as_ref().map_or(0, |experts| experts.count);
+        let layers = self.blocks as u64 * (OTHERS + 3 * experts as u64);
+        if layers > MAX_LAYERS {
+            return Err(Error::config(
+                "num_hidden_layers",
+                format!(
+                    "{} blocks with {experts} experts are about {layers} layers, expected at most {MAX_LAYERS}",
+                    self.blocks
+                ),
+            ));
+        }
+        let hidden = self.hidden_size as f64;
+        let heads = 2.0 * (self.heads + self.kv_heads) as f64 * self.head_dim as f64;
+        let inner = self.experts.as_ref().map_or(0.0, |experts| {
+            let shared = experts.shared_intermediate_size.unwrap_or(0);
+            experts.count as f64 * experts.intermediate_size as f64 + shared as f64
+        });
+        let block = 2.0 * heads * hidden + 3.0 * hidden * (self.intermediate_size as f64 + inner);
+        let rows = 2 * self.vocab_size + self.position_table().map_or(0, |(_, rows)| rows);
+        let width = self.embedding_size.max(self.hidden_size) as f64;
+        let weights = self.blocks as f64 * block + rows as f64 * width;
+        if weights > MAX_WEIGHTS {
+            return Err(Error::config(
+                "hidden_size",
+                format!(
+                    "the sizes together make up to {weights:.1e} weights, expected at most {MAX_WEIGHTS:.1e}"
+                ),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -1146,6 +1188,34 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(key), "{changes}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_are_nonsense_together_are_refused() {
+        let most = 1 << 24;
+        for (changes, named) in [
+            (
+                json!({"hidden_size": most, "intermediate_size": most, "num_hidden_layers": 1 << 14}),
+                "weights",
+            ),
+            (
+                json!({"head_dim": most, "num_attention_heads": most, "hidden_size": most}),
+                "weights",
+            ),
+            (
+                json!({
+                    "model_type": "mixtral", "num_local_experts": most, "num_experts_per_tok": 2,
+                    "num_key_value_heads": 2, "num_hidden_layers": 1,
+                }),
+                "layers",
+            ),
+        ] {
+            let error = TransformerConfig::from_json(&with(changes.clone()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(named), "{changes}: {error}");
+            assert!(error.contains("expected at most"), "{error}");
         }
     }
 }

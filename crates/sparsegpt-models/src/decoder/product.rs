@@ -1,7 +1,9 @@
 //! Activations times weights on faer: the same product through candle's `matmul` (transposed right operand)
 //! reaches about half the rate.
 
-use candle_core::Tensor;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
@@ -68,6 +70,31 @@ pub(super) fn products(
             .for_each(|(y, accum, x, w)| product(y, accum, x, w, Par::Seq));
     }
     Ok(())
+}
+
+/// Floating-point operations a second of the products in a forward pass, on all threads: the best of a few products of
+/// activations (tokens x cols) with one weight (rows x cols). To tell how long a model takes to run.
+///
+/// # Errors
+/// [`Error::Setting`] for a size of 0.
+pub fn product_speed(tokens: usize, rows: usize, cols: usize) -> Result<f64> {
+    const REPEATS: usize = 3;
+    let sizes = [("tokens", tokens), ("rows", rows), ("cols", cols)];
+    if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+        return Err(Error::setting(name, "at least 1", 0));
+    }
+    let value = |index: usize| (index % 11) as f32 - 5.0;
+    let x = Array2::from_shape_fn((tokens, cols), |(token, col)| value(7 * token + 3 * col));
+    let weight: Vec<f32> = (0..rows * cols).map(value).collect();
+    let weight = Tensor::from_vec(weight, (rows, cols), &Device::Cpu)?;
+    let mut y = Array2::zeros((tokens, rows));
+    let mut best = f64::INFINITY;
+    for _ in 0..REPEATS {
+        let start = Instant::now();
+        products(x.view(), vec![(&mut y, Accum::Replace, &weight)])?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (tokens as f64) * (rows as f64) * (cols as f64) / best.max(1e-9))
 }
 
 fn product(

@@ -10,6 +10,7 @@ use super::TransformerConfig;
 use super::config::{Experts, Positions, Residual};
 use super::family::{FamilySpec, FeedForward, ModelKind, Names, NormKind, Qkv};
 use super::norm::Norm;
+use super::outline::no_tensors;
 use super::weight::Weight;
 use crate::checkpoint::is_float;
 use crate::{Error, Result, TensorSource};
@@ -115,6 +116,11 @@ pub(super) fn expert_inputs(expert: usize) -> [usize; 2] {
 /// 0 for what an expert's gate and up read, 1 for what its down reads.
 pub(super) fn expert_part(input: usize) -> usize {
     input.saturating_sub(FIRST_EXPERT_INPUT) % 2
+}
+
+/// The expert whose input this is.
+pub(super) fn expert_of(input: usize) -> Option<usize> {
+    Some(input.checked_sub(FIRST_EXPERT_INPUT)? / 2)
 }
 
 /// Whether an input is an expert's, which sees the tokens routed to it alone.
@@ -294,6 +300,26 @@ impl TransformerConfig {
         }
     }
 
+    /// Whether layers with this input are the last ones of their block, or of an expert: those that a pass which only shows
+    /// inputs to Hessians leaves out.
+    #[must_use]
+    pub fn is_last_input(&self, input: usize) -> bool {
+        input == MLP_OUTPUT || (is_of_expert(input) && expert_part(input) == 1)
+    }
+
+    /// Pairs of a query and a key whose scores a block computes for a sequence of so many tokens: what causality and its
+    /// window drop is left out.
+    #[must_use]
+    pub fn score_pairs(&self, block: usize, tokens: usize) -> f64 {
+        let all = tokens as f64;
+        let window = self.sliding_windows.get(block).copied().flatten();
+        let seen = window.map_or(all, |window| (window as f64).min(all));
+        match self.causal(block) {
+            true => seen * (all - seen) + 0.5 * seen * (seen + 1.0),
+            false => all * all,
+        }
+    }
+
     /// The experts of a block, where it has some.
     pub(super) fn experts_of(&self, block: usize) -> Option<&Experts> {
         let experts = self.experts.as_ref()?;
@@ -373,6 +399,15 @@ impl Weights {
         };
         weights.check_all()?;
         Ok(weights)
+    }
+
+    /// The model of a configuration whose checkpoint is not at hand, for its names and shapes.
+    pub(super) fn without_tensors(config: TransformerConfig) -> Self {
+        Self {
+            prefix: config.family.spec().names.prefix,
+            config,
+            source: no_tensors(),
+        }
     }
 
     fn names(&self) -> &'static Names {
@@ -489,7 +524,10 @@ impl Weights {
     }
 
     /// Hands each tensor's name and shape to `expect`, until that fails.
-    fn each(&self, expect: &mut dyn FnMut(String, &[usize]) -> Result<()>) -> Result<()> {
+    pub(super) fn each(
+        &self,
+        expect: &mut dyn FnMut(String, &[usize]) -> Result<()>,
+    ) -> Result<()> {
         let (config, names) = (&self.config, self.names());
         let (hidden, width) = (config.hidden_size, config.embedding_size);
         let norm = |expect: &mut dyn FnMut(String, &[usize]) -> Result<()>, name: &str, width| {

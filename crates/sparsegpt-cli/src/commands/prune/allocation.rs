@@ -6,7 +6,7 @@ use sparsegpt_models::calibration::Calibration;
 use sparsegpt_models::checkpoint::Overlay;
 
 use super::Job;
-use crate::cost::{self, CalibrationSize};
+use crate::cost::{self, CalibrationSize, Work};
 use crate::failure::Failure;
 use crate::{model, table};
 
@@ -40,29 +40,25 @@ impl Job<'_> {
         Ok(found?.plan)
     }
 
-    /// Operations that allocation takes.
-    pub(super) fn allocation_flops(&self, size: CalibrationSize) -> f64 {
-        let of_variant = |(variant, allocating): (usize, &Option<_>)| -> f64 {
+    /// What allocation takes before the run.
+    pub(super) fn allocation_work(&self, size: CalibrationSize) -> Work {
+        let mut work = Work::default();
+        for (planned, allocating) in self.planned.iter().zip(self.allocating) {
             let Some(allocating) = allocating else {
-                return 0.0;
+                continue;
             };
-            let allocating: &crate::flags::Allocating = allocating;
             if !allocating.allocator().needs_calibration() {
-                return 0.0;
+                continue;
             }
             let solutions = allocating.solutions();
-            let passes = vec![self.planned[variant].clone(); solutions.max(1)];
-            cost::blocks(&passes, self.config, size)
-                .into_iter()
-                .map(|mut cost| {
-                    if solutions == 0 {
-                        cost.layers = 0;
-                    }
-                    cost.total(size.sequences)
-                })
-                .sum()
-        };
-        self.allocating.iter().enumerate().map(of_variant).sum()
+            let passes = vec![planned.clone(); solutions.max(1)];
+            let of_variant = cost::work(&passes, self.config, size);
+            work += match solutions {
+                0 => of_variant.without_solving(),
+                _ => of_variant,
+            };
+        }
+        work
     }
 }
 

@@ -32,7 +32,7 @@ use sparsegpt_models::resume::StateFolder;
 use sparsegpt_models::text::DEFAULT_TEXT_KEY;
 
 use crate::console::Console;
-use crate::cost::{CalibrationSize, Variants};
+use crate::cost::{CalibrationSize, GivenRate, Machine, Variants};
 use crate::failure::{Exit, Failure};
 use crate::flags::{Allocating, Flags, LayerFlags, PlanFlags, with_recipe};
 use crate::tensor_file::check_output;
@@ -49,7 +49,7 @@ pub(crate) const REPORT_FILE: &str = "sparsegpt_report.json";
 /// Flags of `prune`.
 #[derive(Args, Debug)]
 pub(crate) struct PruneArgs {
-    /// A HuggingFace folder or a .gguf file
+    /// A HuggingFace folder or a .gguf file; with --dry-run a config.json, or a folder with one and no weights, will do
     model: PathBuf,
 
     /// The folder to write; it must not exist or be empty. With several --pattern it gets one checkpoint folder for
@@ -71,9 +71,30 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "FILE")]
     save_masks: Option<PathBuf>,
 
-    /// Only print the plan: layers, shapes, patterns, estimates of memory and time
+    /// Only print the plan: layers, shapes, patterns, and estimates of memory, time by stage and sizes on disk
     #[arg(long)]
     dry_run: bool,
+
+    /// With --dry-run: the machine to plan for, here (rates measured at once) or h100 (this machine with a GPU of 80 GB, at
+    /// the rates measured on an H200) [default: here]
+    #[arg(
+        long,
+        value_name = "MACHINE",
+        requires = "dry_run",
+        hide_possible_values = true
+    )]
+    plan_for: Option<Machine>,
+
+    /// With --dry-run: rates in place of those of --plan-for, as in forward=110G,files=2G. Operations a second: forward, hessian,
+    /// factor, products; weights a second: sweep, transfer; bytes a second: upload, files (1G unless given); bytes: memory
+    /// (of a device)
+    #[arg(
+        long,
+        value_name = "NAME=NUMBER",
+        requires = "dry_run",
+        value_delimiter = ','
+    )]
+    plan_rates: Vec<GivenRate>,
 
     /// A TOML file whose keys are the flags below (and threads); flags given here win. Paths in it are relative to it
     #[arg(long, value_name = "FILE")]
@@ -171,6 +192,21 @@ impl PruneFlags {
         Ok(plan.with_held_out(self.held_out.unwrap_or(0)))
     }
 
+    /// Whether there is a calibration set where one is needed.
+    fn check_calibration(&self) -> Result<(), Failure> {
+        if !self.need_calibration() || self.calibration.is_some() {
+            return Ok(());
+        }
+        let who = if self.layer.parts().needs_hessian() {
+            format!("--method {}", self.layer.method())
+        } else {
+            "--allocate owl".to_owned()
+        };
+        Err(Failure::usage(format!(
+            "{who} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)"
+        )))
+    }
+
     fn need_calibration(&self) -> bool {
         self.layer.parts().needs_hessian() || self.plan.allocation_needs_calibration()
     }
@@ -243,6 +279,13 @@ pub(crate) fn run(
 }
 
 fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Result<(), Failure> {
+    let is_config = args.model.extension().is_some_and(|end| end == "json");
+    if !args.dry_run && is_config && args.model.is_file() {
+        return Err(Failure::file(
+            &args.model,
+            "a configuration holds no weights to prune; give the model's folder, or --dry-run for a plan",
+        ));
+    }
     let threads = flags.layer.start_threads()?;
     let dtype = flags.dtype.as_deref().map(parse_dtype).transpose()?;
     flags.layer.least_zero = flags.packed()? == Some(PackedFormat::Gptq);
@@ -276,18 +319,20 @@ fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Resul
         .iter()
         .map(|&pattern| flags.plan.allocating(&flags.layer, pattern))
         .collect::<Result<Vec<_>, _>>()?;
-    if flags.need_calibration() && flags.calibration.is_none() {
-        let who = if flags.layer.parts().needs_hessian() {
-            format!("--method {}", flags.layer.method())
-        } else {
-            "--allocate owl".to_owned()
-        };
-        return Err(Failure::usage(format!(
-            "{who} needs calibration data: give --calibration FILE (text, JSON lines, parquet or token ids)"
-        )));
-    }
     unused::tell(&flags, console);
-    let (checkpoint, config) = model::open(&args.model, console)?;
+    let (checkpoint, config) = match args.dry_run {
+        // A plan without weights needs no text either.
+        true => {
+            model::open_for_plan(&args.model).and_then(|opened| match opened.0.is_outline() {
+                true => Ok(opened),
+                false => flags.check_calibration().map(|()| opened),
+            })?
+        }
+        false => {
+            flags.check_calibration()?;
+            model::open(&args.model, console)?
+        }
+    };
     if let Some(masks) = &masks {
         plans = vec![masks.plan(&checkpoint, &flags, &patterns)?];
     }
@@ -538,7 +583,19 @@ fn planned_size(
             length: 0,
         });
     }
-    let file = calibration_file(flags)?;
+    let Some(file) = &flags.calibration else {
+        let length = fitting_length(config, flags)?;
+        let size = CalibrationSize {
+            sequences: flags.samples.unwrap_or(DEFAULT_SAMPLES),
+            length: model::sequence_length(length, config, console),
+        };
+        return match size.sequences.min(size.length) {
+            0 => Err(Failure::usage(
+                "--samples and --sequence-length: expected at least 1, found 0",
+            )),
+            _ => Ok(size),
+        };
+    };
     let options = calibration_options(file, config, flags, console)?;
     if holds_token_ids(file) {
         let ids = draw(file, &no_text, &options).map_err(Failure::reading)?;
@@ -549,7 +606,9 @@ fn planned_size(
         });
     }
     calibration::check(file, &options).map_err(Failure::reading)?;
-    model::tokenizer(checkpoint)?;
+    if !checkpoint.is_outline() {
+        model::tokenizer(checkpoint)?;
+    }
     Ok(CalibrationSize {
         sequences: options.samples.unwrap_or(DEFAULT_SAMPLES),
         length: options.sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH),
@@ -563,6 +622,20 @@ fn calibration_file(flags: &PruneFlags) -> Result<&Path, Failure> {
         .ok_or_else(|| Failure::usage("--calibration FILE is missing"))
 }
 
+/// The sequence length that was asked for, if the model takes that.
+fn fitting_length(
+    config: &TransformerConfig,
+    flags: &PruneFlags,
+) -> Result<Option<usize>, Failure> {
+    match flags.sequence_length {
+        Some(length) if length > config.max_positions => Err(Failure::usage(format!(
+            "--sequence-length {length}: the model takes at most {} tokens",
+            config.max_positions
+        ))),
+        asked => Ok(asked),
+    }
+}
+
 /// Ready token ids have a length of their own.
 fn calibration_options(
     file: &Path,
@@ -570,19 +643,12 @@ fn calibration_options(
     flags: &PruneFlags,
     console: &Console,
 ) -> Result<CalibrationOptions, Failure> {
-    if let Some(length) = flags.sequence_length
-        && length > config.max_positions
-    {
-        return Err(Failure::usage(format!(
-            "--sequence-length {length}: the model takes at most {} tokens",
-            config.max_positions
-        )));
-    }
+    let asked = fitting_length(config, flags)?;
     let sequence_length = if holds_token_ids(file) {
-        flags.sequence_length
+        asked
     } else {
         Some(model::sequence_length(
-            ("--sequence-length", flags.sequence_length),
+            ("--sequence-length", asked),
             config,
             console,
         ))
