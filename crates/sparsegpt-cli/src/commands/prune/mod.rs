@@ -379,8 +379,7 @@ impl Job<'_> {
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
         let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
-        let calibration = self.calibration()?;
-        let mut keeper = self.keeper(state, &writer, calibration.as_ref())?;
+        let (calibration, mut keeper) = self.begun(state, &writer)?;
         let written = self.pruned(plan, writer, &mut keeper, calibration.as_ref());
         let (report, written) = written.map_err(|failure| failure.leaving(keeper.left()))?;
         keeper.done()?;
