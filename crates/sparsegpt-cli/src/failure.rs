@@ -105,7 +105,7 @@ impl Failure {
     }
 
     /// The same, with where what it is about comes from.
-    pub(crate) fn from_place(self, place: &str) -> Self {
+    pub(crate) fn placed(self, place: &str) -> Self {
         Self {
             error: format!("{} ({place})", self.error).into(),
             ..self

@@ -653,7 +653,7 @@ fn a_product_of_narrow_matrices_gives_back_what_it_can() {
     let (input, output) = (text(&files.input), text(&files.output));
     for (flags, named) in [
         (&["--rounds", "2"][..], "--rank"),
-        (&["--rank", "0"], "rank of a repair"),
+        (&["--rank", "0"], "--rank: expected at least 1"),
         (&["--rank", "1", "--rounds", "0"], "rounds"),
         (&["--rank", "1", "--pattern", "50%"], "one --pattern"),
     ] {

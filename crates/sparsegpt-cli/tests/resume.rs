@@ -239,11 +239,13 @@ fn a_damaged_or_foreign_state_is_an_error_that_says_what_to_do() {
     fs::write(&second, &whole).unwrap();
 
     let recipe = arguments(&model(), &out, &["--pattern", "40%"]);
-    fail(
+    let run = fail(
         &borrowed(&recipe),
         2,
         "--pattern: \"50%\" then, \"40%\" now",
     );
+    let kept = format!("are kept in {}", text(&state(&out)));
+    assert!(run.stderr.contains(&kept), "{run:?}");
     let tokens = arguments(&model(), &out, &["--pattern", "50%", "--seed", "3"]);
     let run = fail(&borrowed(&tokens), 2, "calibration tokens");
     assert!(run.stderr.contains("--seed: none then, 3 now"), "{run:?}");

@@ -130,6 +130,8 @@ fn broken_files_are_input_errors() {
     prune("no/such/model", text(&text_file), "no/such/model");
     prune(text(folder.path()), text(&text_file), "config.json");
     prune(text(&text_file), text(&text_file), "calibration.txt");
+    let weights = model_folder.join("model.safetensors");
+    prune(text(&weights), text(&text_file), "give the folder");
     prune(text(&model_folder), "no/such/text", "no/such/text");
     prune(text(&model_folder), text(&short), "short.txt");
 

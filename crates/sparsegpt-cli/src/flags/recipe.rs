@@ -35,7 +35,7 @@ impl Origin {
         let flags = self.keys.iter().map(|key| format!("--{key}"));
         let named: Vec<String> = flags.filter(|flag| names(&message, flag)).collect();
         match failure.exit() == Exit::Usage && !named.is_empty() {
-            true => failure.from_place(&format!(
+            true => failure.placed(&format!(
                 "{} from {}",
                 named.join(" and "),
                 self.file.display()
@@ -57,9 +57,10 @@ fn names(text: &str, flag: &str) -> bool {
 pub(super) fn read_text(path: &Path, what: &str) -> Result<String, Failure> {
     let text = fs::read_to_string(path)
         .map_err(|error| Failure::file(path, format!("cannot read {what}: {error}")))?;
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map_or(text.clone(), str::to_owned))
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => Ok(rest.to_owned()),
+        None => Ok(text),
+    }
 }
 
 /// Fills flags that were not given from a recipe file. Its keys are the names of the flags; those that may

@@ -303,7 +303,7 @@ fn a_look_at_a_file_finds_what_needs_no_tokenizer() {
         (&text, options(1, 1), "sequence length"),
         (&tokens, options(3, 2), "found 2 of 2"),
         (&folder.path().join("absent"), options(1, 8), "absent"),
-        (&folder.path().to_path_buf(), options(1, 8), "read"),
+        (&folder.path().to_path_buf(), options(1, 8), "directory"),
         (&file(&folder, "empty", ""), options(1, 8), "empty"),
         (
             &file(&folder, "blank.jsonl", "\n\n"),

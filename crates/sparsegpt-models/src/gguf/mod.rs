@@ -73,9 +73,18 @@ impl GgufModel {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
         if map.get(..MAGIC.len()) != Some(&MAGIC) {
+            let in_model = path
+                .parent()
+                .is_some_and(|folder| folder.join(CONFIG_FILE).is_file());
+            let remedy = match in_model {
+                true => "; give the folder that it lies in",
+                false => "",
+            };
             return Err(Error::format(
                 path,
-                "expected a HuggingFace model folder or a GGUF file; this is a file of another kind",
+                format!(
+                    "expected a HuggingFace model folder or a GGUF file; this is a file of another kind{remedy}"
+                ),
             ));
         }
         check_alignment(path, &map)?;

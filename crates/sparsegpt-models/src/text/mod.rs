@@ -201,6 +201,12 @@ pub(crate) fn no_document(path: &Path) -> Error {
 pub(crate) fn open(path: &Path) -> Result<File> {
     let read_error = |source| Error::io("read", path, source);
     let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+    if path.is_dir() {
+        return Err(Error::format(
+            path,
+            "expected a file of plain text, JSON lines or parquet, found a directory",
+        ));
+    }
     let mut start = Vec::with_capacity(4);
     (&mut file)
         .take(4)

@@ -266,6 +266,18 @@ fn parquet_errors_name_the_column_and_the_row() {
     assert!(error_of(read_text(&path, "text")).contains("no document"));
 }
 
+#[test]
+fn a_folder_is_told_to_be_none_of_the_files() {
+    let folder = TempDir::new().unwrap();
+    for name in ["a", "a.txt", "a.jsonl", "a.parquet"] {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        let message = error_of(read_text(&path, "text"));
+        assert!(message.contains("a directory"), "{message}");
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+    }
+}
+
 /// The footer's codec entry is changed to Zstandard (6), as the crate cannot write what it was
 /// built without.
 #[test]

@@ -28,8 +28,28 @@ pub(super) struct Keeper {
 }
 
 impl Job<'_> {
+    /// The calibration set, and what keeps the blocks. A run that ends before it has both leaves what an earlier one has kept.
+    pub(super) fn begun(
+        &self,
+        state: StateFolder,
+        writer: &CheckpointWriter,
+    ) -> Result<(Option<Calibration>, Keeper), Failure> {
+        let path = state.path().to_path_buf();
+        let begun = self.calibration().and_then(|calibration| {
+            let keeper = self.keeper(state, writer, calibration.as_ref())?;
+            Ok((calibration, keeper))
+        });
+        begun.map_err(|failure| match path.exists() {
+            true => failure.leaving(format!(
+                "blocks that an earlier run has finished are kept in {}",
+                path.display()
+            )),
+            false => failure,
+        })
+    }
+
     /// Goes on from what an earlier run has left in `state`, and says so. `writer` tells the types.
-    pub(super) fn keeper(
+    fn keeper(
         &self,
         mut state: StateFolder,
         writer: &CheckpointWriter,

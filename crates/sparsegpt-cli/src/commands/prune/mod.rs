@@ -424,8 +424,7 @@ impl Job<'_> {
         interrupt::left_over(Some(writer.staging().to_path_buf()));
         self.console.tell_leftovers(writer.leftovers());
         let state = StateFolder::open(writer.path(), self.args.fresh).map_err(Failure::writing)?;
-        let calibration = self.calibration()?;
-        let mut keeper = self.keeper(state, &writer, calibration.as_ref())?;
+        let (calibration, mut keeper) = self.begun(state, &writer)?;
         let written = self.pruned(plan, writer, &mut keeper, calibration.as_ref());
         let (report, written) = written.map_err(|failure| failure.leaving(keeper.left()))?;
         keeper.done()?;
@@ -587,7 +586,7 @@ fn planned_size(
         let length = fitting_length(config, flags)?;
         let size = CalibrationSize {
             sequences: flags.samples.unwrap_or(DEFAULT_SAMPLES),
-            length: model::sequence_length(length, config, console),
+            length: model::sequence_length(("--sequence-length", length), config, console),
         };
         return match size.sequences.min(size.length) {
             0 => Err(Failure::usage(

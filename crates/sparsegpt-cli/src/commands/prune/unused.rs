@@ -47,9 +47,10 @@ pub(super) fn tell_of_calibration(
     flags: &PruneFlags,
     console: &Console,
 ) {
-    let hides = flags
-        .mask_rate
-        .map_or(!holds_token_ids(file), |rate| rate.fraction() > 0.0);
+    let hides = match flags.mask_rate {
+        Some(rate) => rate.fraction() > 0.0,
+        None => !holds_token_ids(file),
+    };
     if holds_token_ids(file) {
         let given = [
             ("--calibration-mode", flags.calibration_mode.is_some()),

@@ -38,8 +38,7 @@ pub(super) fn write(job: &Job<'_>, out: &Path, options: &OutputOptions) -> Resul
         .map(|&pattern| set.begin(&folder_name(pattern)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(Failure::writing)?;
-    let calibration = job.calibration()?;
-    let mut keeper = job.keeper(state, &writers[0], calibration.as_ref())?;
+    let (calibration, mut keeper) = job.begun(state, &writers[0])?;
     let (reports, written) = pruned(job, set, writers, &mut keeper, calibration.as_ref())
         .map_err(|failure| failure.leaving(keeper.left()))?;
     keeper.done()?;
