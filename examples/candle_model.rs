@@ -140,7 +140,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             ])
         })
         .collect::<Result<_>>()?;
-    let dense = Stack { blocks };
+    let mut dense = Stack { blocks };
     // Features that depend on each other, as those of a real model do.
     let common = random(WIDTH / 8, WIDTH, 1.0)?;
     let sequences = (0..9)
@@ -160,7 +160,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let pruned = model.run(unseen)?;
     let (bytes, packed_bytes) = model.pack()?;
     let packed = model.run(unseen)?;
-    let from_dense = difference(&pruned, &dense.clone().run(unseen)?)?;
+    let from_dense = difference(&pruned, &dense.run(unseen)?)?;
     println!(
         "2:4 changes the output by {from_dense:.3}; {bytes} bytes of weights, {packed_bytes} packed"
     );
