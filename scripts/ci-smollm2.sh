@@ -11,9 +11,9 @@ text=$shared/data/wikitext2/wiki.test.raw
 for file in "$model" "$tokens" "$text"; do
     [ -f "$file" ] || { echo "skipped: $file is not there"; exit 0; }
 done
-# The profile of the tests, which is optimized too: a release build alone would take longer than all of this.
-cargo build --quiet -p sparsegpt-cli
+# As `cargo test --workspace` has built it, optimized too: a build of its own would take longer than all of this.
 sparsegpt=${CARGO_TARGET_DIR:-target}/debug/sparsegpt
+[ -x "$sparsegpt" ] || cargo build --quiet -p sparsegpt-cli
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
