@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sparsegpt::backend::Cpu;
 use sparsegpt_models::TensorSource;
+use sparsegpt_models::calibration::DEFAULT_SEQUENCE_LENGTH;
 use sparsegpt_models::checkpoint::{Checkpoint, Overlay, WeightSink};
 use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter, TransformerConfig};
 use sparsegpt_models::tokenizer::Tokenizer;
@@ -11,18 +13,15 @@ use sparsegpt_models::tokenizer::Tokenizer;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 
-/// Longest sequence where the user names none; the paper's.
-const DEFAULT_SEQUENCE_LENGTH: usize = 2048;
-/// The same for an encoder with a decoder; that of T5's pre-training, whose tokenizer has names for so many spans.
+/// Longest sequence of an encoder with a decoder where the user names none; that of T5's pre-training, whose tokenizer has names for so many spans.
 const DEFAULT_ENCODER_LENGTH: usize = 512;
-/// More is a slip of the keyboard.
-const MOST_THREADS: usize = 1024;
 
 /// Sets up the threads of the forward passes; called once, before any work. 0 means one a core.
 pub(crate) fn use_threads(threads: usize) -> Result<(), Failure> {
-    if threads > MOST_THREADS {
+    if threads > Cpu::MOST_THREADS {
         return Err(Failure::usage(format!(
-            "--threads: expected at most {MOST_THREADS}, found {threads}"
+            "--threads: expected at most {}, found {threads}",
+            Cpu::MOST_THREADS
         )));
     }
     rayon::ThreadPoolBuilder::new()
@@ -35,8 +34,37 @@ pub(crate) fn open(
     path: &Path,
     console: &Console,
 ) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    with_config(path, Checkpoint::open(path), console)
+}
+
+/// The same for a plan, which needs no weights: a config.json alone will do, itself or in a folder.
+pub(crate) fn open_for_plan(
+    path: &Path,
+    console: &Console,
+) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    with_config(path, Checkpoint::open_or_outline(path), console)
+}
+
+/// The same for a command that has the model predict the next token.
+pub(crate) fn open_decoder(
+    path: &Path,
+    command: &str,
+    console: &Console,
+) -> Result<(Checkpoint, TransformerConfig), Failure> {
+    let (checkpoint, config) = open(path, console)?;
+    config
+        .require_decoder(command)
+        .map_err(|error| Failure::reading_model(path, error))?;
+    Ok((checkpoint, config))
+}
+
+fn with_config(
+    path: &Path,
+    opened: sparsegpt_models::Result<Checkpoint>,
+    console: &Console,
+) -> Result<(Checkpoint, TransformerConfig), Failure> {
     let of_model = |error| Failure::reading_model(path, error);
-    let checkpoint = Checkpoint::open(path).map_err(of_model)?;
+    let checkpoint = opened.map_err(of_model)?;
     let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
     if let Some([head, table]) = &config.untied {
         console.note(&format!(
@@ -44,14 +72,6 @@ pub(crate) fn open(
             path.display()
         ));
     }
-    Ok((checkpoint, config))
-}
-
-/// The same for a plan, which needs no weights: a config.json alone will do, itself or in a folder.
-pub(crate) fn open_for_plan(path: &Path) -> Result<(Checkpoint, TransformerConfig), Failure> {
-    let of_model = |error| Failure::reading_model(path, error);
-    let checkpoint = Checkpoint::open_or_outline(path).map_err(of_model)?;
-    let config = TransformerConfig::of(&checkpoint).map_err(of_model)?;
     Ok((checkpoint, config))
 }
 

@@ -6,8 +6,8 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::decoder::{Transformer, values};
-use crate::evaluate::{BATCH_TOKENS, HEAD_TOKENS, Mean, PerplexityOptions};
+use crate::decoder::{BATCH_TOKENS, Transformer, values};
+use crate::evaluate::{HEAD_TOKENS, Mean, PerplexityOptions};
 use crate::{Error, Result};
 
 /// How two models agree. The standard errors come from the spread of the chunks' means.

@@ -7,14 +7,11 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::decoder::{Transformer, values};
+use crate::decoder::{BATCH_TOKENS, Transformer, values};
 use crate::{Error, Result};
 
 /// Tokens whose logits are held at a time.
 pub(crate) const HEAD_TOKENS: usize = 256;
-
-/// Tokens that run through the model together.
-pub(crate) const BATCH_TOKENS: usize = 2048;
 
 /// How to cut the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,10 +137,11 @@ pub fn perplexity(
         }
     }
     let mean = Mean::of(&chunk_nll);
+    let exponential = mean.exp();
     Ok(Perplexity {
-        perplexity: mean.value.exp(),
+        perplexity: exponential.value,
         mean_nll: mean.value,
-        standard_error: mean.exp().standard_error,
+        standard_error: exponential.standard_error,
         chunks: chunk_nll.len(),
         sequence_length: length,
         tokens: chunk_nll.len() * length,

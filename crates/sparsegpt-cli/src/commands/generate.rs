@@ -52,10 +52,7 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
-    let (checkpoint, config) = model::open(&args.model, console)?;
-    config
-        .require_decoder("generate")
-        .map_err(|error| Failure::reading_model(&args.model, error))?;
+    let (checkpoint, _) = model::open_decoder(&args.model, "generate", console)?;
     let tokenizer = model::tokenizer(&checkpoint)?;
     let llama = model::load(&checkpoint, &checkpoint.tensors())?;
     if args.temperature == 0.0 {

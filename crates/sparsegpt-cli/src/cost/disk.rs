@@ -4,10 +4,8 @@ use serde::Serialize;
 use sparsegpt::Pattern;
 use sparsegpt::driver::PlannedLayer;
 use sparsegpt_models::checkpoint::Dtype;
+use sparsegpt_runtime::{BLOCK_COLS, TILE_ROWS};
 
-/// Columns that share a mask of the container, and rows of a tile (docs/format.md).
-const BLOCK_COLS: usize = 64;
-const TILE_ROWS: usize = 16;
 /// Columns of a group where the plan quantizes without naming any.
 const GROUP: usize = 128;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sparsegpt_models::decoder::TransformerConfig;
+use sparsegpt_models::decoder::{BATCH_TOKENS, TransformerConfig};
 
 use super::{
     CalibrationSize, Observed, Variants, area, block_count, needs_hessian, observed, treated,
@@ -18,8 +18,6 @@ const EXECUTABLE: f64 = 12.0 * MIB;
 const METADATA: f64 = 50.0 * MIB;
 /// The most that the system's allocator holds of freed memory when the blocks are done; larger pieces go back at once.
 const MOST_KEPT: f64 = 96.0 * MIB;
-/// Tokens that go through a block together, where sequences are shorter.
-const BATCH_TOKENS: usize = 2048;
 /// Matrices of a layer's size while it is solved: what is left to do, the result, its errors, the dense weights anew to measure
 /// the error and the product with the Hessian, the copy that the model goes on with; and the mask, a byte a weight.
 const LAYER_COPIES: f64 = 6.0 * F32 + 1.0;

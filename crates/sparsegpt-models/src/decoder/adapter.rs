@@ -20,8 +20,8 @@ use super::weights::{
 use crate::checkpoint::WeightSink;
 use crate::{Error, Result, Sequence, TensorSource};
 
-/// Tokens that run through a block together: enough for its products to run at full speed.
-const BATCH_TOKENS: usize = 2048;
+/// Tokens that run through a model's blocks together, where sequences are shorter: enough for products to run at full speed.
+pub const BATCH_TOKENS: usize = 2048;
 
 /// Streams a checkpoint of any of the families through the pruning driver: one block's weights in memory at a time.
 ///

@@ -28,7 +28,7 @@ mod tensors;
 mod weight;
 mod weights;
 
-pub use adapter::TransformerAdapter;
+pub use adapter::{BATCH_TOKENS, TransformerAdapter};
 pub use config::{Activation, Experts, Positions, Residual, TransformerConfig};
 pub use family::{Family, ModelKind};
 pub use hidden::Hidden;

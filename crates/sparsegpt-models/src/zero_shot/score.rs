@@ -10,8 +10,8 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::decoder::{Transformer, values};
-use crate::evaluate::{BATCH_TOKENS, HEAD_TOKENS, nll};
+use crate::decoder::{BATCH_TOKENS, Transformer, values};
+use crate::evaluate::{HEAD_TOKENS, nll};
 use crate::{Error, Result};
 
 /// Tokens of a question, at least, where questions are put together.

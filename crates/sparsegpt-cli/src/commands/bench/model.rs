@@ -120,14 +120,6 @@ struct Run {
     tokens: Vec<u32>,
 }
 
-fn open(path: &Path, console: &Console) -> Result<(Checkpoint, TransformerConfig), Failure> {
-    let (checkpoint, config) = model::open(path, console)?;
-    config
-        .require_decoder("bench")
-        .map_err(|error| Failure::reading_model(path, error))?;
-    Ok((checkpoint, config))
-}
-
 fn likeliest(logits: &[f32]) -> u32 {
     let tokens = (0..logits.len() as u32).rev();
     tokens
@@ -155,7 +147,7 @@ pub(super) fn run(
     threads: usize,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = open(path, console)?;
+    let (checkpoint, config) = model::open_decoder(path, "bench", console)?;
     let task = Task::new(args, &config)?;
     let mut peaks = [None; 2];
     for (peak, kernels) in peaks.iter_mut().zip(Kernels::value_variants()) {
@@ -296,7 +288,7 @@ pub(super) fn run_alone(
     args: &BenchArgs,
     console: &Console,
 ) -> Result<(), Failure> {
-    let (checkpoint, config) = open(path, console)?;
+    let (checkpoint, config) = model::open_decoder(path, "bench", console)?;
     let task = Task::new(args, &config)?;
     task.run(&load(&checkpoint, kernels)?)?;
     console.print_json(&Alone {

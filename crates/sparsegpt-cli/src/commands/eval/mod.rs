@@ -2,13 +2,11 @@
 
 mod tasks;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 use sparsegpt_models::agreement::{Agreement, agreement};
-use sparsegpt_models::checkpoint::Checkpoint;
-use sparsegpt_models::decoder::TransformerConfig;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
 use sparsegpt_models::text::{Recipe, prepare_with_key};
 
@@ -77,15 +75,6 @@ struct Against<'a> {
     agreement: Agreement,
 }
 
-/// A model that predicts the next token.
-fn decoder(path: &Path, console: &Console) -> Result<(Checkpoint, TransformerConfig), Failure> {
-    let (checkpoint, config) = model::open(path, console)?;
-    config
-        .require_decoder("eval")
-        .map_err(|error| Failure::reading_model(path, error))?;
-    Ok((checkpoint, config))
-}
-
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
     let recipe = args.recipe.as_deref();
     let (model, text) = match (args.models.as_slice(), &args.text) {
@@ -98,7 +87,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
         }
     };
     let recipe: Recipe = recipe.map(str::parse).transpose()?.unwrap_or_default();
-    let (checkpoint, config) = decoder(model, console)?;
+    let (checkpoint, config) = model::open_decoder(model, "eval", console)?;
     let sequence_length = model::sequence_length(
         ("--sequence-length", args.sequence_length),
         &config,
@@ -120,7 +109,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
     interrupt::check()?;
     let pruned = model::load(&checkpoint, &checkpoint.tensors())?;
     let dense = args.against.as_ref().map(|path| {
-        let (checkpoint, _) = decoder(path, console)?;
+        let (checkpoint, _) = model::open_decoder(path, "eval", console)?;
         model::load(&checkpoint, &checkpoint.tensors()).map(|dense| (path, dense))
     });
     let dense = dense.transpose()?;

@@ -95,7 +95,9 @@ pub(super) fn run(
     }
     let asked = asked(flags, recipe, limit, console)?;
     // All models are looked at before the first is run.
-    let opened = models.iter().map(|path| super::decoder(path, console));
+    let opened = models
+        .iter()
+        .map(|path| model::open_decoder(path, "eval", console));
     let opened = opened.collect::<Result<Vec<_>, _>>()?;
     let each: usize = asked.iter().map(|asked| asked.questions.len()).sum();
     let bar = console.progress((each * models.len()) as u64);

@@ -322,12 +322,12 @@ fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Resul
     unused::tell(&flags, console);
     let (checkpoint, config) = match args.dry_run {
         // A plan without weights needs no text either.
-        true => {
-            model::open_for_plan(&args.model).and_then(|opened| match opened.0.is_outline() {
+        true => model::open_for_plan(&args.model, console).and_then(|opened| {
+            match opened.0.is_outline() {
                 true => Ok(opened),
                 false => flags.check_calibration().map(|()| opened),
-            })?
-        }
+            }
+        })?,
         false => {
             flags.check_calibration()?;
             model::open(&args.model, console)?

@@ -55,23 +55,23 @@ pub struct Cpu {
     products: Products,
 }
 
-/// More threads than this are a slip of the hand: they would take minutes to start.
-const MOST_THREADS: usize = 1024;
-
 /// A mask of the [`Cpu`] backend.
 #[derive(Debug)]
 pub struct CpuMask(Array2<bool>);
 
 impl Cpu {
-    /// A backend with its own pool of `threads` threads, at most 1024; 0 means one a core.
+    /// More threads than this are a slip of the hand: they would take minutes to start.
+    pub const MOST_THREADS: usize = 1024;
+
+    /// A backend with its own pool of `threads` threads, at most [`MOST_THREADS`](Self::MOST_THREADS); 0 means one a core.
     ///
     /// # Errors
-    /// [`HostError::Threads`] if the threads cannot be started, or are more than 1024.
+    /// [`HostError::Threads`] if the threads cannot be started, or are more than that.
     pub fn new(threads: usize) -> Result<Self, HostError> {
-        if threads > MOST_THREADS {
+        if threads > Self::MOST_THREADS {
             return Err(HostError::Threads {
                 threads,
-                reason: format!("at most {MOST_THREADS} are supported"),
+                reason: format!("at most {} are supported", Self::MOST_THREADS),
             });
         }
         let pool = rayon::ThreadPoolBuilder::new()
