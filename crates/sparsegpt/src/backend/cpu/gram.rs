@@ -8,7 +8,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::memory::CpuMatrix;
+use super::memory::{Buffers, CpuMatrix};
+use crate::error::HostError;
 use crate::hessian::Activations;
 
 /// Columns in a panel: a multiple of all vectors' lengths and of [`ROWS`].
@@ -17,8 +18,8 @@ const WIDTH: usize = 48;
 const ROWS: usize = 6;
 /// Tokens whose products are summed in registers: what a tile reads of two panels fits into an L1 cache.
 const DEPTH: usize = 128;
-/// Tokens packed at a time.
-const PACKED: usize = 4 * DEPTH;
+/// Values packed at a time, about (4 MiB): they stay in the caches next to the result, which is read and written once for them.
+const PACKED: usize = 1 << 20;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -35,13 +36,25 @@ pub(super) fn scale_lower(h: &mut CpuMatrix, beta: f32) {
     }
 }
 
-/// H ← H + αXᵀX.
-pub(super) fn add_gram(arch: pulp::Arch, h: &mut CpuMatrix, x: Activations<'_>, alpha: f32) {
+/// H ← βH + αXᵀX.
+pub(super) fn add_gram(
+    arch: pulp::Arch,
+    buffers: &Buffers,
+    h: &mut CpuMatrix,
+    x: Activations<'_>,
+    (alpha, beta): (f32, f32),
+) -> Result<(), HostError> {
     let (cols, stride) = (x.cols(), h.stride());
-    let mut buffer = Vec::new();
-    for start in (0..x.tokens()).step_by(PACKED) {
-        let tokens = x.slice_tokens(start, x.tokens().min(start + PACKED));
-        let packed = pack(tokens, &mut buffer);
+    let padded = cols.div_ceil(WIDTH) * WIDTH;
+    let at_a_time = (PACKED / padded.max(1))
+        .next_multiple_of(DEPTH)
+        .min(x.tokens());
+    // Kept from update to update: the first touch of fresh memory takes as long as the products of a few hundred columns.
+    let mut buffer = buffers.any(1, at_a_time * padded + LINE / size_of::<f32>())?;
+    for start in (0..x.tokens()).step_by(at_a_time.max(1)) {
+        let tokens = x.slice_tokens(start, x.tokens().min(start + at_a_time));
+        let packed = pack(tokens, buffer.padded_mut());
+        let beta = if start == 0 { beta } else { 1.0 };
         h.padded_mut()
             .par_chunks_mut(WIDTH * stride)
             .take(cols.div_ceil(WIDTH))
@@ -55,10 +68,14 @@ pub(super) fn add_gram(arch: pulp::Arch, h: &mut CpuMatrix, x: Activations<'_>, 
                     cols,
                     panel,
                     packed,
-                    alpha,
+                    scales: (alpha, beta),
                 });
             });
     }
+    if x.tokens() == 0 {
+        scale_lower(h, beta);
+    }
+    Ok(())
 }
 
 /// Tokens in slabs of [`DEPTH`], a slab in panels of [`WIDTH`] columns, a panel token by token; columns that a panel
@@ -84,11 +101,10 @@ impl<'a> Packed<'a> {
     }
 }
 
-fn pack<'b>(x: Activations<'_>, buffer: &'b mut Vec<f32>) -> Packed<'b> {
+fn pack<'b>(x: Activations<'_>, buffer: &'b mut [f32]) -> Packed<'b> {
     let (tokens, cols) = (x.tokens(), x.cols());
     let panels = cols.div_ceil(WIDTH);
     let len = tokens * panels * WIDTH;
-    buffer.resize(len + LINE / size_of::<f32>(), 0.0);
     // No load of a whole vector crosses a line.
     let start = buffer.as_ptr().align_offset(LINE).min(buffer.len() - len);
     let values = &mut buffer[start..start + len];
@@ -122,7 +138,8 @@ struct PanelRows<'a> {
     cols: usize,
     panel: usize,
     packed: Packed<'a>,
-    alpha: f32,
+    /// α, and β where these are the first tokens.
+    scales: (f32, f32),
 }
 
 impl WithSimd for PanelRows<'_> {
@@ -148,11 +165,13 @@ impl PanelRows<'_> {
             cols,
             panel,
             packed,
-            alpha,
+            scales: (alpha, beta),
         } = self;
         let tile_width = VECTORS * S::F32_LANES;
         for other in 0..=panel {
-            for (own, others) in packed.panel(panel).zip(packed.panel(other)) {
+            let slabs = packed.panel(panel).zip(packed.panel(other));
+            for (slab, (own, others)) in slabs.enumerate() {
+                let scales = (alpha, if slab == 0 { beta } else { 1.0 });
                 for at in (0..WIDTH).step_by(tile_width) {
                     let first = other * WIDTH + at;
                     for row in (0..WIDTH).step_by(ROWS) {
@@ -166,7 +185,7 @@ impl PanelRows<'_> {
                             let end = (first + tile_width).min(column + 1);
                             if column < cols && first < end {
                                 let values = &mut rows[row * stride + first..row * stride + end];
-                                add_row::<S, VECTORS>(simd, values, alpha, sum);
+                                scale_and_add::<S, VECTORS>(simd, values, scales, sum);
                             }
                         }
                     }
@@ -202,24 +221,25 @@ fn tile<S: Simd, const VECTORS: usize>(
     sums
 }
 
-/// values += alpha·sum, for the first values of a tile's row.
+/// values ← β·values + α·sum, for the first values of a tile's row.
 #[inline(always)]
-fn add_row<S: Simd, const VECTORS: usize>(
+fn scale_and_add<S: Simd, const VECTORS: usize>(
     simd: S,
     values: &mut [f32],
-    alpha: f32,
+    (alpha, beta): (f32, f32),
     sum: &[S::f32s; VECTORS],
 ) {
-    let alphas = simd.splat_f32s(alpha);
+    let (alphas, betas) = (simd.splat_f32s(alpha), simd.splat_f32s(beta));
+    let added = |old, sum| simd.mul_add_e_f32s(alphas, sum, simd.mul_f32s(betas, old));
     let (vectors, rest) = S::as_mut_simd_f32s(values);
     let whole = vectors.len();
     for (value, &sum) in vectors.iter_mut().zip(sum) {
-        *value = simd.mul_add_e_f32s(alphas, sum, *value);
+        *value = added(*value, sum);
     }
     if let Some(&sum) = sum.get(whole)
         && !rest.is_empty()
     {
         let old = simd.partial_load_f32s(rest);
-        simd.partial_store_f32s(rest, simd.mul_add_e_f32s(alphas, sum, old));
+        simd.partial_store_f32s(rest, added(old, sum));
     }
 }

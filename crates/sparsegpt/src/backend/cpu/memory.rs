@@ -155,8 +155,8 @@ impl Buffers {
         Ok(matrix)
     }
 
-    /// A matrix that may hold anything.
-    fn any(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
+    /// A matrix that may hold anything; runs inside the backend's threads.
+    pub(super) fn any(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
         let stride = padded_stride(rows, cols);
         let len = super::super::host::count_of(rows, stride)?;
         let mut values = match self.take(len) {

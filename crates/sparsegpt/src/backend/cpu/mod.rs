@@ -268,16 +268,14 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
-        self.run(|par| {
-            gram::scale_lower(h, beta);
-            match (self.bf16, x) {
-                (Some(kernel), Activations::Bf16(x)) => {
-                    bf16_products::add_gram(kernel, h.faer_mut(), alpha, x, par);
-                }
-                (_, x) => gram::add_gram(self.arch, h, x, alpha),
+        self.run(|par| match (self.bf16, x) {
+            (Some(kernel), Activations::Bf16(x)) => {
+                gram::scale_lower(h, beta);
+                bf16_products::add_gram(kernel, h.faer_mut(), alpha, x, par);
+                Ok(())
             }
-        });
-        Ok(())
+            (_, x) => gram::add_gram(self.arch, &self.buffers, h, x, (alpha, beta)),
+        })
     }
 
     fn inverse_factor(
