@@ -463,6 +463,6 @@ fn bench_measures_a_layer() {
         "--sparsity",
     );
     bench(&["--layer", "48x48", "--tokens", "0"], "--tokens");
-    bench(&["--layer", "48x48", "--dtype", "int4"], "int4");
+    bench(&["--layer", "48x48", "--dtype", "int3"], "int8");
     bench(&["--layer", "48x48", "--seconds=-1"], "--seconds");
 }
