@@ -100,16 +100,21 @@ unsafe fn tile_vector_on<S: Sixteen, V: Value, I: Index>(
         let mut partial = [S::splat(0.0); TILE_ROWS];
         let mut values = tile.values.as_ptr();
         for block in 0..tile.blocks {
-            let x = x.as_ptr().add(block * BLOCK_COLS);
+            // In registers for all rows of the tile.
+            let mut vectors = [S::splat(0.0); BLOCK_COLS / LANES];
+            for (pair, vector) in vectors.iter_mut().enumerate() {
+                *vector = S::load(x.as_ptr().add(block * BLOCK_COLS + pair * LANES));
+            }
             for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
                 let word = tile.index.word(block * tile.rows + row);
                 prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
-                for pair in 0..BLOCK_COLS / LANES {
+                for (pair, x) in vectors.into_iter().enumerate() {
                     let bytes = [I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1)];
-                    let weights = S::widen(values).expand(u16::from_le_bytes(bytes));
-                    *partial = weights.multiply_add(S::load(x.add(pair * LANES)), *partial);
-                    values = values.add(I::count(bytes[0]) + I::count(bytes[1]));
+                    let own = values.add(I::before(word, 2 * pair));
+                    let weights = S::widen(own).expand(u16::from_le_bytes(bytes));
+                    *partial = weights.multiply_add(x, *partial);
                 }
+                values = values.add(I::total(word));
             }
         }
         for (sum, partial) in sums.iter_mut().zip(partial) {

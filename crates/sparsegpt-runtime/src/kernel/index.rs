@@ -8,8 +8,14 @@ pub(crate) trait Index: Copy + Send + Sync {
     /// A bit for each column of a group.
     fn byte(word: u64, group: usize) -> u8;
 
-    /// How many those are.
-    fn count(byte: u8) -> usize;
+    /// Values of the unit before those of a group. None waits for the groups before it.
+    fn before(word: u64, group: usize) -> usize;
+
+    /// Values of the unit before those of the second four columns of a group, whose `byte` is this.
+    fn before_half(word: u64, group: usize, byte: u8) -> usize;
+
+    /// Values of the unit.
+    fn total(word: u64) -> usize;
 
     /// A bit for each column of the unit.
     fn mask(self, unit: usize) -> u64 {
@@ -34,8 +40,21 @@ impl Index for Bits<'_> {
     }
 
     #[inline(always)]
-    fn count(byte: u8) -> usize {
-        byte.count_ones() as usize
+    fn before(word: u64, group: usize) -> usize {
+        match group {
+            0 => 0,
+            _ => (word << (64 - 8 * group)).count_ones() as usize,
+        }
+    }
+
+    #[inline(always)]
+    fn before_half(word: u64, group: usize, _byte: u8) -> usize {
+        (word << (60 - 8 * group)).count_ones() as usize
+    }
+
+    #[inline(always)]
+    fn total(word: u64) -> usize {
+        word.count_ones() as usize
     }
 }
 
@@ -104,14 +123,82 @@ impl<const P: usize> Index for Codes<'_, P> {
     }
 
     #[inline(always)]
-    fn count(_byte: u8) -> usize {
-        ALL[P].kept
+    fn before(_word: u64, group: usize) -> usize {
+        ALL[P].kept * group
+    }
+
+    #[inline(always)]
+    fn before_half(_word: u64, group: usize, byte: u8) -> usize {
+        let half = match ALL[P].group {
+            4 => ALL[P].kept / 2,
+            _ => (byte & 15).count_ones() as usize,
+        };
+        ALL[P].kept * group + half
+    }
+
+    #[inline(always)]
+    fn total(_word: u64) -> usize {
+        8 * ALL[P].kept
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The counts of an index against those of the bits.
+    fn counts_agree<I: Index>(index: I, unit: usize) {
+        let (word, mask) = (index.word(unit), index.mask(unit));
+        let below = |column: usize| (0..column).filter(|at| mask >> at & 1 == 1).count();
+        for group in 0..8 {
+            let byte = I::byte(word, group);
+            assert_eq!(I::before(word, group), below(8 * group));
+            assert_eq!(I::before_half(word, group, byte), below(8 * group + 4));
+        }
+        assert_eq!(I::total(word), below(64));
+    }
+
+    #[test]
+    fn counts_are_those_of_the_bits() {
+        let words = [
+            0,
+            u64::MAX,
+            1 << 63,
+            1,
+            0xf0f0_1234_8001_7e3c,
+            0x5555_aaaa_0ff0_c003,
+        ];
+        for unit in 0..words.len() {
+            counts_agree(Bits(&words), unit);
+        }
+        let mut codes = [0_u8; 32];
+        for (at, code) in codes.iter_mut().enumerate() {
+            *code = (at * 37 % 251) as u8;
+        }
+        // Codes without a meaning stand for no columns, so only those that have one are taken.
+        fn all<const P: usize>(codes: &[u8]) {
+            let meaningful = |unit| {
+                let word = Codes::<P>(codes).word(unit);
+                (0..8).all(|group| {
+                    (word >> (ALL[P].bits * group)) as usize & ((1 << ALL[P].bits) - 1)
+                        < ALL[P].codes
+                })
+            };
+            let units: Vec<_> = (0..(codes.len() - 8) / ALL[P].bits)
+                .filter(|&unit| meaningful(unit))
+                .collect();
+            for &unit in &units {
+                counts_agree(Codes::<P>(codes), unit);
+            }
+        }
+        let zeros = [0_u8; 24];
+        for codes in [&codes[..], &zeros] {
+            all::<0>(codes);
+            all::<1>(codes);
+            all::<2>(codes);
+            all::<3>(codes);
+        }
+    }
 
     #[test]
     fn codes_are_as_short_as_they_can_be() {
