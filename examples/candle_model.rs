@@ -2,7 +2,7 @@
 //!
 //! The model is a stack of residual blocks, h + down(relu(up(h))), on candle's tensors.
 //!
-//! `cargo run --release -p sparsegpt-runtime --features candle --example candle_model`
+//! `cargo run --release -p sparsegpt-models --example candle_model`
 
 use std::error::Error;
 use std::ops::ControlFlow;

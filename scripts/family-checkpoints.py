@@ -1,7 +1,7 @@
 """Writes tiny checkpoints with random weights, and the logits that HuggingFace transformers gives for them.
 
     python scripts/family-checkpoints.py FOLDER
-    SPARSEGPT_FAMILIES=FOLDER cargo test -p sparsegpt-models --test families further -- --nocapture
+    SPARSEGPT_FAMILIES=FOLDER cargo test -p sparsegpt-models --test it further -- --nocapture
 
 Needs torch, transformers (5.23 was used) and safetensors. One folder a case: config.json, model.safetensors,
 expected.safetensors (tokens, logits, where sequences are padded attention_mask, for T5 decoder_tokens), as the golden

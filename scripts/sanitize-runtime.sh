@@ -14,4 +14,4 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 # A target of its own, so that build scripts and macros are not sanitized. Doc tests need flags of their own.
 RUSTFLAGS="-Zsanitizer=address" PROPTEST_CASES="${PROPTEST_CASES:-16}" \
     cargo +nightly test -p sparsegpt-runtime --target "$target" --target-dir target/sanitizer \
-    --lib --test products --test container "$@"
+    --lib --test it "$@"

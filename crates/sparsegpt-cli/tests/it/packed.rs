@@ -1,0 +1,298 @@
+//! Packed models: the same text and the same bits.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::{Tensor, entries, fail, load, model, save, succeed, text};
+use serde_json::Value;
+
+/// The bundled model pruned by magnitude, in `dtype`, and packed.
+struct Packed {
+    _folder: tempfile::TempDir,
+    pruned: PathBuf,
+    packed: PathBuf,
+    report: Value,
+}
+
+fn pack(pattern: &str, dtype: &str) -> Packed {
+    let folder = tempfile::tempdir().unwrap();
+    let (pruned, packed) = (folder.path().join("pruned"), folder.path().join("packed"));
+    succeed(&[
+        "prune",
+        text(&model()),
+        "--method",
+        "magnitude",
+        "--pattern",
+        pattern,
+        "--dtype",
+        dtype,
+        "--out",
+        text(&pruned),
+    ]);
+    let report = succeed(&["pack", text(&pruned), "--out", text(&packed), "--json"]).json();
+    Packed {
+        _folder: folder,
+        pruned,
+        packed,
+        report,
+    }
+}
+
+fn generated(model: &Path) -> Value {
+    succeed(&[
+        "generate",
+        text(model),
+        "--prompt",
+        "A hacker is",
+        "--max-new-tokens",
+        "40",
+        "--json",
+    ])
+    .json()
+}
+
+fn perplexity(of: &Path) -> f64 {
+    let held_out = model().join("heldout.txt");
+    let args = [
+        "eval",
+        text(of),
+        "--text",
+        text(&held_out),
+        "--limit",
+        "6",
+        "--json",
+    ];
+    succeed(&args).json()["perplexity"].as_f64().unwrap()
+}
+
+fn weights(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join("model.safetensors")).unwrap()
+}
+
+/// The same model, and its checkpoint back from it.
+fn is_the_model(made: &Packed) {
+    assert_eq!(generated(&made.packed), generated(&made.pruned));
+    let (before, after) = (perplexity(&made.pruned), perplexity(&made.packed));
+    assert!((after / before - 1.0).abs() < 1e-3, "{before} {after}");
+    let inspected = |folder: &Path| succeed(&["inspect", text(folder), "--json"]).json();
+    assert_eq!(inspected(&made.packed), inspected(&made.pruned));
+
+    let out = made.packed.with_file_name("unpacked");
+    succeed(&["unpack", text(&made.packed), "--out", text(&out)]);
+    assert!(weights(&out) == weights(&made.pruned));
+    assert_eq!(entries(&out), entries(&made.pruned));
+    for name in entries(&out) {
+        let bytes = |folder: &Path| fs::read(folder.join(&name)).unwrap();
+        assert!(bytes(&out) == bytes(&made.pruned), "{name}");
+    }
+}
+
+#[test]
+fn a_packed_model_is_the_model_in_f32() {
+    let made = pack("50%", "f32");
+    is_the_model(&made);
+    for layer in made.report["layers"].as_array().unwrap() {
+        let name = layer["name"].as_str().unwrap();
+        let (bytes, dense) = (
+            layer["bytes"].as_f64().unwrap(),
+            layer["dense_bytes"].as_f64().unwrap(),
+        );
+        // A bit and half of 32 a weight; the head has no zeros.
+        let sparse = name.contains("layers");
+        assert_eq!(layer["sparse"], sparse, "{layer}");
+        assert!(!sparse || bytes < 0.54 * dense, "{layer}");
+    }
+    let bytes = |key: &str| made.report[key].as_f64().unwrap();
+    let on_disk: u64 = ["packed.safetensors", "dense.safetensors"]
+        .map(|name| fs::metadata(made.packed.join(name)).unwrap().len())
+        .iter()
+        .sum();
+    assert_eq!(bytes("bytes"), on_disk as f64);
+    assert!(
+        bytes("bytes") < 0.7 * bytes("dense_bytes"),
+        "{}",
+        made.report
+    );
+}
+
+#[test]
+fn a_packed_model_is_the_model_in_bf16() {
+    is_the_model(&pack("2:4", "bf16"));
+}
+
+#[test]
+fn logits_of_a_packed_model_are_those_of_the_model() {
+    let made = pack("50%", "f16");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.safetensors");
+    let ids: Vec<i32> = (0..40).map(|id| id * 7 % 1000).collect();
+    save(&tokens, &[("tokens", Tensor::i32(&[2, 20], &ids))]);
+    let logits = |model: &Path, name: &str| {
+        let out = folder.path().join(name);
+        succeed(&[
+            "logits",
+            text(model),
+            "--tokens",
+            text(&tokens),
+            "--out",
+            text(&out),
+        ]);
+        load(&out)["logits"].to_f32()
+    };
+    let (before, after) = (logits(&made.pruned, "a"), logits(&made.packed, "b"));
+    let largest = before
+        .iter()
+        .fold(0.0_f32, |most, value| most.max(value.abs()));
+    for (before, after) in before.iter().zip(&after) {
+        assert!((before - after).abs() < 1e-4 * largest, "{before} {after}");
+    }
+    // A packed model can be pruned further, as the checkpoint that it is.
+    let further = folder.path().join("further");
+    succeed(&[
+        "prune",
+        text(&made.packed),
+        "--method",
+        "magnitude",
+        "--pattern",
+        "60%",
+        "--out",
+        text(&further),
+    ]);
+    let direct = folder.path().join("direct");
+    succeed(&[
+        "prune",
+        text(&made.pruned),
+        "--method",
+        "magnitude",
+        "--pattern",
+        "60%",
+        "--out",
+        text(&direct),
+    ]);
+    assert!(weights(&further) == weights(&direct));
+}
+
+#[test]
+fn what_is_damaged_is_refused() {
+    let made = pack("50%", "f16");
+    let file = made.packed.join("packed.safetensors");
+    let sound = fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(*sound.first_chunk().unwrap()) as usize;
+    let generate = [
+        "generate",
+        text(&made.packed),
+        "--prompt",
+        "A",
+        "--max-new-tokens",
+        "1",
+    ];
+    let refused = |bytes: &[u8], named: &str| {
+        fs::write(&file, bytes).unwrap();
+        let run = fail(&generate, 3, named);
+        assert!(run.stderr.contains("packed.safetensors"), "{run:?}");
+    };
+    refused(&sound[..sound.len() - 1], "no whole safetensors file");
+    refused(&sound[..header / 2], "no whole safetensors file");
+    refused(b"", "empty");
+    let mut flipped = sound.clone();
+    // The widest type comes first, and of that the first layer's masks.
+    flipped[header + 3] ^= 1;
+    refused(&flipped, "layer ");
+    // Another model's layers.
+    let names = String::from_utf8_lossy(&sound[..header]).replace("layers.0.", "layers.9.");
+    refused(&[names.as_bytes(), &sound[header..]].concat(), "layers.0.");
+    fs::write(&file, &sound).unwrap();
+    succeed(&generate);
+
+    let index = made.packed.join("packed.safetensors.index.json");
+    let sound = fs::read_to_string(&index).unwrap();
+    for (from, to, named) in [
+        ("\"version\": 1", "\"version\": 2", "expected version 1"),
+        (
+            "model.norm.weight",
+            "model.form.weight",
+            "model.form.weight",
+        ),
+        ("\"transposed\"", "\"transported\"", "transported"),
+    ] {
+        assert!(sound.contains(from), "{from}");
+        fs::write(&index, sound.replace(from, to)).unwrap();
+        let run = fail(&generate, 3, named);
+        assert!(run.stderr.contains("index.json"), "{run:?}");
+    }
+    fs::write(&index, &sound).unwrap();
+    let missing = made.packed.join("dense.safetensors");
+    fs::remove_file(&missing).unwrap();
+    fail(&generate, 3, "dense.safetensors");
+}
+
+#[test]
+fn outputs_and_inputs_are_checked() {
+    let made = pack("50%", "f16");
+    let out = text(&made.packed);
+    fail(&["pack", text(&made.pruned), "--out", out], 2, "--force");
+    succeed(&["pack", text(&made.pruned), "--out", out, "--force"]);
+    let other = made.packed.with_file_name("other");
+    fail(&["pack", out, "--out", text(&other)], 3, "packed already");
+    fail(
+        &["unpack", text(&made.pruned), "--out", text(&other)],
+        3,
+        "is not packed",
+    );
+    assert!(!other.exists());
+    // Nothing else was left beside the results.
+    let parent = made.packed.parent().unwrap();
+    assert_eq!(entries(parent), ["packed", "pruned"]);
+}
+
+#[test]
+fn a_model_is_measured_dense_and_sparse() {
+    let made = pack("50%", "bf16");
+    let chart = made.packed.with_file_name("chart.svg");
+    let measure = |model: &Path, more: &[&str]| {
+        let mut args = vec!["bench", text(model), "--seconds", "0", "--json"];
+        args.extend(["--prompt-tokens", "9", "--new-tokens", "3"]);
+        args.extend(more);
+        succeed(&args).json()
+    };
+    let of_packed = measure(&made.packed, &["--chart", text(&chart)]);
+    let of_pruned = measure(&made.pruned, &[]);
+    for report in [&of_packed, &of_pruned] {
+        assert_eq!(report["same_tokens"], true, "{report}");
+        assert!(report["runs"].as_u64().unwrap() >= 3, "{report}");
+        for kind in ["dense", "sparse"] {
+            for speed in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+                assert!(report[kind][speed].as_f64().unwrap() > 0.0, "{report}");
+            }
+        }
+        let bytes = |kind: &str, of: &str| report[kind][of].as_f64().unwrap();
+        // (1 + 16 / 2) / 16 of bf16, and a little for the offsets.
+        let share = bytes("sparse", "linear_bytes") / bytes("dense", "linear_bytes");
+        assert!((0.55..0.58).contains(&share), "{share}");
+        assert!(bytes("sparse", "matrix_bytes") > bytes("sparse", "linear_bytes"));
+        if cfg!(target_os = "linux") {
+            assert!(bytes("dense", "peak_bytes") > bytes("dense", "matrix_bytes"));
+        }
+    }
+    assert_eq!(
+        of_packed["sparse"]["linear_bytes"],
+        of_pruned["sparse"]["linear_bytes"]
+    );
+    let svg = fs::read_to_string(chart).unwrap();
+    assert!(
+        svg.contains("<svg") && svg.contains("decode, tokens/s sparse"),
+        "{svg}"
+    );
+
+    let model = text(&made.packed);
+    fail(&["bench", model, "--new-tokens", "0"], 2, "--new-tokens");
+    fail(
+        &["bench", model, "--prompt-tokens", "300"],
+        2,
+        "--prompt-tokens",
+    );
+    fail(&["bench", model, "--layer", "4x4"], 2, "--layer");
+    fail(&["bench"], 2, "--layer");
+}

@@ -1,0 +1,5 @@
+//! Model families, whole.
+
+mod decoder;
+mod families;
+mod outline;

@@ -1,0 +1,4 @@
+//! Layers and their containers.
+
+mod container;
+mod products;

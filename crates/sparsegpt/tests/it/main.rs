@@ -1,0 +1,14 @@
+//! The library from the outside.
+
+mod allocate;
+mod bf16_products;
+mod common;
+mod contract;
+mod driver;
+mod kernels;
+mod patterns;
+mod resume;
+mod rowwise;
+mod shared_factor;
+mod slices;
+mod variants;
