@@ -16,6 +16,7 @@ A whole model, pruned, and the same as a GGUF file of F16, from which one of Q4_
 """
 
 import argparse
+import ctypes
 import importlib
 import itertools
 import json
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +90,8 @@ sparse = load("scipy", "scipy.sparse") or load("torch-csr", "scipy.sparse")
 if torch:
     torch.set_num_threads(flags.threads)
     torch.set_grad_enabled(False)
+    # That its sparse tensors are young, and not checked.
+    warnings.filterwarnings("ignore", message="Sparse")
 
 
 @dataclass
@@ -395,7 +399,7 @@ def quantized(source, path, llama_cpp):
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     settings.nthread = flags.threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings):
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings)):
         sys.exit(f"llama.cpp could not quantize {source}")
     return path
 

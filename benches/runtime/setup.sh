@@ -14,8 +14,8 @@ left_out() {
 
 [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet torch==2.15.0 numpy scipy
-# Built from source for this processor; the longest step.
-"$venv/bin/pip" install --quiet llama-cpp-python || left_out llama.cpp
+# Built from source for this processor, without its parts for images; the longest step.
+CMAKE_ARGS=-DLLAVA_BUILD=OFF "$venv/bin/pip" install --quiet llama-cpp-python || left_out llama.cpp
 
 # For evaluation only. Its licence is not that of the project, no file of it belongs here.
 [[ -x $deepsparse/bin/python ]] || python3 -m venv "$deepsparse"
