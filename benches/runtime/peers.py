@@ -4,8 +4,8 @@ llama.cpp for a whole model.
 All take turns in one run, so that a noisy machine is noisy for all. A turn is as many products as fit into --seconds;
 its time is their median, and the table has the median of the turns. Layers are rows x columns, output x input features,
 as in `sparsegpt bench --layer`, which is what a turn of ours is: it cycles through copies of the layer that together
-are four times the last-level cache. Peers are measured so (cycled), and on one copy, as their users' benchmarks do. What
-is not installed is left out. Run from the repository's root, with the command built (`cargo build --release`):
+are four times the last-level cache. Peers are measured so (cycled), and on one copy, as their users' benchmarks do.
+What is not installed is left out. Run from the repository's root, with the command built (`cargo build --release`):
 
     benches/runtime/setup.sh
     target/peers/bin/python benches/runtime/peers.py --deepsparse target/deepsparse/bin/python
