@@ -70,6 +70,7 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure>
         top_p: args.top_p,
         seed: args.seed.unwrap_or(0),
         eos: tokenizer.eos().to_vec(),
+        ..GenerateOptions::default()
     };
     let (text, generated) =
         continue_text(&llama, &tokenizer, &args.prompt, &options, &mut |new| {
