@@ -56,7 +56,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     /// Write a model as a GGUF file
     Export(export::ExportArgs),
-    /// Continue a text
+    /// Continue a text or answer a message, with one model or several side by side
     Generate(generate::GenerateArgs),
     /// Prune and/or quantize one weight matrix from a safetensors file
     Layer(Box<layer::LayerArgs>),

@@ -40,6 +40,12 @@ impl Console {
         write_stdout(&(text + "\n"))
     }
 
+    /// Places in a line of the terminal that results are printed on; `None` where they go elsewhere.
+    pub(crate) fn columns(&self) -> Option<usize> {
+        let size = terminal_size::terminal_size_of(io::stdout()).filter(|_| !self.json);
+        size.map(|(terminal_size::Width(width), _)| usize::from(width))
+    }
+
     /// A remark on stderr.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {

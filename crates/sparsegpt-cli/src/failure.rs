@@ -45,7 +45,7 @@ const FLAGS_OF_SETTINGS: [(&str, &str); 4] = [
     ("settings per layer", "pattern-list"),
 ];
 /// Settings whose flag is named after them.
-const FLAGS: [&str; 18] = [
+const FLAGS: [&str; 20] = [
     "bits",
     "block size",
     "damping",
@@ -56,8 +56,10 @@ const FLAGS: [&str; 18] = [
     "mask block size",
     "mask rate",
     "mask token",
+    "min_p",
     "order",
     "prompt",
+    "repetition_penalty",
     "rounds",
     "samples",
     "sequence length",
@@ -202,6 +204,7 @@ fn exit_of_models_error(error: &ModelsError) -> Exit {
         | ModelsError::Config { .. }
         | ModelsError::Data { .. }
         | ModelsError::Tokenizer { .. }
+        | ModelsError::ChatTemplate { .. }
         | ModelsError::Runtime(_) => Exit::Input,
         ModelsError::Setting { .. } | ModelsError::OutputRefused { .. } => Exit::Usage,
         ModelsError::Prune(error) => exit_of_solver_error(error),

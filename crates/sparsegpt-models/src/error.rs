@@ -77,6 +77,14 @@ pub enum Error {
         /// What failed.
         reason: String,
     },
+    /// A chat template is missing, broken, or does not take the conversation.
+    #[error("{path}: chat template: {reason}")]
+    ChatTemplate {
+        /// The file that the template came from.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
     /// A result may not be written where the caller asked.
     #[error("{path}: {reason}")]
     OutputRefused {
@@ -162,6 +170,13 @@ impl Error {
         Self::Tokenizer {
             path: path.into(),
             reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn chat_template(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::ChatTemplate {
+            path: path.into(),
+            reason: reason.into(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod agreement;
 pub mod calibration;
+pub mod chat;
 pub mod checkpoint;
 pub mod decoder;
 mod error;

@@ -243,11 +243,13 @@ impl Bench<'_> {
             eos: self.tokenizer.eos().to_vec(),
             ..GenerateOptions::default()
         };
-        let (sample, _) = continue_text(
+        let prompt = self.tokenizer.encode(&self.args.prompt)?;
+        let samples = continue_text(
             &llama,
             self.tokenizer,
-            &self.args.prompt,
+            &prompt,
             &options,
+            1,
             &mut |_| Ok(()),
         )?;
         Ok(Row {
@@ -258,7 +260,7 @@ impl Bench<'_> {
             rise: dense.map_or(0.0, |dense| result.perplexity - dense),
             zeros: 0.0,
             seconds: 0.0,
-            sample,
+            sample: samples.into_iter().map(|sample| sample.text).collect(),
         })
     }
 }

@@ -7,6 +7,7 @@ mod compare;
 mod every_family;
 mod families;
 mod formats;
+mod generate;
 mod layer;
 mod model;
 mod packed;

@@ -41,7 +41,7 @@ fn pack(pattern: &str, dtype: &str) -> Packed {
 }
 
 fn generated(model: &Path) -> Value {
-    succeed(&[
+    let report = succeed(&[
         "generate",
         text(model),
         "--prompt",
@@ -50,7 +50,8 @@ fn generated(model: &Path) -> Value {
         "40",
         "--json",
     ])
-    .json()
+    .json();
+    report["models"][0]["samples"].clone()
 }
 
 fn perplexity(of: &Path) -> f64 {

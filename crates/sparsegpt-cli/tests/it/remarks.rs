@@ -138,7 +138,24 @@ fn flags_that_change_nothing_are_told() {
     let greedy = ["generate", model, "--prompt", "A", "--max-new-tokens", "1"];
     let greedy = [&greedy[..], &["--top-k", "3", "--seed", "1"]].concat();
     unread(&greedy, &["--top-k", "--seed"]);
+    let more = [
+        "--min-p",
+        "0.1",
+        "--samples",
+        "2",
+        "--repetition-penalty",
+        "1.1",
+    ];
+    unread(
+        &[&greedy[..], &more].concat(),
+        &["--top-k", "--min-p", "--seed", "--samples"],
+    );
     unread(&[&greedy[..], &["--temperature", "1"]].concat(), &[]);
+    let topic = ["generate", model, "--prompt", "A", "--topic", "trees"];
+    unread(
+        &[&topic[..], &["--max-new-tokens", "1"]].concat(),
+        &["--topic"],
+    );
 
     let mut eval = vec!["eval", model, "--text", text_file, "--limit", "1"];
     eval.extend(["--sequence-length", "16"]);

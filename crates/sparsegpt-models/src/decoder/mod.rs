@@ -37,6 +37,7 @@ pub(crate) use on_runtime::linear;
 pub use on_runtime::{OnRuntime, Stored};
 pub(crate) use outline::unread;
 pub use outline::{Outline, OutlinedLayer};
+pub(crate) use product::TOGETHER;
 pub use product::product_speed;
 pub use rope::{RopeScaling, RotaryConfig};
 pub(crate) use tensors::values;

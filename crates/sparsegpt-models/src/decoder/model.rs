@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
-use ndarray::{Array3, Axis};
+use ndarray::{Array3, Axis, concatenate};
 use serde_json::Value;
 use sparsegpt::NoTap;
 
@@ -56,6 +56,25 @@ impl KvCache {
         for (seen, tokens) in self.sequences.iter_mut().zip(sequences) {
             seen.extend(*tokens);
         }
+    }
+
+    /// One cache of several that have seen equally many tokens, of one model.
+    fn together(caches: &[Self]) -> Result<Self> {
+        let joined = |block: usize, part: usize| {
+            let pairs = caches
+                .iter()
+                .filter_map(|cache| cache.blocks[block].as_ref());
+            let views: Vec<_> = pairs.map(|pair| pair[part].view()).collect();
+            concatenate(Axis(0), &views)
+                .map_err(|error| Error::tensor("(keys and values)", error.to_string()))
+        };
+        let blocks = caches.first().map_or(0, |cache| cache.blocks.len());
+        Ok(Self {
+            blocks: (0..blocks)
+                .map(|block| Ok(Some([joined(block, 0)?, joined(block, 1)?])))
+                .collect::<Result<_>>()?,
+            sequences: caches.iter().flat_map(|c| c.sequences.clone()).collect(),
+        })
     }
 
     /// A cache of some of the sequences that ran together, by number, in any order and any number of times.
@@ -173,6 +192,34 @@ impl Transformer {
         Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
     }
 
+    /// Logits (vocabulary) of the token that follows in each of the sequences in the cache, which one of `tokens` each goes
+    /// on with. Up to four sequences get the same bits as each of them alone from [`next`](Self::next).
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), and if there is not one token for each sequence.
+    pub fn next_of_each(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<Vec<f32>>> {
+        if tokens.len() != cache.sequences.len() {
+            return Err(Error::setting(
+                "tokens",
+                format!("one for each of {} sequences", cache.sequences.len()),
+                tokens.len(),
+            ));
+        }
+        if self.config.turns_anew(cache.tokens(), cache.tokens() + 1) {
+            let (mut logits, mut caches) = (Vec::new(), Vec::new());
+            for (seen, &token) in cache.sequences.iter().zip(tokens) {
+                let mut own = self.cache();
+                logits.push(self.next(&[seen, &[token][..]].concat(), &mut own)?);
+                caches.push(own);
+            }
+            *cache = KvCache::together(&caches)?;
+            return Ok(logits);
+        }
+        let fresh: Vec<&[u32]> = tokens.chunks(1).collect();
+        let hidden = self.hidden(&fresh, Some(cache))?;
+        Ok(self.head(&hidden.i((.., 0))?)?.to_vec2()?)
+    }
+
     /// What the head of a decoder reads: the normalized output of the last block, batch x time x width.
     pub(crate) fn hidden(
         &self,
@@ -225,5 +272,100 @@ impl Transformer {
     /// Logits (tokens x vocabulary) from what [`hidden`](Self::hidden) gives (tokens x width).
     pub(crate) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.logits(hidden)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::TensorInfo;
+
+    use crate::decoder::TOGETHER;
+
+    const HIDDEN: usize = 16;
+
+    /// Weights that look random, by their place.
+    #[derive(Debug)]
+    struct Made(BTreeMap<String, Vec<usize>>);
+
+    impl TensorSource for Made {
+        fn names(&self) -> Vec<String> {
+            self.0.keys().cloned().collect()
+        }
+
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            let shape = self.0.get(name)?.clone();
+            let dtype = safetensors::Dtype::F32;
+            Some(TensorInfo { dtype, shape })
+        }
+
+        fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+            let count: usize = self.0[name].iter().product();
+            let value = |place: usize| ((place * 7 + name.len()) as f32).sin();
+            Ok((0..count).map(value).collect())
+        }
+    }
+
+    /// A model of one block whose angles change once a sequence has more than eight tokens.
+    fn model() -> Transformer {
+        let factors = |first: f64| [first, first + 1.0, first + 2.0, first + 3.0];
+        let config = json!({
+            "model_type": "llama", "vocab_size": 20, "hidden_size": HIDDEN, "intermediate_size": 24,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 32, "rope_theta": 1e4,
+            "tie_word_embeddings": true, "original_max_position_embeddings": 8,
+            "rope_scaling": {
+                "type": "longrope", "short_factor": factors(1.0), "long_factor": factors(3.0),
+                "original_max_position_embeddings": 8,
+            },
+        });
+        let parts = [
+            ("input_layernorm", vec![HIDDEN]),
+            ("post_attention_layernorm", vec![HIDDEN]),
+            ("self_attn.q_proj", vec![16, HIDDEN]),
+            ("self_attn.k_proj", vec![8, HIDDEN]),
+            ("self_attn.v_proj", vec![8, HIDDEN]),
+            ("self_attn.o_proj", vec![HIDDEN, 16]),
+            ("mlp.gate_proj", vec![24, HIDDEN]),
+            ("mlp.up_proj", vec![24, HIDDEN]),
+            ("mlp.down_proj", vec![HIDDEN, 24]),
+        ];
+        let of_block = |(part, shape)| (format!("model.layers.0.{part}.weight"), shape);
+        let mut tensors: BTreeMap<_, _> = parts.into_iter().map(of_block).collect();
+        tensors.insert("model.embed_tokens.weight".to_owned(), vec![20, HIDDEN]);
+        tensors.insert("model.norm.weight".to_owned(), vec![HIDDEN]);
+        let source: Arc<dyn TensorSource> = Arc::new(Made(tensors));
+        Transformer::load(&config, &source).unwrap()
+    }
+
+    #[test]
+    fn sequences_that_go_on_together_get_the_bits_of_each_alone() {
+        let model = model();
+        let mut prompt = model.cache();
+        model.next(&[3, 1, 4, 1, 5], &mut prompt).unwrap();
+        for sequences in 1..=TOGETHER {
+            let mut alone = vec![prompt.clone(); sequences];
+            let mut together = prompt.of(&vec![0; sequences]);
+            for step in 0..8 {
+                let tokens: Vec<u32> = (0..sequences)
+                    .map(|s| ((5 * s + 3 * step) % 20) as u32)
+                    .collect();
+                let logits = model.next_of_each(&tokens, &mut together).unwrap();
+                let each = tokens.iter().zip(&mut alone);
+                let each: Vec<_> = each
+                    .map(|(&token, cache)| model.next(&[token], cache).unwrap())
+                    .collect();
+                assert_eq!(logits, each, "{sequences} sequences, step {step}");
+                assert_eq!(together.tokens(), 6 + step);
+            }
+            let wrong = vec![1; sequences + 1];
+            assert!(model.next_of_each(&wrong, &mut together).is_err());
+        }
     }
 }

@@ -16,6 +16,11 @@ use crate::{Error, Result};
 const PARALLEL_FROM: usize = 1 << 22;
 /// Tokens from which on each thread takes its share of them; fewer are left to faer's own division of the work.
 const TOKENS_A_THREAD: usize = 64;
+/// Up to so many tokens give the same bits together as each alone, here as on the sparse runtime: each weight is read from
+/// memory once and multiplied by one token after the other.
+pub(crate) const TOGETHER: usize = 4;
+/// Weights that stay in the cache while tokens pass by: 128 KiB.
+const BLOCK: usize = 1 << 15;
 
 /// y ← x·wᵀ, or y ← y + x·wᵀ, for x (tokens x cols) and each of some y (tokens x rows) with their weights w
 /// (rows x cols).
@@ -45,7 +50,22 @@ pub(super) fn products(
         .map(|(_, _, w)| tokens * w.nrows() * cols)
         .sum();
     let threads = rayon::current_num_threads();
-    if all < PARALLEL_FROM {
+    if (2..=TOGETHER).contains(&tokens) {
+        for (mut y, accum, w) in products {
+            let rows = (BLOCK / cols.max(1)).max(1);
+            let blocks = y.axis_chunks_iter_mut(Axis(1), rows).enumerate();
+            let block = |(index, mut y): (usize, ArrayViewMut2<'_, f32>)| {
+                let w = w.subrows(index * rows, y.ncols());
+                let of_tokens = y.axis_chunks_iter_mut(Axis(0), 1);
+                let pairs = of_tokens.zip(x.axis_chunks_iter(Axis(0), 1));
+                pairs.for_each(|(y, x)| product(y, accum, x, w, Par::Seq));
+            };
+            match all < PARALLEL_FROM {
+                true => blocks.for_each(block),
+                false => blocks.collect::<Vec<_>>().into_par_iter().for_each(block),
+            }
+        }
+    } else if all < PARALLEL_FROM {
         // Done before a second thread has woken up.
         for (y, accum, w) in products {
             product(y, accum, x, w, Par::Seq);
@@ -114,5 +134,44 @@ fn product(
             1.0,
             par,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn made(tokens: ArrayView2<'_, f32>, weight: &Tensor, accum: Accum) -> Array2<f32> {
+        let rows = weight.dims2().unwrap().0;
+        let mut y = Array2::from_shape_fn((tokens.nrows(), rows), |(_, row)| row as f32 / 7.0);
+        products(tokens, vec![(&mut y, accum, weight)]).unwrap();
+        y
+    }
+
+    /// On one thread and on several, with blocks that do not divide the rows.
+    #[test]
+    fn a_few_tokens_together_give_the_bits_of_each_alone() {
+        let value = |index: usize| ((index * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
+        for (rows, cols) in [(5, 3), (1, 700), (200, 33), (3001, 577), (2, 40_000)] {
+            let weight: Vec<f32> = (0..rows * cols).map(value).collect();
+            let weight = Tensor::from_vec(weight, (rows, cols), &Device::Cpu).unwrap();
+            for tokens in 2..=TOGETHER {
+                let x = Array2::from_shape_fn((tokens, cols), |(t, col)| value(31 * t + 7 * col));
+                for accum in [Accum::Replace, Accum::Add] {
+                    let together = made(x.view(), &weight, accum);
+                    for token in 0..tokens {
+                        let alone = x.slice(ndarray::s![token..token + 1, ..]);
+                        let alone = made(alone, &weight, accum);
+                        assert_eq!(
+                            together.row(token),
+                            alone.row(0),
+                            "{rows} x {cols}, token {token} of {tokens}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -89,3 +89,41 @@ pub(super) fn weigh(
         false => products(x, of_tensors),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sparsegpt_runtime::{DenseMatrix, SparseLinear};
+
+    use super::*;
+    use crate::decoder::TOGETHER;
+
+    /// As for tensors in f32; the runtime has its own number of tokens from which on it sums otherwise.
+    #[test]
+    fn a_few_tokens_on_the_runtime_give_the_bits_of_each_alone() {
+        let (rows, cols) = (300, 200);
+        let value = |place: usize| match place % 3 {
+            0 => 0.0,
+            _ => ((place * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0,
+        };
+        let weight = Array2::from_shape_fn((rows, cols), |(row, col)| value(row * cols + col));
+        let sparse = SparseLinear::new(weight.view(), None).unwrap();
+        let dense = DenseMatrix::from_dense(weight.view());
+        let dense = SparseLinear::dense(dense, None).unwrap();
+        for layer in [sparse, dense] {
+            let weight = Weight::Packed(Arc::new(layer));
+            let made = |x: ArrayView2<'_, f32>| {
+                let mut y = Array2::zeros((x.nrows(), rows));
+                weigh(x, vec![(&mut y, Accum::Replace, &weight)]).unwrap();
+                y
+            };
+            let x = Array2::from_shape_fn((TOGETHER, cols), |(t, col)| value(37 * t + 5 * col));
+            let together = made(x.view());
+            for token in 0..TOGETHER {
+                let alone = made(x.slice(ndarray::s![token..token + 1, ..]));
+                assert_eq!(together.row(token), alone.row(0), "token {token}");
+            }
+        }
+    }
+}

@@ -22,6 +22,19 @@ pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 pub(crate) const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
+const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+/// Keys of tokenizer_config.json that name a token.
+const SPECIAL_TOKENS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
 /// What hides a token from BERT and from RoBERTa, where no file says it.
 const MASK_TOKENS: [&str; 2] = ["[MASK]", "<mask>"];
 
@@ -29,9 +42,9 @@ const MASK_TOKENS: [&str; 2] = ["[MASK]", "<mask>"];
 const TOKENIZER_FILES: [&str; 8] = [
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_FILE,
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_FILE,
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
@@ -346,14 +359,57 @@ impl Tokenizer {
         serde_json::from_slice(bytes).map_err(|error| Error::tokenizer(&self.path, error))
     }
 
-    /// The template of conversations, where there is one.
-    pub(crate) fn chat_template(&self) -> Option<String> {
-        if let Some(template) = self.files.get("chat_template.jinja") {
-            return String::from_utf8(template.clone()).ok();
+    /// The template of conversations (of several, the default) and the file that has it, where there is one.
+    pub(crate) fn chat_template(&self) -> Result<Option<(PathBuf, String)>> {
+        if let Some(template) = self.files.get(CHAT_TEMPLATE_FILE) {
+            let path = self.beside(CHAT_TEMPLATE_FILE);
+            return match String::from_utf8(template.clone()) {
+                Ok(template) => Ok(Some((path, template))),
+                Err(error) => Err(Error::chat_template(path, error.to_string())),
+            };
         }
-        let config = self.files.get(TOKENIZER_CONFIG_FILE)?;
-        let config: Value = serde_json::from_slice(config).ok()?;
-        Some(config["chat_template"].as_str()?.to_owned())
+        let own = self.own_config();
+        let template = match &own["chat_template"] {
+            Value::Array(several) => {
+                let default = several.iter().find(|one| one["name"] == "default");
+                default.and_then(|one| one["template"].as_str())
+            }
+            one => one.as_str(),
+        };
+        Ok(template.map(|template| (self.beside(TOKENIZER_CONFIG_FILE), template.to_owned())))
+    }
+
+    /// The special tokens that the model folder declares, by the names under which templates know them.
+    pub(crate) fn special_tokens(&self) -> BTreeMap<String, String> {
+        let map = self.files.get(SPECIAL_TOKENS_FILE);
+        let map: Value = map
+            .and_then(|bytes| serde_json::from_slice(bytes).ok())
+            .unwrap_or_default();
+        let own = self.own_config();
+        let declared = |key: &str| match own.get(key) {
+            Some(token) => content(token),
+            None => content(map.get(key)?),
+        };
+        let names = SPECIAL_TOKENS.iter();
+        names
+            .filter_map(|name| Some(((*name).to_owned(), declared(name)?.to_owned())))
+            .collect()
+    }
+
+    /// tokenizer_config.json; it was held against its form when the tokenizer was read.
+    fn own_config(&self) -> Value {
+        let bytes = self.files.get(TOKENIZER_CONFIG_FILE);
+        bytes
+            .and_then(|bytes| serde_json::from_slice(bytes).ok())
+            .unwrap_or_default()
+    }
+
+    /// Where another of the tokenizer's files is: a GGUF file has them all.
+    fn beside(&self, name: &str) -> PathBuf {
+        match self.path.ends_with(TOKENIZER_FILE) {
+            true => self.path.with_file_name(name),
+            false => self.path.clone(),
+        }
     }
 
     /// Writes the tokenizer's files into an existing folder.
@@ -369,7 +425,6 @@ impl Tokenizer {
     }
 }
 
-/// The id of a token given as `"<s>"` or as `{"content": "<s>", …}`.
 /// The parts of tokenizer.json that `tokenizers` takes for well-formed JSON before it has looked, and panics where they are not.
 #[derive(Deserialize)]
 struct Buffered {
@@ -383,10 +438,14 @@ struct Buffered {
     _decoder: Option<Value>,
 }
 
+/// The id of a token given as `"<s>"` or as `{"content": "<s>", …}`.
 fn special_token(tokenizer: &tokenizers::Tokenizer, value: Option<&Value>) -> Option<u32> {
-    let value = value?;
-    let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
-    tokenizer.token_to_id(content)
+    tokenizer.token_to_id(content(value?)?)
+}
+
+/// The text of a token given as `"<s>"` or as `{"content": "<s>", …}`.
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 /// One id or a list of them.

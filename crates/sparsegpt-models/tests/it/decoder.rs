@@ -16,7 +16,7 @@ use sparsegpt::{Activations, Batch, ModelAdapter, NoTap, Tap};
 use sparsegpt_models::checkpoint::Overlay;
 use sparsegpt_models::decoder::{Transformer, TransformerAdapter};
 use sparsegpt_models::evaluate::{PerplexityOptions, perplexity};
-use sparsegpt_models::generate::{GenerateOptions, Stop, generate};
+use sparsegpt_models::generate::{GenerateOptions, Generated, Stop, generate, generate_samples};
 use sparsegpt_models::{Error, TensorInfo, TensorSource};
 
 const VOCABULARY: usize = 40;
@@ -792,4 +792,97 @@ fn generation_says_why_it_stopped_and_refuses_bad_prompts() {
         let error = run(prompt, &options, 99).unwrap_err().to_string();
         assert!(error.contains(found), "{error}");
     }
+}
+
+/// The keys turn anew once a sequence has more than twelve tokens.
+fn stretched() -> Model {
+    let factors = |first: f64| {
+        (0..HEAD_DIM / 2)
+            .map(|i| first + i as f64)
+            .collect::<Vec<_>>()
+    };
+    let scaling = json!({
+        "type": "longrope", "short_factor": factors(1.0), "long_factor": factors(3.0),
+        "original_max_position_embeddings": 12,
+    });
+    let changes = json!({
+        "rope_scaling": scaling, "original_max_position_embeddings": 12,
+    });
+    model(changes, false, false)
+}
+
+#[test]
+fn a_sample_is_the_same_alone_and_among_others() {
+    let more = [("longrope", stretched())];
+    for (name, model) in variants().into_iter().chain(more) {
+        let llama = model.load();
+        let prompt = tokens(6, 12);
+        let options = GenerateOptions {
+            max_new_tokens: 16,
+            temperature: 1.5,
+            repetition_penalty: 1.2,
+            min_p: Some(0.01),
+            seed: 3,
+            eos: vec![7, 21, 30],
+            ..Default::default()
+        };
+        // More than run together, one of them twice.
+        let numbers = [4, 0, 1, 2, 3, 0, 9];
+        let mut streamed = vec![Vec::new(); numbers.len()];
+        let together = generate_samples(&llama, &prompt, &options, &numbers, &mut |at, token| {
+            streamed[at].push(token);
+            true
+        });
+        let together = together.unwrap();
+        let alone = |number: u64| {
+            let one = generate_samples(&llama, &prompt, &options, &[number], &mut |_, _| true);
+            one.unwrap().remove(0)
+        };
+        let each: Vec<Generated> = numbers.iter().map(|&number| alone(number)).collect();
+        assert_eq!(together, each, "{name}");
+        let tokens: Vec<_> = together
+            .iter()
+            .map(|sample| sample.tokens.clone())
+            .collect();
+        assert_eq!(tokens, streamed, "{name}");
+        assert_eq!(
+            together[1],
+            generate(&llama, &prompt, &options, &mut |_| true).unwrap()
+        );
+        assert!(
+            together[0] != together[1] && together[1] != together[2],
+            "{name}"
+        );
+        // Some end before others that run with them.
+        let mut lengths = each[..4].iter().map(|one| one.tokens.len());
+        let first = lengths.next();
+        assert!(
+            lengths.any(|length| Some(length) != first),
+            "{name}: {each:?}"
+        );
+        assert!(each.iter().any(|one| one.stop == Stop::EndOfText));
+    }
+}
+
+#[test]
+fn a_sample_that_is_stopped_leaves_the_others() {
+    let llama = plain().load();
+    let prompt = tokens(4, 14);
+    let options = GenerateOptions {
+        max_new_tokens: 6,
+        temperature: 2.0,
+        ..Default::default()
+    };
+    let all = generate_samples(&llama, &prompt, &options, &[0, 1, 2], &mut |_, _| true).unwrap();
+    let mut count = 0;
+    let stopped = generate_samples(&llama, &prompt, &options, &[0, 1, 2], &mut |at, _| {
+        count += usize::from(at == 1);
+        at != 1 || count < 3
+    });
+    let stopped = stopped.unwrap();
+    assert_eq!((&stopped[0], &stopped[2]), (&all[0], &all[2]));
+    assert_eq!(stopped[1].stop, Stop::Caller);
+    assert_eq!(stopped[1].tokens, all[1].tokens[..3]);
+    let none = generate_samples(&llama, &prompt, &options, &[], &mut |_, _| true).unwrap();
+    assert!(none.is_empty());
 }

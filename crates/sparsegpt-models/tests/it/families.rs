@@ -19,7 +19,7 @@ use sparsegpt::{
 use sparsegpt_models::checkpoint::{Checkpoint, ExpectedLayer, OutputOptions, Overlay};
 use sparsegpt_models::decoder::{ModelKind, Transformer, TransformerAdapter};
 use sparsegpt_models::evaluate::token_nll;
-use sparsegpt_models::generate::{GenerateOptions, generate};
+use sparsegpt_models::generate::{GenerateOptions, generate, generate_samples};
 use sparsegpt_models::inspect::inspect;
 use sparsegpt_models::{Error, Sequence};
 
@@ -171,6 +171,39 @@ fn logits_equal_those_of_transformers() {
         let difference = logit_difference(&model, &expected);
         eprintln!("{family}: largest logit difference {difference:.1e}");
         assert!(difference < 2e-3, "{family}: {difference}");
+    }
+}
+
+/// Experts get tokens by what each sequence is, so that they see now one and now several.
+#[test]
+fn samples_of_every_decoder_are_the_same_alone_and_together() {
+    for family in [
+        "gpt_neox",
+        "gemma",
+        "opt",
+        "opt_350m_style",
+        "bloom",
+        "gpt2",
+        "gptj",
+        "mixtral",
+    ] {
+        let Some(folder) = golden(&format!("families/{family}")) else {
+            return;
+        };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let model = Transformer::load(checkpoint.config(), &checkpoint.tensors()).unwrap();
+        let options = GenerateOptions {
+            max_new_tokens: 8,
+            temperature: 2.0,
+            ..Default::default()
+        };
+        let samples = |numbers: &[u64]| {
+            generate_samples(&model, &[5, 9, 3], &options, numbers, &mut |_, _| true).unwrap()
+        };
+        let together = samples(&[0, 1, 2, 3, 4]);
+        for (number, sample) in (0..).zip(together) {
+            assert_eq!(samples(&[number]), [sample], "{family}, sample {number}");
+        }
     }
 }
 

@@ -123,7 +123,7 @@ fn special(tokenizer: &Tokenizer, fields: &mut Fields) -> Result<()> {
     for (key, &id) in keys.into_iter().zip(tokenizer.eos()) {
         fields.integer(key, id as usize)?;
     }
-    if let Some(template) = tokenizer.chat_template() {
+    if let Some((_, template)) = tokenizer.chat_template()? {
         fields.text("tokenizer.chat_template", &template);
     }
     Ok(())
