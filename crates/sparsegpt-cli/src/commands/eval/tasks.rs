@@ -108,7 +108,7 @@ pub(super) fn run(
         limit,
         models: Vec::new(),
     };
-    for ((path, name), (checkpoint, _)) in models.iter().zip(names(models)).zip(opened) {
+    for ((path, name), (checkpoint, _)) in models.iter().zip(model::names(models)).zip(opened) {
         let tokenizer = model::tokenizer(&checkpoint)?;
         let loaded = model::load(&checkpoint, &checkpoint.tensors())?;
         let mut tasks = Vec::new();
@@ -214,23 +214,6 @@ fn find(
         }
     }
     Ok(None)
-}
-
-/// The last parts of the models' paths, or the whole paths where two are the same.
-fn names(models: &[PathBuf]) -> Vec<String> {
-    let last = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_else(|| path.as_os_str());
-        name.to_string_lossy().into_owned()
-    };
-    let names: Vec<String> = models.iter().map(last).collect();
-    let unique = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
-    match names.iter().all(unique) {
-        true => names,
-        false => models
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect(),
-    }
 }
 
 /// The models' results for each task in turn.
