@@ -17,11 +17,14 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+# Compiling GPTQModel's layers takes longer than running them.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
