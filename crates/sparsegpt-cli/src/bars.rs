@@ -29,7 +29,7 @@ pub(crate) struct Bar {
     pub(crate) color: usize,
 }
 
-/// Writes a picture, which appears under its name when it is whole.
+/// Writes a picture, or a page of them, which appears under its name when it is whole.
 pub(crate) fn write(path: &Path, picture: &str) -> Result<(), Failure> {
     let mut file = StagedFile::create(path).map_err(Failure::writing)?;
     file.append(picture.as_bytes())

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     bench, compare, demo, eval, export, generate, info, inspect, layer, logits, methods, pack,
-    prune, repair,
+    prune, repair, report,
 };
 
 const AFTER_HELP: &str = "\
@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Compare(Box<compare::CompareArgs>),
     /// Write a low-rank adapter (LoRA) that gives a pruned model back a part of what it has lost
     Repair(repair::RepairArgs),
+    /// Write a page about a pruning run: errors, zeros and seconds of its layers, perplexity, samples of text
+    Report(report::ReportArgs),
     /// Measure a model's perplexity on a text, or several models on zero-shot tasks
     Eval(eval::EvalArgs),
     /// Write a model as a GGUF file

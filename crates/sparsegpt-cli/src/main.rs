@@ -8,6 +8,7 @@ mod console;
 mod cost;
 mod failure;
 mod flags;
+mod html;
 mod interrupt;
 mod layer_file;
 mod model;
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 Command::Methods(args) => commands::methods::run(&args, &console),
                 Command::Info(args) => commands::info::run(&args, threads, &console),
                 Command::Inspect(args) => commands::inspect::run(&args, &console),
+                Command::Report(args) => commands::report::run(&args, &console),
                 Command::Repair(args) => commands::repair::run(&args, threads, &console),
                 Command::Pack(args) => commands::pack::pack(&args, &console),
                 Command::Unpack(args) => commands::pack::unpack(&args, &console),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::html::Html;
+
 /// The heading of a column, and to which side its cells are set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
@@ -42,6 +44,32 @@ impl<const N: usize> Table<N> {
 
     pub(crate) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells);
+    }
+
+    /// The same for a page.
+    pub(crate) fn write(&self, page: &mut Html) {
+        let row = |page: &mut Html, cell: &'static str, cells: &[String; N]| {
+            page.element("tr", &[], |page| {
+                for (text, column) in cells.iter().zip(&self.columns) {
+                    let right: &[(&str, &str)] = &[("class", "right")];
+                    let attributes = if column.flush_right { right } else { &[] };
+                    page.leaf(cell, attributes, text);
+                }
+            });
+        };
+        page.element("div", &[("class", "scroll")], |page| {
+            page.element("table", &[], |page| {
+                let mut rows = self.rows.iter();
+                page.element("thead", &[], |page| {
+                    rows.by_ref()
+                        .take(1)
+                        .for_each(|cells| row(page, "th", cells));
+                });
+                page.element("tbody", &[], |page| {
+                    rows.for_each(|cells| row(page, "td", cells));
+                });
+            });
+        });
     }
 }
 

@@ -14,3 +14,4 @@ pub(crate) mod methods;
 pub(crate) mod pack;
 pub(crate) mod prune;
 pub(crate) mod repair;
+pub(crate) mod report;

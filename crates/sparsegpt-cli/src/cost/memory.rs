@@ -29,7 +29,7 @@ const DEVICE_CHUNK: f64 = 64.0 * MIB;
 /// What a run reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Files {
-    /// Bytes of the weights it reads, all of them mapped.
+    /// Bytes of the weights it reads. So much is mapped at most: of several shards one at a time.
     pub(crate) source: f64,
     /// Bytes of the weights it writes, mapped when they are checked.
     pub(crate) result: f64,

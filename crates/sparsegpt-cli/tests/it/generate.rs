@@ -1,5 +1,7 @@
 //! Texts from one model and from several, by prompts, presets and chat templates.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -14,6 +14,7 @@ mod packed;
 mod plan;
 mod remarks;
 mod repair;
+mod report;
 mod resume;
 mod signals;
 mod tasks;

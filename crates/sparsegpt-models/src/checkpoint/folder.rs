@@ -1,15 +1,16 @@
 //! A HuggingFace folder as a source of tensors.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use memmap2::Mmap;
 use serde_json::{Map, Value};
 
 use super::dtype::decode;
-use super::shard::{MappedShard, ShardLayout};
+use super::shard::{Shard, ShardLayout, StoredBytes};
 use super::{CONFIG_FILE, CheckpointSource, INDEX_FILE, SINGLE_FILE, read_json};
 use crate::source::equal_values;
 use crate::tokenizer::Tokenizer;
@@ -36,9 +37,12 @@ const WEIGHT_ENDINGS: [&str; 14] = [
 
 pub(super) struct SafetensorsFolder {
     path: PathBuf,
-    shards: Vec<(String, MappedShard)>,
+    shards: Vec<(String, Shard)>,
     /// Tensor to position in `shards`.
     shard_of: BTreeMap<String, usize>,
+    /// The shard that was read last, and its position: one is mapped at a time, so that what counts as the process's own of
+    /// a model larger than memory stays small.
+    mapped: Mutex<Option<(usize, Arc<Mmap>)>>,
     index_metadata: Option<Map<String, Value>>,
 }
 
@@ -79,7 +83,7 @@ impl SafetensorsFolder {
         let mut shards = Vec::with_capacity(files.len());
         let mut shard_of = BTreeMap::new();
         for (position, file) in files.into_iter().enumerate() {
-            let shard = MappedShard::open(&path.join(&file))?;
+            let shard = Shard::open(&path.join(&file))?;
             for name in shard.names() {
                 if shard_of.insert(name.clone(), position).is_some() {
                     let reason = format!("stands in {file} and in a shard before it");
@@ -92,14 +96,37 @@ impl SafetensorsFolder {
             path: path.to_path_buf(),
             shards,
             shard_of,
+            mapped: Mutex::new(None),
             index_metadata,
         })
     }
 
-    fn shard(&self, name: &str) -> Option<&MappedShard> {
+    fn shard(&self, name: &str) -> Option<&Shard> {
         self.shard_of
             .get(name)
             .map(|&position| &self.shards[position].1)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Option<StoredBytes<'static>>> {
+        let place = self.shard(name).and_then(|shard| shard.place(name));
+        let (Some(&position), Some(place)) = (self.shard_of.get(name), place) else {
+            return Ok(None);
+        };
+        Ok(Some(StoredBytes::Mapped(self.map(position)?, place)))
+    }
+
+    fn map(&self, position: usize) -> Result<Arc<Mmap>> {
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, map)) = &*mapped
+            && *at == position
+        {
+            return Ok(Arc::clone(map));
+        }
+        // The one before goes first, unless somebody still reads it.
+        *mapped = None;
+        let map = Arc::new(self.shards[position].1.map()?);
+        *mapped = Some((position, Arc::clone(&map)));
+        Ok(map)
     }
 }
 
@@ -116,13 +143,14 @@ impl TensorSource for SafetensorsFolder {
         let missing = || Error::tensor(name, format!("not in {}", self.path.display()));
         let shard = self.shard(name).ok_or_else(missing)?;
         let info = shard.info(name).ok_or_else(missing)?;
-        decode(name, info.dtype, shard.bytes(name).ok_or_else(missing)?)
+        decode(name, info.dtype, &self.bytes(name)?.ok_or_else(missing)?)
     }
 
     fn equal(&self, one: &str, other: &str) -> Result<bool> {
-        let bytes = |name: &str| self.shard(name)?.bytes(name);
         match (self.info(one), self.info(other)) {
-            (Some(info), Some(other_info)) if info == other_info => Ok(bytes(one) == bytes(other)),
+            (Some(info), Some(other_info)) if info == other_info => {
+                Ok(self.bytes(one)? == self.bytes(other)?)
+            }
             _ => equal_values(self, one, other),
         }
     }
@@ -149,9 +177,8 @@ impl CheckpointSource for SafetensorsFolder {
         self.index_metadata.as_ref()
     }
 
-    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
-        let bytes = self.shard(name).and_then(|shard| shard.bytes(name));
-        Ok(bytes.map(Cow::Borrowed))
+    fn stored_bytes(&self, name: &str) -> Result<Option<StoredBytes<'_>>> {
+        self.bytes(name)
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {
@@ -275,4 +302,57 @@ fn is_plain_file_name(file: &str) -> bool {
     let mut components = Path::new(file).components();
     let single = matches!(components.next(), Some(Component::Normal(part)) if part == file);
     single && components.next().is_none() && !file.contains(['/', '\\', ':', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tempfile::tempdir;
+
+    use super::*;
+    use crate::checkpoint::fixtures::{Model, tensor};
+
+    fn sharded(path: &Path) -> SafetensorsFolder {
+        let mut model = Model::new(vec![tensor("a", &[2, 2], &[1.0; 4])]);
+        model.shards.push(vec![tensor("b", &[3], &[2.0; 3])]);
+        model.write(path);
+        SafetensorsFolder::open(path).unwrap()
+    }
+
+    #[test]
+    fn one_shard_is_mapped_at_a_time() {
+        let root = tempdir().unwrap();
+        let folder = sharded(root.path());
+        let mapped = || {
+            let mapped = folder.mapped.lock().unwrap();
+            mapped
+                .as_ref()
+                .map(|(at, map)| (*at, Arc::strong_count(map)))
+        };
+        assert_eq!(mapped(), None);
+        assert_eq!(folder.read_f32("a").unwrap(), [1.0; 4]);
+        assert_eq!(mapped(), Some((0, 1)));
+        // What is still held stays.
+        let held = folder.stored_bytes("a").unwrap().unwrap();
+        assert_eq!(mapped(), Some((0, 2)));
+        assert_eq!(folder.read_f32("b").unwrap(), [2.0; 3]);
+        assert_eq!(mapped(), Some((1, 1)));
+        assert_eq!(*held, [1.0_f32.to_le_bytes(); 4].concat());
+        assert!(folder.equal("a", "a").unwrap());
+        assert!(!folder.equal("a", "b").unwrap());
+        assert!(folder.stored_bytes("c").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_shard_that_became_shorter_is_an_error() {
+        let root = tempdir().unwrap();
+        let folder = sharded(root.path());
+        let path = root.path().join(&folder.shards[1].0);
+        let length = fs::metadata(&path).unwrap().len();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(length - 4).unwrap();
+        let error = folder.read_f32("b").unwrap_err().to_string();
+        assert!(error.contains("changed"), "{error}");
+    }
 }

@@ -21,7 +21,6 @@ mod tests;
 mod verify;
 mod writer;
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +49,7 @@ pub use verify::{CastZeros, ExpectedLayer};
 pub use writer::{CheckpointWriter, OutputOptions, ProvenCheckpoint, WrittenCheckpoint};
 
 pub(crate) use dtype::{decode, element_count, encode, is_float};
-pub(crate) use shard::{MappedShard, ShardLayout, map_file};
+pub(crate) use shard::{MappedShard, ShardLayout, StoredBytes, map_file};
 pub(crate) use writer::write_json;
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -112,7 +111,7 @@ pub(crate) trait CheckpointSource: TensorSource {
     ///
     /// # Errors
     /// If they have to be unpacked, and are damaged.
-    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>>;
+    fn stored_bytes(&self, name: &str) -> Result<Option<StoredBytes<'_>>>;
 
     /// Whether linear layers are packed for the sparse runtime.
     fn is_packed(&self) -> bool {

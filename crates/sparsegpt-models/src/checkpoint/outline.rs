@@ -1,12 +1,11 @@
 //! A config.json as a checkpoint whose tensors have names and shapes, and no values.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::folder::copy_companions;
-use super::shard::ShardLayout;
+use super::shard::{ShardLayout, StoredBytes};
 use super::{CONFIG_FILE, CheckpointSource, INDEX_FILE, PACKED_INDEX_FILE, SINGLE_FILE, read_json};
 use crate::decoder::{Outline, unread};
 use crate::tokenizer::Tokenizer;
@@ -84,7 +83,7 @@ impl CheckpointSource for OutlinedFolder {
         Vec::new()
     }
 
-    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+    fn stored_bytes(&self, name: &str) -> Result<Option<StoredBytes<'_>>> {
         Err(unread(name))
     }
 

@@ -1,6 +1,5 @@
 //! A folder whose linear layers are packed for the sparse runtime.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use sparsegpt_runtime::{Container, LinearLayer};
 
 use super::dtype::decode;
 use super::folder::copy_companions;
-use super::shard::{MappedShard, ShardLayout};
+use super::shard::{MappedShard, ShardLayout, StoredBytes};
 use super::{
     CONFIG_FILE, CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE,
     element_count, read_json,
@@ -246,12 +245,12 @@ impl CheckpointSource for PackedFolder {
         self.index.metadata.as_ref()
     }
 
-    fn stored_bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+    fn stored_bytes(&self, name: &str) -> Result<Option<StoredBytes<'_>>> {
         if let Some(layer) = self.packed(name)? {
             let bytes = layer.unpack_bytes(self.is_transposed(name));
-            return Ok(Some(Cow::Owned(bytes)));
+            return Ok(Some(StoredBytes::Owned(bytes)));
         }
-        Ok(self.rest.bytes(name).map(Cow::Borrowed))
+        Ok(self.rest.bytes(name).map(StoredBytes::Borrowed))
     }
 
     fn is_packed(&self) -> bool {

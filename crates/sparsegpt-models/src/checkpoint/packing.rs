@@ -1,6 +1,5 @@
 //! Writing a packed copy of a checkpoint.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use sparsegpt_runtime::{ContainerWriter, LinearLayer, SparseLinear, Value};
 
 use super::dtype::encode;
 use super::packed_folder::{PackedIndex, WEIGHT};
-use super::shard::ShardLayout;
+use super::shard::{ShardLayout, StoredBytes};
 use super::writer::{OutputFolder, preallocate, sync_folder};
 use super::{
     Checkpoint, CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE, write_json,
@@ -218,12 +217,13 @@ fn bytes_of<'s>(
     source: &'s dyn CheckpointSource,
     name: &str,
     info: &TensorInfo,
-) -> Result<Cow<'s, [u8]>> {
+) -> Result<StoredBytes<'s>> {
     match source.stored_bytes(name)? {
         Some(bytes) => Ok(bytes),
-        None => Ok(encode(name, info.dtype, &source.read_f32(name)?)?
-            .bytes
-            .into()),
+        None => {
+            let encoded = encode(name, info.dtype, &source.read_f32(name)?)?;
+            Ok(StoredBytes::Owned(encoded.bytes))
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo as Placed};
@@ -20,6 +22,10 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 /// Maps a whole file for reading; an empty file is an error.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+    map(path, &file)
+}
+
+fn map(path: &Path, file: &File) -> Result<Mmap> {
     let size = file
         .metadata()
         .map_err(|source| Error::io("read", path, source))?
@@ -30,29 +36,57 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     // SAFETY: the map is only ever read. As with every memory map, another process that shortens
     // the file while it is mapped ends this one with a bus error; the writer of this crate never
     // changes a file in place, it renames a finished folder.
-    unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))
+    unsafe { Mmap::map(file) }.map_err(|source| Error::io("map", path, source))
 }
 
-/// An opened safetensors file whose header has been checked against its size.
-pub(crate) struct MappedShard {
+/// A tensor's bytes as they are stored.
+#[derive(Debug)]
+pub(crate) enum StoredBytes<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Vec<u8>),
+    /// In a file that stays mapped as long as they are there.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl Deref for StoredBytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+            Self::Mapped(map, place) => map.get(place.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl PartialEq for StoredBytes<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+/// An opened safetensors file whose header has been checked against its size. It takes no address space until it is mapped.
+pub(crate) struct Shard {
     path: PathBuf,
-    map: Mmap,
+    file: File,
     data_start: usize,
     metadata: Metadata,
 }
 
-impl fmt::Debug for MappedShard {
+impl fmt::Debug for Shard {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("MappedShard")
+            .debug_struct("Shard")
             .field("path", &self.path)
             .finish_non_exhaustive()
     }
 }
 
-impl MappedShard {
+impl Shard {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let map = map_file(path)?;
+        let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+        let map = map(path, &file)?;
         let refuse = |reason: String| Error::format(path, format!("safetensors: {reason}"));
         let (length, rest) = map
             .split_first_chunk::<LENGTH_BYTES>()
@@ -83,10 +117,32 @@ impl MappedShard {
         let data_start = LENGTH_BYTES + header.len();
         Ok(Self {
             path: path.to_path_buf(),
-            map,
+            file,
             data_start,
             metadata,
         })
+    }
+
+    /// The whole file, as long as when it was opened.
+    pub(crate) fn map(&self) -> Result<Mmap> {
+        let map = map(&self.path, &self.file)?;
+        match map.len() == self.data_start + self.metadata.data_len() {
+            true => Ok(map),
+            false => Err(Error::format(
+                &self.path,
+                format!(
+                    "has {} bytes, and had {} when it was opened: it was changed meanwhile",
+                    map.len(),
+                    self.data_start + self.metadata.data_len()
+                ),
+            )),
+        }
+    }
+
+    /// Where a tensor's values stand in the file.
+    pub(crate) fn place(&self, name: &str) -> Option<Range<usize>> {
+        let (start, end) = self.metadata.info(name)?.data_offsets;
+        Some(self.data_start + start..self.data_start + end)
     }
 
     /// Names in the order of their values.
@@ -102,11 +158,6 @@ impl MappedShard {
         })
     }
 
-    pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
-        let (start, end) = self.metadata.info(name)?.data_offsets;
-        self.map.get(self.data_start + start..self.data_start + end)
-    }
-
     pub(super) fn layout(&self, file_name: String) -> ShardLayout {
         let names = self.names();
         let tensors = names
@@ -117,6 +168,36 @@ impl MappedShard {
             metadata: self.metadata.metadata().clone(),
             tensors: tensors.map(|(info, name)| (name, info)).collect(),
         }
+    }
+}
+
+/// A safetensors file that stays mapped.
+#[derive(Debug)]
+pub(crate) struct MappedShard {
+    shard: Shard,
+    map: Mmap,
+}
+
+impl MappedShard {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let shard = Shard::open(path)?;
+        Ok(Self {
+            map: shard.map()?,
+            shard,
+        })
+    }
+
+    /// Names in the order of their values.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.shard.names()
+    }
+
+    pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.shard.info(name)
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.map.get(self.shard.place(name)?)
     }
 }
 

@@ -480,7 +480,7 @@ fn shards_and_companions_are_carried_along() {
             },
         })
     );
-    let shard = MappedShard::open(&out.join("model-00002-of-00002.safetensors")).unwrap();
+    let shard = shard::Shard::open(&out.join("model-00002-of-00002.safetensors")).unwrap();
     let metadata = shard.layout(String::new()).metadata.unwrap();
     assert_eq!(metadata.get("format").map(String::as_str), Some("pt"));
     let written = Checkpoint::open(&out).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::packed::Packed;
 use super::writer::{Slot, Written};
@@ -24,7 +24,7 @@ pub struct ExpectedLayer {
 }
 
 /// Zeros that the cast to the stored type made of values too small for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CastZeros {
     /// The tensor's name in the checkpoint.
     pub tensor: String,

@@ -12,7 +12,6 @@ mod tests;
 mod tokenizer;
 mod write;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Cursor;
@@ -26,8 +25,8 @@ use serde_json::Value;
 use self::config::{Sizes, TensorFacts, TokenNumbers};
 use self::metadata::{Metadata, check_alignment};
 use crate::checkpoint::{
-    CONFIG_FILE, CheckpointSource, Dtype, SINGLE_FILE, ShardLayout, element_count, map_file,
-    write_json,
+    CONFIG_FILE, CheckpointSource, Dtype, SINGLE_FILE, ShardLayout, StoredBytes, element_count,
+    map_file, write_json,
 };
 use crate::tokenizer::{GENERATION_CONFIG_FILE, Tokenizer};
 use crate::{Error, Result, TensorInfo, TensorSource};
@@ -180,7 +179,7 @@ impl CheckpointSource for GgufModel {
         }]
     }
 
-    fn stored_bytes(&self, _name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+    fn stored_bytes(&self, _name: &str) -> Result<Option<StoredBytes<'_>>> {
         Ok(None)
     }
 

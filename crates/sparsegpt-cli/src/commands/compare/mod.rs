@@ -293,22 +293,11 @@ impl Row {
     }
 
     fn of(method: Method, pattern: Option<Pattern>, run: &ModelReport) -> Self {
-        let mean = |error: &dyn Fn(&sparsegpt::LayerReport) -> Option<f64>| {
-            // Layers without any error, as where nothing is pruned, would make every mean zero.
-            let logs: Vec<f64> = run
-                .layers
-                .iter()
-                .filter_map(error)
-                .filter(|&error| error > 0.0)
-                .map(f64::ln)
-                .collect();
-            (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
-        };
         Self {
             pattern: name(pattern),
             method: method.to_string(),
-            relative_error: mean(&|layer| layer.relative_error),
-            held_out_error: mean(&|layer| layer.held_out_error),
+            relative_error: prune::mean_error(run, |layer| layer.relative_error),
+            held_out_error: prune::mean_error(run, |layer| layer.held_out_error),
             zeros: run.zero_fraction(),
             solve_seconds: run.seconds.solve,
             seconds: run.seconds.total,

@@ -7,11 +7,11 @@ mod keep;
 mod masks;
 mod pretraining;
 mod progress;
+mod report;
 mod summary;
 mod unused;
 mod variants;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -24,7 +24,7 @@ use sparsegpt_models::calibration::{
     DEFAULT_SEQUENCE_LENGTH, draw, holds_token_ids,
 };
 use sparsegpt_models::checkpoint::{
-    CastZeros, Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
+    Checkpoint, CheckpointWriter, ExpectedLayer, OutputOptions, Overlay, PackedFormat,
     PackedScheme, PackedShape, WeightSink, WrittenCheckpoint, parse_dtype,
 };
 use sparsegpt_models::decoder::TransformerConfig;
@@ -40,11 +40,11 @@ use crate::{interrupt, model};
 use format::{NotStored, OutputFormat};
 use keep::Keeper;
 use progress::Progress;
+use report::CalibrationReport;
 
+pub(crate) use report::{REPORT_FILE, RunReport};
+pub(crate) use summary::{by_kind, kind, mean_error};
 pub(crate) use unused::tell_of_text;
-
-/// What was done, in the output folder.
-pub(crate) const REPORT_FILE: &str = "sparsegpt_report.json";
 
 /// Flags of `prune`.
 #[derive(Args, Debug)]
@@ -212,43 +212,11 @@ impl PruneFlags {
     }
 }
 
-/// What `sparsegpt_report.json` and `--json` hold.
-#[derive(Debug, Serialize)]
-struct Report {
-    version: &'static str,
-    model: PathBuf,
-    /// The flags used, from the command line and the recipe file.
-    settings: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recipe_file: Option<PathBuf>,
-    /// Which of several patterns this is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pattern: Option<Pattern>,
-    calibration: Option<CalibrationReport>,
-    weights: u64,
-    zeros: u64,
-    /// Zeros in the file beyond those that the layers report: of weights too small for the stored type.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    cast_zeros: Vec<CastZeros>,
-    #[serde(flatten)]
-    run: ModelReport,
-}
-
-#[derive(Debug, Serialize)]
-struct CalibrationReport {
-    source: String,
-    seed: u64,
-    sequences: usize,
-    sequence_length: usize,
-    tokens_available: usize,
-    fingerprint: String,
-}
-
 /// The same with where the result lies, for `--json`.
 #[derive(Debug, Serialize)]
 struct Outcome<'a> {
     #[serde(flatten)]
-    report: &'a Report,
+    report: &'a RunReport,
     output: &'a WrittenCheckpoint,
 }
 
@@ -444,7 +412,7 @@ impl Job<'_> {
         mut writer: CheckpointWriter,
         keeper: &mut Keeper,
         calibration: Option<&Calibration>,
-    ) -> Result<(Report, WrittenCheckpoint), Failure> {
+    ) -> Result<(RunReport, WrittenCheckpoint), Failure> {
         let plan = self.allocated(plan, 0, calibration)?;
         let run = match &self.packing {
             None => self.prune(&plan, &mut writer, keeper, calibration)?,
@@ -511,9 +479,9 @@ impl Job<'_> {
         run: ModelReport,
         pattern: Option<Pattern>,
         calibration: Option<&Calibration>,
-    ) -> Result<Report, Failure> {
-        Ok(Report {
-            version: env!("CARGO_PKG_VERSION"),
+    ) -> Result<RunReport, Failure> {
+        Ok(RunReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.args.model.clone(),
             settings: used(self.flags)?,
             recipe_file: self.args.recipe_file.clone(),
@@ -537,7 +505,7 @@ impl Job<'_> {
     fn finish(
         &self,
         writer: CheckpointWriter,
-        report: &mut Report,
+        report: &mut RunReport,
     ) -> Result<WrittenCheckpoint, Failure> {
         let of = report
             .pattern
@@ -549,7 +517,7 @@ impl Job<'_> {
             .prove(&expected(&report.run))
             .map_err(Failure::writing)?;
         report.cast_zeros.clone_from(&proven.summary().cast_zeros);
-        write_report(proven.staging(), report)?;
+        report.write(proven.staging())?;
         proven.put_in_place().map_err(Failure::writing)
     }
 }
@@ -717,13 +685,4 @@ fn expected(report: &ModelReport) -> Vec<ExpectedLayer> {
             },
         })
         .collect()
-}
-
-/// Into the folder that is not yet in place, so that report and weights appear together.
-fn write_report(folder: &Path, report: &Report) -> Result<(), Failure> {
-    let path = folder.join(REPORT_FILE);
-    let text =
-        serde_json::to_string_pretty(report).map_err(|error| Failure::new(Exit::Work, error))?;
-    fs::write(&path, text + "\n")
-        .map_err(|error| Failure::new(Exit::Work, format!("{}: {error}", path.display())))
 }

@@ -7,14 +7,14 @@ use sparsegpt::report::ModelSeconds;
 use sparsegpt::{LayerReport, ModelReport, Starved};
 use sparsegpt_models::checkpoint::{Checkpoint, WrittenCheckpoint};
 
-use super::{Outcome, REPORT_FILE, Report, allocation};
+use super::{Outcome, REPORT_FILE, RunReport, allocation};
 use crate::model;
 use crate::table::{self, Table, left, right};
 
 /// What several patterns in one pass mean for the results.
 pub(super) const DENSE_CALIBRATION: &str = "With several patterns each block is calibrated on the dense model's activations, not on those of the pruned blocks before it: results differ from those of single runs.\n";
 
-pub(super) fn of(report: &Report, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
+pub(super) fn of(report: &RunReport, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
     let mut text = layers(&report.run);
     text += &calibration(report);
     text += &seconds(&report.run.seconds);
@@ -94,7 +94,7 @@ fn layers(run: &ModelReport) -> String {
     text
 }
 
-fn calibration(report: &Report) -> String {
+fn calibration(report: &RunReport) -> String {
     report
         .calibration
         .as_ref()
@@ -154,7 +154,7 @@ fn remark(run: &ModelReport, written: &WrittenCheckpoint, source: &Checkpoint) -
 
 /// A row for each kind of layer: those of the same name but for the block's number. A hard factor is one that
 /// needed more precision or more damping than the first attempt had.
-fn by_kind(run: &ModelReport) -> Table<7> {
+pub(crate) fn by_kind(run: &ModelReport) -> Table<7> {
     let mut kinds: Vec<(String, Vec<&LayerReport>)> = Vec::new();
     for layer in &run.layers {
         let name = kind(&layer.layer);
@@ -206,8 +206,24 @@ fn by_kind(run: &ModelReport) -> Table<7> {
     table
 }
 
+/// Geometric mean over the layers of an error of theirs; `None` where no layer has one.
+pub(crate) fn mean_error(
+    run: &ModelReport,
+    error: impl Fn(&LayerReport) -> Option<f64>,
+) -> Option<f64> {
+    // Layers without any error, as where nothing is pruned, would make every mean zero.
+    let logs: Vec<f64> = run
+        .layers
+        .iter()
+        .filter_map(error)
+        .filter(|&error| error > 0.0)
+        .map(f64::ln)
+        .collect();
+    (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+}
+
 /// A layer's name with `*` for the block's number.
-fn kind(name: &str) -> String {
+pub(crate) fn kind(name: &str) -> String {
     let parts = name.split('.').map(|part| {
         if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
             "*"

@@ -11,7 +11,7 @@ use sparsegpt_models::checkpoint::{
 use sparsegpt_models::resume::StateFolder;
 
 use super::keep::Keeper;
-use super::{Job, Outcome, Report, summary};
+use super::{Job, Outcome, RunReport, summary};
 use crate::failure::Failure;
 use crate::flags::folder_name;
 use crate::{interrupt, model};
@@ -64,7 +64,7 @@ fn pruned(
     mut writers: Vec<CheckpointWriter>,
     keeper: &mut Keeper,
     calibration: Option<&Calibration>,
-) -> Result<(Vec<Report>, Vec<WrittenCheckpoint>), Failure> {
+) -> Result<(Vec<RunReport>, Vec<WrittenCheckpoint>), Failure> {
     let plans = job
         .plans
         .iter()

@@ -1,0 +1,119 @@
+//! Perplexity and text of the models of a page.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
+use sparsegpt_models::generate::GenerateOptions;
+use sparsegpt_models::text::prepare;
+
+use super::ReportArgs;
+use crate::commands::generate::continue_text;
+use crate::commands::prune::tell_of_text;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::{interrupt, model};
+
+/// A model, and how it did.
+#[derive(Debug, Serialize)]
+pub(super) struct Measured {
+    pub(super) name: String,
+    pub(super) model: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) perplexity: Option<Perplexity>,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// How a model continues a prompt.
+#[derive(Debug, Serialize)]
+pub(super) struct Sample {
+    pub(super) prompt: String,
+    pub(super) text: String,
+}
+
+/// Measures the models one after the other, so that one at a time is in memory.
+pub(super) fn measure(
+    args: &ReportArgs,
+    models: Vec<(String, PathBuf)>,
+    console: &Console,
+) -> Result<Vec<Measured>, Failure> {
+    // All models are looked at before the first is run.
+    let opened = models
+        .iter()
+        .map(|(_, path)| model::open_decoder(path, "report", console))
+        .collect::<Result<Vec<_>, _>>()?;
+    let text = match &args.text {
+        None => None,
+        Some(file) => {
+            tell_of_text(file, None, console);
+            let recipe = args.recipe.unwrap_or_default();
+            let prepared = prepare(recipe, file).map_err(Failure::reading)?;
+            let asked = ("--sequence-length", args.sequence_length);
+            let length = opened.first().map(|(_, config)| config);
+            let length = length.map_or(1, |config| model::sequence_length(asked, config, console));
+            Some(Text {
+                file,
+                prepared,
+                token_limit: recipe.token_limit(length),
+                options: PerplexityOptions {
+                    sequence_length: length,
+                    limit: args.limit,
+                },
+            })
+        }
+    };
+    let bar = console.progress(models.len() as u64);
+    let mut measured = Vec::new();
+    for ((name, path), (checkpoint, _)) in models.into_iter().zip(opened) {
+        interrupt::check()?;
+        let tokenizer = model::tokenizer(&checkpoint)?;
+        let loaded = model::load(&checkpoint, &checkpoint.tensors())?;
+        let mut result = None;
+        if let Some(text) = &text {
+            let mut tokens = tokenizer
+                .encode_while(&text.prepared, &interrupt::not_requested)
+                .map_err(Failure::reading)?;
+            tokens.truncate(text.token_limit.unwrap_or(usize::MAX));
+            let found = perplexity(&loaded, &tokens, &text.options, &mut |done, of, _| {
+                bar.set_message(format!("{name}, perplexity, chunk {done} of {of}"));
+                !interrupt::requested()
+            });
+            interrupt::check()?;
+            result = Some(found.map_err(|error| Failure::reading_text(text.file, error))?);
+        }
+        let options = GenerateOptions {
+            max_new_tokens: args.max_new_tokens,
+            temperature: args.temperature,
+            seed: args.seed,
+            eos: tokenizer.eos().to_vec(),
+            ..GenerateOptions::default()
+        };
+        let mut samples = Vec::new();
+        for prompt in &args.prompt {
+            bar.set_message(format!("{name}, text"));
+            let (text, _) = continue_text(&loaded, &tokenizer, prompt, &options, &mut |_| Ok(()))?;
+            interrupt::check()?;
+            samples.push(Sample {
+                prompt: prompt.clone(),
+                text,
+            });
+        }
+        measured.push(Measured {
+            name,
+            model: path,
+            perplexity: result,
+            samples,
+        });
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(measured)
+}
+
+/// What perplexity is measured on.
+struct Text<'a> {
+    file: &'a Path,
+    prepared: String,
+    token_limit: Option<usize>,
+    options: PerplexityOptions,
+}
