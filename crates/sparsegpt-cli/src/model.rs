@@ -158,20 +158,3 @@ pub(crate) fn stored_bytes(checkpoint: &Checkpoint) -> u64 {
         })
         .sum()
 }
-
-/// The last parts of the models' paths, or the whole paths where two are the same.
-pub(crate) fn names(models: &[PathBuf]) -> Vec<String> {
-    let last = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_else(|| path.as_os_str());
-        name.to_string_lossy().into_owned()
-    };
-    let names: Vec<String> = models.iter().map(last).collect();
-    let unique = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
-    match names.iter().all(unique) {
-        true => names,
-        false => models
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect(),
-    }
-}
