@@ -91,12 +91,13 @@ pub(super) fn measure(
         let mut samples = Vec::new();
         for prompt in &args.prompt {
             bar.set_message(format!("{name}, text"));
-            let (text, _) = continue_text(&loaded, &tokenizer, prompt, &options, &mut |_| Ok(()))?;
+            let tokens = tokenizer.encode(prompt)?;
+            let texts = continue_text(&loaded, &tokenizer, &tokens, &options, 1, &mut |_| Ok(()))?;
             interrupt::check()?;
-            samples.push(Sample {
+            samples.extend(texts.into_iter().map(|sample| Sample {
                 prompt: prompt.clone(),
-                text,
-            });
+                text: sample.text,
+            }));
         }
         measured.push(Measured {
             name,
