@@ -29,9 +29,13 @@ pub(crate) struct Bar {
     pub(crate) color: usize,
 }
 
-/// Writes a picture, or a page of them, which appears under its name when it is whole.
+/// Writes a picture, which appears under its name when it is whole.
 pub(crate) fn write(path: &Path, picture: &str) -> Result<(), Failure> {
-    let mut file = StagedFile::create(path).map_err(Failure::writing)?;
+    finish(StagedFile::create(path).map_err(Failure::writing)?, picture)
+}
+
+/// The same for a place that was found fit beforehand.
+pub(crate) fn finish(mut file: StagedFile, picture: &str) -> Result<(), Failure> {
     file.append(picture.as_bytes())
         .and_then(|()| file.finish())
         .map_err(Failure::writing)

@@ -90,7 +90,7 @@ impl PlanFlags {
                 "--allocate and --rule {rule} both say what a layer gets; with --allocate rules can only skip layers"
             )));
         }
-        if choice == AllocatorChoice::Exact && !layer.method().needs_hessian() {
+        if choice == AllocatorChoice::Exact && !layer.parts().needs_hessian() {
             return Err(Failure::usage(format!(
                 "--allocate exact compares losses, and --method {} runs without the calibration that measures them; use --allocate uniform, owl or global",
                 layer.method()

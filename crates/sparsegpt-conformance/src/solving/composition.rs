@@ -56,6 +56,7 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("solver/best/loses_least_on_what_was_held_out", best);
     cases.add("solver/order/best_is_the_best_of_its_orders", best_order);
     cases.add("solver/swaps/lower_the_error_and_keep_counts", swaps_lower);
+    cases.add("solver/swaps/go_before_a_refit", swaps_before_refit);
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
 }
 
@@ -357,6 +358,34 @@ fn best_order<B: Backend>(subject: &Subject<B>) -> Verdict {
             "{order} reported as {:?}",
             alone.report.order
         );
+    }
+    Ok(())
+}
+
+/// What comes behind swaps keeps their counts, and prunes at all.
+fn swaps_before_refit<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for (method, refit) in [
+        (Method::Wanda, Some(Refit::ConjugateGradients { steps: 5 })),
+        (Method::Magnitude, Some(Refit::Exact)),
+        (Method::AdaPruneCg, None),
+    ] {
+        for (pattern, zeros) in [("50%", 128), ("2:4", 128), ("row:25%", 64)] {
+            let mut settings = with(method, pattern)?.with_swaps(3);
+            settings.refit = refit;
+            let solution = layer.solve(&subject.solver, &settings)?;
+            ensure!(
+                solution.report.pruned == zeros && solution.report.zeros >= zeros,
+                "{method} {pattern}: {} pruned, {} zeros, expected {zeros}",
+                solution.report.pruned,
+                solution.report.zeros
+            );
+            let without = layer.error(&layer.solve(&subject.solver, &with(method, pattern)?)?);
+            ensure!(
+                method == Method::AdaPruneCg || layer.error(&solution) < without,
+                "{method} {pattern}: no better with swaps and refit than without"
+            );
+        }
     }
     Ok(())
 }

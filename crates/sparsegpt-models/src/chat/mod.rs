@@ -1,8 +1,8 @@
 //! Chat templates: conversations as the text that an instruct checkpoint was trained on.
 //!
 //! A template is a program in the language of Jinja that comes with the checkpoint. It runs as in transformers, with the
-//! same variables and functions, and cannot do more: its work and its memory are bounded, and whatever goes wrong in it is an
-//! error.
+//! same variables and functions, and cannot do more. Its steps, the values that it writes and its time are bounded, and whatever
+//! goes wrong in it is an error.
 
 mod json;
 #[cfg(test)]
@@ -11,12 +11,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use chrono::{Local, NaiveDateTime};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, ErrorKind, State, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 
@@ -27,6 +29,10 @@ use crate::{Error, Result};
 const FUEL: u64 = 200_000;
 /// Stack of the thread that a template runs on: as many lists in each other as the fuel allows can be written out.
 const STACK: usize = 256 << 20;
+/// What a template may take, for what fuel does not count, as values that share their parts; real ones take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Digits of a width or precision in `format`, at most.
+const MOST_DIGITS: usize = 4;
 /// Bytes of a single value that holds others, written out, at most.
 const MOST_BYTES: usize = 1 << 20;
 /// What the template is called in errors.
@@ -133,7 +139,8 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: NaiveDateTime,
     ) -> Result<String> {
-        self.run(|template| {
+        let messages = messages.to_vec();
+        self.run(move |template| {
             let mut environment = environment()?;
             environment.add_function("strftime_now", move |format: String| {
                 let mut text = String::new();
@@ -163,22 +170,41 @@ impl ChatTemplate {
         })
     }
 
-    /// Does something with the template on a stack that is deep enough for what fuel cannot bound.
-    fn run<T: Send>(
+    fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> std::result::Result<T, minijinja::Error> + Send,
+        work: impl FnOnce(&Self) -> std::result::Result<T, minijinja::Error> + Send + 'static,
+    ) -> Result<T> {
+        self.run_within(PATIENCE, work)
+    }
+
+    /// Does something with the template, on a stack that is deep enough for what fuel cannot bound. Where it takes too
+    /// long, its thread is left to itself.
+    fn run_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        work: impl FnOnce(&Self) -> std::result::Result<T, minijinja::Error> + Send + 'static,
     ) -> Result<T> {
         let refuse = |reason: String| Error::chat_template(&self.path, reason);
-        thread::scope(|scope| {
-            let thread = thread::Builder::new()
-                .stack_size(STACK)
-                // Errors are told here too, as they may hold values of the template.
-                .spawn_scoped(scope, || work(self).map_err(|error| told(&error)))
-                .map_err(|error| refuse(format!("cannot start a thread for it: {error}")))?;
-            let done = thread.join();
-            done.map_err(|_| refuse("the template engine failed".to_owned()))?
-                .map_err(refuse)
-        })
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let template = self.clone();
+        thread::Builder::new()
+            .stack_size(STACK)
+            .spawn(move || {
+                // Errors are told here, as they may hold values of the template.
+                let done = work(&template).map_err(|error| told(&error));
+                // Whoever asked may have given up.
+                let _ = sender.send(done);
+            })
+            .map_err(|error| refuse(format!("cannot start a thread for it: {error}")))?;
+        match receiver.recv_timeout(patience) {
+            Ok(done) => done.map_err(refuse),
+            Err(RecvTimeoutError::Timeout) => Err(refuse(format!(
+                "stopped after {patience:?}, more than a template needs"
+            ))),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(refuse("the template engine failed".to_owned()))
+            }
+        }
     }
 }
 
@@ -212,7 +238,9 @@ fn environment<'source>() -> std::result::Result<Environment<'source>, minijinja
             .build()?,
     );
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    // Would write out all there is.
+    environment.remove_global("debug");
     environment.set_formatter(|output, _, value| written(value, output));
     environment.add_filter("string", string);
     environment.add_filter("tojson", json::tojson);
@@ -224,6 +252,30 @@ fn environment<'source>() -> std::result::Result<Environment<'source>, minijinja
         },
     );
     Ok(environment)
+}
+
+/// Python's methods. Of `format`, fuel counts only what has been written.
+fn method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> std::result::Result<Value, minijinja::Error> {
+    let digits = |text: &str| {
+        let numbers = text.split(|c: char| !c.is_ascii_digit());
+        numbers.map(str::len).max().unwrap_or_default()
+    };
+    if name == "format"
+        && value
+            .as_str()
+            .is_some_and(|text| digits(text) > MOST_DIGITS)
+    {
+        return Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("format with a number of more than {MOST_DIGITS} digits"),
+        ));
+    }
+    unknown_method_callback(state, value, name, arguments)
 }
 
 /// Writes a value as Python would, bar the quotes in lists. What holds others may be much longer written than in memory,

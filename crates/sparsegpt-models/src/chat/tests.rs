@@ -120,6 +120,16 @@ fn work_and_memory_of_a_template_are_bounded() {
     refused(&shared("| tojson"), "tojson");
     refused(&shared(""), "longer than");
     refused(&shared("| string"), "longer than");
+    for width in [
+        ":>100000000000",
+        ":0100000d",
+        ":.100000f",
+        ":>10000000000000000000",
+    ] {
+        refused(&format!("{{{{ '{{{width}}}'.format(1) }}}}"), "digits");
+    }
+    assert_eq!(render("{{ '{:>4}'.format('a') }}").unwrap(), "   a");
+    refused("{{ debug() }}", "debug");
     // As deep as the fuel allows.
     let deep = |rounds: usize, end: &str| {
         format!(
@@ -132,4 +142,18 @@ fn work_and_memory_of_a_template_are_bounded() {
         render(&deep(150, end)).unwrap();
     }
     assert!(render(&deep(150, "{{ ns.x | tojson | length }}")).is_ok());
+}
+
+#[test]
+fn a_template_that_does_not_end_is_given_up() {
+    let (never, wait) = mpsc::channel::<()>();
+    let template = template("{{ 1 }}").unwrap();
+    let run = template.run_within(Duration::from_millis(1), move |_| {
+        // Until the other end goes.
+        let _ = wait.recv();
+        Ok(())
+    });
+    let error = run.unwrap_err().to_string();
+    assert!(error.contains("stopped after 1ms"), "{error}");
+    drop(never);
 }

@@ -32,7 +32,7 @@ mod text;
 use serde::Serialize;
 
 use self::sampler::Sampler;
-use crate::decoder::{KvCache, TOGETHER, Transformer};
+use crate::decoder::{KvCache, TOGETHER, Transformer, TransformerConfig};
 use crate::{Error, Result};
 
 pub use text::TextStream;
@@ -135,6 +135,25 @@ impl GenerateOptions {
         }
         Ok(())
     }
+}
+
+/// Whether a model can continue a prompt, which can be asked before its weights are read.
+///
+/// # Errors
+/// If the prompt is empty or longer than the model's context.
+pub fn check_prompt(config: &TransformerConfig, prompt: &[u32]) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::setting("prompt", "at least one token", "none"));
+    }
+    let longest = config.max_positions;
+    if prompt.len() > longest {
+        return Err(Error::setting(
+            "prompt",
+            format!("at most {longest} tokens, the model's longest sequence"),
+            prompt.len(),
+        ));
+    }
+    Ok(())
 }
 
 /// Continues a prompt. `on_token` gets each new token as soon as it is chosen and returns `false` to stop.
@@ -244,17 +263,7 @@ impl<'a> Prompt<'a> {
     ) -> Result<Self> {
         options.validate()?;
         model.config().require_decoder("generating text")?;
-        if tokens.is_empty() {
-            return Err(Error::setting("prompt", "at least one token", "none"));
-        }
-        let longest = model.config().max_positions;
-        if tokens.len() > longest {
-            return Err(Error::setting(
-                "prompt",
-                format!("at most {longest} tokens, the model's longest sequence"),
-                tokens.len(),
-            ));
-        }
+        check_prompt(model.config(), tokens)?;
         let mut cache = model.cache();
         let logits = model.next(tokens, &mut cache)?;
         Ok(Self {

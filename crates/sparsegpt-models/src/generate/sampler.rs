@@ -76,6 +76,15 @@ impl<'a> Sampler<'a> {
             return Err(Error::tensor("logits", "are empty"));
         };
         let highest = f64::from(logit(likeliest));
+        if !highest.is_finite() {
+            return Err(Error::tensor(
+                "logits",
+                format!(
+                    "have {highest} as their largest; the model's weights are broken, or a repetition penalty of {} is too far from 1",
+                    self.options.repetition_penalty
+                ),
+            ));
+        }
         let weight =
             |token: u32| ((f64::from(logit(token)) - highest) / self.options.temperature).exp();
         let mut weights: Vec<f64> = order.iter().map(|&token| weight(token)).collect();

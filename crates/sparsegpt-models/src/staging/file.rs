@@ -36,12 +36,25 @@ impl StagedFile {
     /// Begins a file to be named `out`, and removes what killed runs to the same place had left.
     ///
     /// # Errors
-    /// If `out` has no name or its folder cannot be written to.
+    /// If `out` has no name or is something else than a file, or its folder cannot be written to.
     pub fn create(out: &Path) -> Result<Self> {
         let Some(name) = out.file_name() else {
             return Err(Error::output_refused(out, "expected the name of a file"));
         };
         let out = canonical(parent_of(out))?.join(name);
+        if let Ok(there) = std::fs::metadata(&out)
+            && !there.is_file()
+        {
+            let found = if there.is_dir() {
+                "a folder"
+            } else {
+                "a device or a pipe"
+            };
+            return Err(Error::output_refused(
+                &out,
+                format!("expected the name of a new file, or of one to replace, found {found}"),
+            ));
+        }
         let leftovers = Leftovers::clear(&out);
         let staging = Staging::beside(&out)?;
         let inside = staging.path.join(name);
@@ -130,6 +143,19 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = StagedFile::create(root.path()).unwrap_err().to_string();
+        assert!(refused.contains("found a folder"), "{refused}");
+        #[cfg(unix)]
+        {
+            let refused = StagedFile::create(Path::new("/dev/null")).unwrap_err();
+            assert!(refused.to_string().contains("device"), "{refused}");
+        }
+        assert_eq!(names(root.path()).len(), 0);
     }
 
     #[test]

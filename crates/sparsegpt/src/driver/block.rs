@@ -144,6 +144,8 @@ impl<'p> Treatment<'p> {
                 method: Method::Magnitude,
                 mask_source: None,
                 refit: None,
+                swaps: 0,
+                dense_targets: 0.0,
                 order: ColumnOrder::Natural,
                 measure_always: false,
                 ..self.settings.clone()

@@ -87,13 +87,8 @@ pub(super) fn admm<B: Backend>(
             if changed == Some(0) {
                 break;
             }
-            let growth = growth(changed.unwrap_or(total), total);
-            // The multipliers are scaled by the penalty: what stays is ρU.
-            penalty *= growth;
-            let scaled = (1.0 / growth) as f32;
-            job.backend
-                .combine(&mut duals, scaled, &dense, 0.0)
-                .map_err(|e| job.failed(Stage::Trailing, e))?;
+            // The multipliers stay as they are, where the paper scales them by 1/growth.
+            penalty *= growth(changed.unwrap_or(total), total);
         }
         let shift = settings.damping + penalty;
         if shared.as_ref().is_none_or(|known| known.shift != shift) {

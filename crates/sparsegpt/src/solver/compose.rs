@@ -149,7 +149,6 @@ fn with_swaps<B: Backend>(
     })?;
     let settings = LayerSettings {
         mask: std::sync::Arc::new(GivenMask::keeping(mask.view())),
-        mask_source: Some(MaskSource::Solver),
         swaps: 0,
         ..job.settings.clone()
     };

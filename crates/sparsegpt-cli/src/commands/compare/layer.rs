@@ -131,11 +131,11 @@ pub(super) fn run(
         held_out,
         rows: found,
     };
+    console.print(&table(&report))?;
     if let Some(path) = &args.chart {
         let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
         bars::write(path, &chart::draw(&bars, Measure::Layer)?)?;
     }
-    console.print(&table(&report))?;
     console.print_json(&report)
 }
 

@@ -217,6 +217,7 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
         dense,
         rows,
     };
+    console.print(&table(&report))?;
     if let Some(path) = &args.chart {
         let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
         let measure = match &report.dense {
@@ -227,7 +228,6 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
         };
         bars::write(path, &chart::draw(&bars, measure)?)?;
     }
-    console.print(&table(&report))?;
     console.print_json(&report)
 }
 

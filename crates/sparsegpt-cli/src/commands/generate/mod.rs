@@ -11,7 +11,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use sparsegpt_models::checkpoint::Checkpoint;
 use sparsegpt_models::decoder::Transformer;
-use sparsegpt_models::generate::{GenerateOptions, Generated, TextStream, generate_samples};
+use sparsegpt_models::generate::{
+    GenerateOptions, Generated, TextStream, check_prompt, generate_samples,
+};
 use sparsegpt_models::tokenizer::Tokenizer;
 
 use self::presets::Preset;
@@ -182,10 +184,13 @@ pub(crate) fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure>
     // All models are looked at before the first is run.
     let readers = args.models.iter().zip(model::names(&args.models));
     let readers = readers.map(|(path, name)| {
-        let (checkpoint, _) = model::open_decoder(path, "generate", console)?;
+        let (checkpoint, config) = model::open_decoder(path, "generate", console)?;
         let tokenizer = model::tokenizer(&checkpoint)?;
+        let prompted = Prompted::of(&asked, &tokenizer)?;
+        check_prompt(&config, &prompted.tokens)
+            .map_err(|error| Failure::from(error).placed(&asked.place(path)))?;
         Ok(Reader {
-            prompted: Prompted::of(&asked, &tokenizer)?,
+            prompted,
             path,
             name,
             checkpoint,

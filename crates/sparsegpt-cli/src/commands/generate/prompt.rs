@@ -1,5 +1,7 @@
 //! What the models are given to read.
 
+use std::path::Path;
+
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
@@ -82,6 +84,19 @@ impl PromptFlags {
 }
 
 impl Asked {
+    /// Where what a model reads comes from.
+    pub(super) fn place(&self, model: &Path) -> String {
+        let chat = if self.chat {
+            ", as its chat template writes it"
+        } else {
+            ""
+        };
+        match self.preset {
+            Some(preset) => format!("{}, --preset {preset}{chat}", model.display()),
+            None => format!("{}{chat}", model.display()),
+        }
+    }
+
     /// What belongs before a text that is shown: a preset's beginning, which the user has not written.
     pub(super) fn opening(&self) -> &str {
         match self.preset.is_some() && !self.chat {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
-use sparsegpt_models::generate::GenerateOptions;
+use sparsegpt_models::generate::{GenerateOptions, check_prompt};
 use sparsegpt_models::text::prepare;
 
 use super::ReportArgs;
@@ -38,10 +38,30 @@ pub(super) fn measure(
     console: &Console,
 ) -> Result<Vec<Measured>, Failure> {
     // All models are looked at before the first is run.
-    let opened = models
-        .iter()
-        .map(|(_, path)| model::open_decoder(path, "report", console))
-        .collect::<Result<Vec<_>, _>>()?;
+    let sampling = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        seed: args.seed,
+        ..GenerateOptions::default()
+    };
+    sampling.validate()?;
+    let open = |(_, path): &(String, PathBuf)| {
+        let (checkpoint, config) = model::open_decoder(path, "report", console)?;
+        let tokenizer = model::tokenizer(&checkpoint)?;
+        let encode = |text: &String| {
+            let tokens = tokenizer.encode(text)?;
+            let place = path.display().to_string();
+            check_prompt(&config, &tokens).map_err(|error| Failure::from(error).placed(&place))?;
+            Ok(tokens)
+        };
+        let prompts: Vec<Vec<u32>> = args
+            .prompt
+            .iter()
+            .map(encode)
+            .collect::<Result<_, Failure>>()?;
+        Ok((checkpoint, config, tokenizer, prompts))
+    };
+    let opened: Vec<_> = models.iter().map(open).collect::<Result<_, Failure>>()?;
     let text = match &args.text {
         None => None,
         Some(file) => {
@@ -49,7 +69,7 @@ pub(super) fn measure(
             let recipe = args.recipe.unwrap_or_default();
             let prepared = prepare(recipe, file).map_err(Failure::reading)?;
             let asked = ("--sequence-length", args.sequence_length);
-            let length = opened.first().map(|(_, config)| config);
+            let length = opened.first().map(|(_, config, ..)| config);
             let length = length.map_or(1, |config| model::sequence_length(asked, config, console));
             Some(Text {
                 file,
@@ -64,9 +84,8 @@ pub(super) fn measure(
     };
     let bar = console.progress(models.len() as u64);
     let mut measured = Vec::new();
-    for ((name, path), (checkpoint, _)) in models.into_iter().zip(opened) {
+    for ((name, path), (checkpoint, _, tokenizer, prompts)) in models.into_iter().zip(opened) {
         interrupt::check()?;
-        let tokenizer = model::tokenizer(&checkpoint)?;
         let loaded = model::load(&checkpoint, &checkpoint.tensors())?;
         let mut result = None;
         if let Some(text) = &text {
@@ -82,17 +101,13 @@ pub(super) fn measure(
             result = Some(found.map_err(|error| Failure::reading_text(text.file, error))?);
         }
         let options = GenerateOptions {
-            max_new_tokens: args.max_new_tokens,
-            temperature: args.temperature,
-            seed: args.seed,
             eos: tokenizer.eos().to_vec(),
-            ..GenerateOptions::default()
+            ..sampling.clone()
         };
         let mut samples = Vec::new();
-        for prompt in &args.prompt {
+        for (prompt, tokens) in args.prompt.iter().zip(&prompts) {
             bar.set_message(format!("{name}, text"));
-            let tokens = tokenizer.encode(prompt)?;
-            let texts = continue_text(&loaded, &tokenizer, &tokens, &options, 1, &mut |_| Ok(()))?;
+            let texts = continue_text(&loaded, &tokenizer, tokens, &options, 1, &mut |_| Ok(()))?;
             interrupt::check()?;
             samples.extend(texts.into_iter().map(|sample| Sample {
                 prompt: prompt.clone(),

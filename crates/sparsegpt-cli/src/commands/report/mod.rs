@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
+use sparsegpt_models::staging::StagedFile;
 use sparsegpt_models::text::Recipe;
 
 use super::prune::{REPORT_FILE, RunReport};
@@ -63,6 +64,7 @@ pub(crate) struct ReportArgs {
         long,
         value_name = "N",
         default_value_t = 64,
+        requires = "prompt",
         help_heading = "Samples of text"
     )]
     max_new_tokens: usize,
@@ -71,13 +73,19 @@ pub(crate) struct ReportArgs {
     #[arg(
         long,
         default_value_t = 0.0,
+        requires = "prompt",
         allow_negative_numbers = true,
         help_heading = "Samples of text"
     )]
     temperature: f64,
 
     /// Seed of the draw
-    #[arg(long, default_value_t = 0, help_heading = "Samples of text")]
+    #[arg(
+        long,
+        default_value_t = 0,
+        requires = "prompt",
+        help_heading = "Samples of text"
+    )]
     seed: u64,
 }
 
@@ -104,6 +112,19 @@ pub(crate) fn run(args: &ReportArgs, console: &Console) -> Result<(), Failure> {
         let report = RunReport::read(&report_file(path))?;
         runs.push(Run { name, report });
     }
+    let reads_out = |path: &PathBuf| {
+        let report = report_file(path).canonicalize();
+        report.is_ok_and(|report| args.out.canonicalize().is_ok_and(|out| out == report))
+    };
+    if let Some(run) = paths.iter().find(|path| reads_out(path)) {
+        return Err(Failure::usage(format!(
+            "--out {}: is the report of {}, which it would replace; choose another file",
+            args.out.display(),
+            run.display()
+        )));
+    }
+    // Measuring takes long: a place that cannot be written to is found before.
+    let file = StagedFile::create(&args.out).map_err(Failure::writing)?;
     let measured = match args.text.is_some() || !args.prompt.is_empty() {
         true => measure::measure(args, models(args, &paths, &runs)?, console)?,
         false => {
@@ -112,7 +133,7 @@ pub(crate) fn run(args: &ReportArgs, console: &Console) -> Result<(), Failure> {
             Vec::new()
         }
     };
-    bars::write(&args.out, &page::page(args, &runs, &measured))?;
+    bars::finish(file, &page::page(args, &runs, &measured))?;
     console.print(&format!("written: {}\n", args.out.display()))?;
     console.print_json(&Outcome {
         version: env!("CARGO_PKG_VERSION"),
@@ -140,7 +161,12 @@ fn runs(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         let failed = |error| Failure::file(path, format!("cannot list the folder: {error}"));
         let mut inside = Vec::new();
         for entry in fs::read_dir(path).map_err(failed)? {
-            let folder = entry.map_err(failed)?.path();
+            let entry = entry.map_err(failed)?;
+            // A run's folder before it has its name.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let folder = entry.path();
             if folder.join(REPORT_FILE).is_file() {
                 inside.push(folder);
             }

@@ -74,7 +74,8 @@ fn overview(page: &mut Html, args: &ReportArgs, runs: &[Run], measured: &[Measur
         ]);
     }
     rows.write(page);
-    let means = "Means are geometric, over the layers that were treated; zeros are of these layers' weights.";
+    let means =
+        "Means are geometric, over the layers with an error; zeros are of these layers' weights.";
     page.leaf("p", &[("class", "faint")], &format!("{ERRORS} {means}"));
 }
 

@@ -47,6 +47,7 @@ pub(super) fn add_gram(
     let (cols, stride) = (x.cols(), h.stride());
     let padded = cols.div_ceil(WIDTH) * WIDTH;
     let at_a_time = (PACKED / padded.max(1))
+        .max(1)
         .next_multiple_of(DEPTH)
         .min(x.tokens());
     // Kept from update to update: the first touch of fresh memory takes as long as the products of a few hundred columns.
