@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::method::{MaskSource, Method, Parts, Refit, WeightSolver};
+use super::method::{MaskSource, Method, Parts, Refit};
 use super::order::ColumnOrder;
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
@@ -293,17 +293,6 @@ impl LayerSettings {
                     self.method
                 ),
                 "give a mask source (magnitude, wanda, ria) too, or no swaps",
-            ));
-        }
-        let parts = self.parts();
-        if parts.mask == MaskSource::Solver && parts.weights == WeightSolver::Keep {
-            return Err(Error::incompatible(
-                layer,
-                format!(
-                    "method {} leaves weights as they are, so there is no solver that could choose the mask",
-                    self.method
-                ),
-                "give another mask source (magnitude, wanda, ria), or none",
             ));
         }
         self.mask.validate(layer, rows, cols)?;

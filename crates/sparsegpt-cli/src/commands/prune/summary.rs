@@ -19,7 +19,7 @@ pub(super) fn of(report: &RunReport, written: &WrittenCheckpoint, source: &Check
     text += &calibration(report);
     text += &seconds(&report.run.seconds);
     text += &place(written);
-    text + &remark(&report.run, written, source)
+    text + &remark(report, written, source)
 }
 
 /// The same for several patterns of one pass, and what that means for the results.
@@ -42,7 +42,7 @@ pub(super) fn of_variants(variants: &[Outcome<'_>], source: &Checkpoint) -> Stri
         if report.calibration.is_some() {
             text += DENSE_CALIBRATION;
         }
-        text += &remark(&report.run, output, source);
+        text += &remark(report, output, source);
     }
     text
 }
@@ -134,15 +134,21 @@ fn place(written: &WrittenCheckpoint) -> String {
     text
 }
 
-fn remark(run: &ModelReport, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
+fn remark(report: &RunReport, written: &WrittenCheckpoint, source: &Checkpoint) -> String {
     let before = model::stored_bytes(source);
     let size = if before == written.bytes {
         "the weights take as many bytes as before".to_owned()
     } else {
         "the size follows the type of the weights, not their zeros".to_owned()
     };
-    let rounded = run.layers.iter().any(|layer| layer.quantization.is_some());
-    let codes = if rounded {
+    let mut layers = report.run.layers.iter();
+    let rounded = layers.any(|layer| layer.quantization.is_some());
+    let format = report
+        .settings
+        .get("format")
+        .and_then(|format| format.as_str());
+    let packed = format.is_some_and(|format| format != "huggingface");
+    let codes = if rounded && !packed {
         " Rounded weights are stored as ordinary floats."
     } else {
         ""
