@@ -37,7 +37,6 @@ pub(super) fn measure(
     models: Vec<(String, PathBuf)>,
     console: &Console,
 ) -> Result<Vec<Measured>, Failure> {
-    // All models are looked at before the first is run.
     let sampling = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
@@ -45,6 +44,7 @@ pub(super) fn measure(
         ..GenerateOptions::default()
     };
     sampling.validate()?;
+    // All models are looked at before the first is run.
     let open = |(_, path): &(String, PathBuf)| {
         let (checkpoint, config) = model::open_decoder(path, "report", console)?;
         let tokenizer = model::tokenizer(&checkpoint)?;
