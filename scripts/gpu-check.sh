@@ -94,11 +94,11 @@ else
         echo "This machine has no GPU that the backend can use: nothing was checked and nothing measured." >&2
         exit 3
     fi
-    small=192x320 sizes=4096,8192
+    small=192x320 sizes=4096,8192,12288
     shapes=(2048x2048 4096x4096 4096x11008 12288x12288 49152x12288 12288x49152)
 fi
 
-export SPARSEGPT_REQUIRE_DEVICE=1
+export SPARSEGPT_REQUIRE_DEVICE=1 SPARSEGPT_SHARED=$pack/shared
 if [[ $dry ]]; then
     skip suite "dry run"
     skip bits "dry run"

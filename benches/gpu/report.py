@@ -81,8 +81,8 @@ def name(line):
 def print_rates(results):
     rows = []
     for line in results.rates:
-        product = line["what"] == "product"
-        figure = f"{line['per_second'] / 1e12:.1f} Tflop/s" if product else f"{line['per_second'] / 1e9:.1f} GB/s"
+        flops = line["what"] in ("product", "factor")
+        figure = f"{line['per_second'] / 1e12:.1f} Tflop/s" if flops else f"{line['per_second'] / 1e9:.1f} GB/s"
         size = str(line["size"])
         rows.append([line["who"], line["what"], size, figure])
     table(["who", "what", "size", "rate"], rows)

@@ -28,7 +28,7 @@ use emulated::seen::{ORDINARY, SeenAs, TENSOR, seen_as};
 use flags::{Flags, Products};
 use half::bf16;
 use serde_json::json;
-use sparsegpt::backend::{Backend, Gemm};
+use sparsegpt::backend::{Backend, Gemm, Precision};
 use sparsegpt::ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
 use sparsegpt::{LayerSettings, Pattern, Solver};
@@ -106,6 +106,8 @@ fn rates<D: Device>(backend: &Seen<D>, flags: &Flags) {
             "{}",
             json!({"kind": "rate", "who": who, "what": "product", "size": size, "per_second": rate})
         );
+        drop((a, c));
+        factor(backend, &who, host);
     }
     let size = flags.sizes.iter().copied().max().unwrap_or(0);
     let host = Array2::from_shape_simple_fn((size, size), numbers(1));
@@ -121,6 +123,34 @@ fn rates<D: Device>(backend: &Seen<D>, flags: &Flags) {
             json!({"kind": "rate", "who": who, "what": what, "size": size, "per_second": bytes / seconds})
         );
     }
+}
+
+/// Columns of a block, the default of a layer's settings.
+const BLOCK: usize = 128;
+
+/// Flops a second of a factorization, the third of a cube. It happens in place, so that a copy of the matrix, on the device,
+/// is timed with it.
+fn factor<D: Device>(backend: &Seen<D>, who: &str, mut host: Array2<f32>) {
+    let size = host.nrows();
+    // The numbers are from -1 to 1, so that this is far from singular.
+    let diagonal = vec![size as f32; size];
+    host.diag_mut().fill(size as f32);
+    let matrix = backend.upload(host.view()).unwrap();
+    let blocks: Vec<usize> = (0..size)
+        .step_by(BLOCK)
+        .map(|start| size.min(start + BLOCK))
+        .collect();
+    let seconds = least(backend, || {
+        let mut h = backend.copy(&matrix).unwrap();
+        backend
+            .inverse_factor(&mut h, &diagonal, &blocks, Precision::F32)
+            .unwrap();
+    });
+    let rate = (size as f64).powi(3) / 3.0 / seconds;
+    println!(
+        "{}",
+        json!({"kind": "rate", "who": who, "what": "factor", "size": size, "per_second": rate})
+    );
 }
 
 /// A layer with each pattern.
