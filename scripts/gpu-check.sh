@@ -94,7 +94,7 @@ else
         echo "This machine has no GPU that the backend can use: nothing was checked and nothing measured." >&2
         exit 3
     fi
-    small=192x320 sizes=4096,8192,12288
+    small=192x320 sizes=1024,4096,8192,12288
     shapes=(2048x2048 4096x4096 4096x11008 12288x12288 49152x12288 12288x49152)
 fi
 
@@ -146,6 +146,8 @@ check memcheck memcheck
 check racecheck racecheck
 # The kernels for ordinary units, where the device's own are those for tensor cores.
 check memcheck-ordinary memcheck --products ordinary
+# And those that stand around a library's factorization.
+check memcheck-libraries memcheck --products libraries --shapes 192x768
 check racecheck-ordinary racecheck --products ordinary
 
 echo

@@ -50,6 +50,8 @@ CASES = [
     Case("permute", (2, 1), dict(h_ld=64, to_ld=64, count=12)),
     Case("mirror", (2, 2), dict(h_ld=64, count=40)),
     Case("mirror_double", (2, 2), dict(h_ld=64, to_ld=40, count=40)),
+    Case("turn", (2, 1), dict(h_ld=64, count=12)),
+    Case("reflect", (2, 2), dict(h_ld=64, count=40)),
     Case("narrow_upper", (2, 1), dict(from_ld=40, to_ld=64, count=12)),
     Case("add_energies", (1, 1), dict(w_ld=64, product_ld=64, rows=5, cols=40)),
     Case("project", (2, 2), dict(sums_ld=160, duals_ld=160, dense_ld=192, mask_ld=140, rows=11, cols=140)),
@@ -82,6 +84,7 @@ CASES = [
     ),
     Case("factor_leaf", (1, 1), LEAF, "ends early once a pivot, its own or an earlier one, is not positive"),
     Case("factor_leaf_double", (1, 1), LEAF, "ends early once a pivot, its own or an earlier one, is not positive"),
+    Case("invert_triangles", (2, 1), dict(h_ld=64), "its loops go as far as the triangles that it reads the bounds of"),
     Case(
         "fit_choice",
         (1, 1),

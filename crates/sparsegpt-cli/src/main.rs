@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod console;
 mod cost;
+mod evaluation_text;
 mod failure;
 mod flags;
 mod html;

@@ -69,6 +69,19 @@ pub struct Product {
     pub c: (u64, usize),
 }
 
+/// H = L·Lᵀ in place, by the address of its first value and the values between the beginnings of two columns. Column by column,
+/// as libraries have it: L is the lower triangle, what is above the diagonal is neither read nor changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Factorization {
+    /// Rows and columns.
+    pub cols: usize,
+    /// H, then L.
+    pub h: (u64, usize),
+    /// A word for how it ended: 0 if every pivot was positive.
+    pub outcome: u64,
+}
+
 /// What a device can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -194,5 +207,22 @@ pub trait Device: fmt::Debug + Send + Sync + Sized + 'static {
     fn library_gemm(&self, product: &Product) -> Option<Result<(), CudaError>> {
         let _ = product;
         None
+    }
+
+    /// Whether [`library_factor`](Self::library_factor) is there for a matrix of so many columns, and to be used.
+    fn has_library_factor(&self, cols: usize) -> bool {
+        let _ = cols;
+        false
+    }
+
+    /// A factorization by a library of the device's own, where there is one.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Failed`]; also where there is none.
+    fn library_factor(&self, factorization: &Factorization) -> Result<(), CudaError> {
+        Err(CudaError::Failed {
+            what: format!("a factorization of {} columns", factorization.cols),
+            reason: "no library is there for it".to_owned(),
+        })
     }
 }

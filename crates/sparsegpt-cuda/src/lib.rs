@@ -13,7 +13,7 @@ mod matrix;
 mod operations;
 
 pub use backend::CudaBackend;
-pub use device::{Argument, Device, Limits, Product, check_arguments};
+pub use device::{Argument, Device, Factorization, Limits, Product, check_arguments};
 pub use driver::{Buffer, Cuda, Driver};
 pub use error::CudaError;
 pub use kernels::{Kernel, Module, Parameter, all as kernels};

@@ -7,9 +7,9 @@ mod emulated;
 use std::process::ExitCode;
 
 use emulated::Emulated;
-use emulated::seen::{ORDINARY, seen_as};
+use emulated::seen::{ORDINARY, factoring_all, seen_as};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sparsegpt::backend::{Backend, BackendInfo};
+use sparsegpt::backend::{Backend, BackendInfo, Precision};
 use sparsegpt::error::{BackendError, BackendErrorKind};
 use sparsegpt::ndarray::Array2;
 use sparsegpt::quant::UniformGrid;
@@ -54,6 +54,10 @@ fn tests() -> Vec<Trial> {
             too_much,
         ),
         Trial::test("memory/large_copies_go_in_pieces", large_copies),
+        Trial::test(
+            "libraries/a_large_factor_is_that_of_the_kernels",
+            large_factor,
+        ),
     ];
     for case in CASES {
         let name = format!("same_bits_as_the_emulator/{}", case.name);
@@ -67,7 +71,7 @@ fn conformance() -> Result<(), Failed> {
     let summary = sparsegpt_conformance::check(|| Cuda::open(0))?;
     let ordinary = sparsegpt_conformance::check(|| Ok(seen_as(ORDINARY, Driver::open(0)?)))?;
     let with_libraries = sparsegpt_conformance::check(|| {
-        Ok::<_, CudaError>(Cuda::new(Driver::open(0)?.with_libraries()?))
+        Ok::<_, CudaError>(factoring_all(Driver::open(0)?.with_libraries()?))
     })?;
     let mut failed = 0;
     for (which, summary) in [
@@ -142,6 +146,39 @@ fn large_copies() -> Result<(), Failed> {
         let matrix = cuda.upload(host.view())?;
         if cuda.download(&matrix)? != host {
             return Err(format!("a matrix of {rows} x {cols} came back changed").into());
+        }
+    }
+    Ok(())
+}
+
+/// A library may go another way with a large matrix than with those of the conformance suite, and touch what it is not given.
+fn large_factor() -> Result<(), Failed> {
+    const COLS: usize = 3001;
+    let host = Array2::from_shape_fn((COLS, COLS), |(row, col)| {
+        let near = 1.0 / (1.0 + row.abs_diff(col) as f32);
+        if row == col {
+            3.0 + (row % 7) as f32
+        } else {
+            near
+        }
+    });
+    let diagonal: Vec<f32> = host.diag().iter().map(|value| value * 1.01).collect();
+    let blocks: Vec<usize> = (1..=COLS.div_ceil(500))
+        .map(|it| COLS.min(it * 500))
+        .collect();
+    let factor = |cuda: Cuda| -> Result<Array2<f32>, Failed> {
+        let mut h = cuda.upload(host.view())?;
+        cuda.inverse_factor(&mut h, &diagonal, &blocks, Precision::F32)?;
+        Ok(cuda.download(&h)?)
+    };
+    let expected = factor(Cuda::open(0)?)?;
+    let found = factor(Cuda::open_with_libraries(0)?)?;
+    for ((place, found), expected) in found.indexed_iter().zip(&expected) {
+        let (row, col) = place;
+        let most = if row > col { 0.0 } else { 1e-4 };
+        let difference = (found - expected).abs();
+        if difference.is_nan() || difference > most {
+            return Err(format!("({row}, {col}) is {found:e}, by the kernels {expected:e}").into());
         }
     }
     Ok(())

@@ -70,6 +70,24 @@ fn methods_are_compared_on_layers_and_on_text() {
     assert_eq!(entries(folder.path()), ["chart.svg"]);
 }
 
+/// The recipe for C4 takes the first 256 chunks of a text, whoever measures.
+#[test]
+fn a_recipe_measures_as_much_as_in_eval() {
+    let held_out_text = model().join("heldout.txt");
+    let of_text = ["--text", text(&held_out_text), "--recipe", "c4", "--json"];
+    let mut args = compare(&["--pattern", "50%", "--methods", "magnitude"]);
+    args.extend(["--chunk-length", "4"].map(str::to_owned));
+    args.extend(of_text.map(str::to_owned));
+    let compared = succeed(&as_args(&args)).json();
+    let model = model();
+    let mut args = vec!["eval", text(&model), "--sequence-length", "4"];
+    args.extend(of_text);
+    let evaluated = succeed(&args).json();
+    assert_eq!(evaluated["chunks"], 256);
+    assert_eq!(compared["dense"]["chunks"], evaluated["chunks"]);
+    assert_eq!(compared["dense"]["perplexity"], evaluated["perplexity"]);
+}
+
 #[test]
 fn without_a_text_only_layers_are_compared() {
     let args = compare(&["--pattern", "50%", "--methods", "wanda,sparsegpt"]);

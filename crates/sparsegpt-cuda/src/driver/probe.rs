@@ -27,6 +27,7 @@ const CUBLAS: &[&str] = if cfg!(windows) {
     ]
 };
 
+/// cuSOLVER, under the names that cudarc tries too.
 const CUSOLVER: &[&str] = if cfg!(windows) {
     &["cusolver64_12.dll", "cusolver64_11.dll"]
 } else {
@@ -86,6 +87,17 @@ const CUBLAS_FUNCTIONS: &[&str] = &[
     "cublasSetMathMode",
     "cublasSetStream_v2",
     "cublasSgemm_v2",
+];
+
+/// What this crate calls in cuSOLVER.
+const CUSOLVER_FUNCTIONS: &[&str] = &[
+    "cusolverDnCreate",
+    "cusolverDnCreateParams",
+    "cusolverDnDestroy",
+    "cusolverDnDestroyParams",
+    "cusolverDnSetStream",
+    "cusolverDnXpotrf",
+    "cusolverDnXpotrf_bufferSize",
 ];
 
 /// The version of the driver's API, as in 12040 for 12.4.
@@ -149,7 +161,7 @@ pub(super) fn dotted(version: c_int) -> String {
 pub(super) struct Libraries {
     /// The name cuBLAS was found under, with every function that is called.
     pub(super) cublas: Option<&'static str>,
-    /// The name cuSOLVER was found under.
+    /// The same of cuSOLVER.
     pub(super) cusolver: Option<&'static str>,
 }
 
@@ -159,7 +171,7 @@ impl Libraries {
         static FOUND: OnceLock<Libraries> = OnceLock::new();
         FOUND.get_or_init(|| Self {
             cublas: present(CUBLAS, CUBLAS_FUNCTIONS),
-            cusolver: present(CUSOLVER, &[]),
+            cusolver: present(CUSOLVER, CUSOLVER_FUNCTIONS),
         })
     }
 }

@@ -52,6 +52,16 @@ module! {
         to_ld: U32,
         count: U32,
     );
+    TURN = "turn"[256](
+        h: Address,
+        h_ld: U32,
+        count: U32,
+    );
+    REFLECT = "reflect"[256](
+        h: Address,
+        h_ld: U32,
+        count: U32,
+    );
     ADD_ENERGIES = "add_energies"[256](
         w: Address,
         w_ld: U32,

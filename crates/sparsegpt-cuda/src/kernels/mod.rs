@@ -46,6 +46,7 @@ const MODULES: &[&[&Kernel]] = &[
     gemm_tensor::KERNELS,
     gram::KERNELS,
     grid::KERNELS,
+    invert::KERNELS,
     iterate::KERNELS,
     select::KERNELS,
     sweep::KERNELS,
@@ -130,6 +131,7 @@ pub(crate) mod gemm_double;
 pub(crate) mod gemm_tensor;
 pub(crate) mod gram;
 pub(crate) mod grid;
+pub(crate) mod invert;
 pub(crate) mod iterate;
 pub(crate) mod select;
 pub(crate) mod sweep;

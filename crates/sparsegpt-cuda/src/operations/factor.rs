@@ -13,6 +13,7 @@ use std::ops::Range;
 use sparsegpt::backend::Precision;
 
 use super::elementwise::{MIRROR_TILE, grid, mirror, set_diagonal};
+use super::library_factor::LibraryFactor;
 use super::product::{Counts, Multiplication, Operand, Part, TILE, Units};
 use super::{size, size_u32};
 use crate::device::{Argument, Device};
@@ -50,6 +51,15 @@ pub(crate) fn inverse_factor<D: Device>(
         _ => None,
     };
     let work = Work::new(device, h, wide.as_ref(), blocks, &leaves)?;
+    let invert = || block_leaves(blocks, &leaves).try_for_each(|block| work.invert(block));
+    if wide.is_none() && device.has_library_factor(cols) {
+        let by_library = LibraryFactor::enqueue(device, h, diagonal, &pieces(blocks))?;
+        invert()?;
+        if by_library.succeeded(device, h)? {
+            return Ok(());
+        }
+        // Libraries do not agree on where a matrix fails that has no factor, and some do not notice. The kernels decide.
+    }
     match &wide {
         Some(wide) => wide.fill(device, h, diagonal)?,
         None => {
@@ -58,13 +68,26 @@ pub(crate) fn inverse_factor<D: Device>(
         }
     }
     work.factor(&leaves)?;
-    for block in block_leaves(blocks, &leaves) {
-        work.invert(block)?;
-    }
+    invert()?;
     if let Some(wide) = &wide {
         wide.narrow(device, h)?;
     }
     work.status()
+}
+
+/// The blocks, wide ones in pieces.
+fn pieces(blocks: &[usize]) -> Vec<Range<usize>> {
+    let starts = std::iter::once(0).chain(blocks.iter().copied());
+    starts
+        .zip(blocks)
+        .flat_map(|(start, &end)| cut(start, end))
+        .collect()
+}
+
+/// A block in pieces of a leaf's size.
+fn cut(start: usize, end: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = (start..end).step_by(LEAF);
+    pieces.map(move |first| first..end.min(first + LEAF))
 }
 
 /// The leaves: narrow blocks together, wide blocks in pieces.
@@ -76,8 +99,7 @@ fn leaves(blocks: &[usize]) -> Vec<Range<usize>> {
         match leaves.last_mut() {
             Some(leaf) if whole_blocks && end - leaf.start <= LEAF => leaf.end = end,
             _ => {
-                let pieces = (start..end).step_by(LEAF);
-                leaves.extend(pieces.map(|first| first..end.min(first + LEAF)));
+                leaves.extend(cut(start, end));
                 whole_blocks = end - start <= LEAF;
             }
         }
@@ -415,6 +437,14 @@ mod tests {
         assert_eq!(
             leaves(&[10, 400, 401]),
             [0..10, 10..138, 138..266, 266..394, 394..400, 400..401]
+        );
+    }
+
+    #[test]
+    fn pieces_keep_narrow_blocks_apart() {
+        assert_eq!(
+            pieces(&[1, 2, 200, 328]),
+            [0..1, 1..2, 2..130, 130..200, 200..328]
         );
     }
 

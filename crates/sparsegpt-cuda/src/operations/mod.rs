@@ -7,6 +7,7 @@ pub(crate) mod gemm;
 pub(crate) mod gram;
 pub(crate) mod grid;
 pub(crate) mod iterate;
+mod library_factor;
 mod product;
 pub(crate) mod select;
 pub(crate) mod sweep;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+mod library;
 pub(crate) mod seen;
 
 use std::collections::HashMap;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
 use ptx_emulator::{Block, DevicePointer, Grid, Launch, Memory, MemoryError, Module, Options};
-use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits, check_arguments};
+use sparsegpt_cuda::{Argument, CudaError, Device, Factorization, Kernel, Limits, check_arguments};
 
 /// An emulated device. Each thread has memory of its own on it, so that tests which run side by side do not wait for each
 /// other; what one thread has made is of no use to another.
@@ -17,6 +18,8 @@ use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits, check_argument
 pub(crate) struct Emulated {
     modules: Arc<HashMap<&'static str, Module>>,
     memories: Arc<Mutex<HashMap<ThreadId, SharedMemory>>>,
+    /// Whether there is a library that factors.
+    library: bool,
 }
 
 type SharedMemory = Arc<Mutex<Memory>>;
@@ -59,6 +62,7 @@ impl Emulated {
         Self {
             modules: modules.clone(),
             memories: Arc::default(),
+            library: false,
         }
     }
 
@@ -71,6 +75,15 @@ impl Emulated {
         Self {
             modules: Arc::new(modules),
             memories: Arc::default(),
+            library: false,
+        }
+    }
+
+    /// A device with the kernels as they are and a library that factors, in place of cuSOLVER.
+    pub(crate) fn with_library() -> Self {
+        Self {
+            library: true,
+            ..Self::new()
         }
     }
 
@@ -214,12 +227,27 @@ impl Device for Emulated {
         })?;
         Ok(())
     }
+
+    fn has_library_factor(&self, _cols: usize) -> bool {
+        self.library
+    }
+
+    fn library_factor(&self, factorization: &Factorization) -> Result<(), CudaError> {
+        self.with("a library", |memory| library::factor(memory, factorization))
+    }
 }
 
 /// Kernels that a factorization is made of meet what is not finite, and must come to refuse it. All others stop at a NaN.
 fn options(kernel: &str) -> Options {
     let mut options = Options::default();
-    let factors = ["gemm", "factor_leaf", "narrow_upper"];
+    let factors = [
+        "gemm",
+        "factor_leaf",
+        "narrow_upper",
+        "turn",
+        "reflect",
+        "invert",
+    ];
     options.trap_nan = !factors.iter().any(|name| kernel.starts_with(name));
     options
 }

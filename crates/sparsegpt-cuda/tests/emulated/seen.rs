@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sparsegpt_cuda::{Argument, CudaBackend, CudaError, Device, Kernel, Limits, Product};
+use sparsegpt_cuda::{
+    Argument, CudaBackend, CudaError, Device, Factorization, Kernel, Limits, Product,
+};
 
 /// A device that is seen as one of another compute capability.
 #[derive(Debug)]
 pub(crate) struct SeenAs<D> {
     device: D,
     compute_capability: (u32, u32),
+    /// Whether its library factors however small matrices, not only where it is faster.
+    factors_all: bool,
     waits: Arc<AtomicBool>,
     busy: Mutex<Busy>,
 }
@@ -37,15 +41,26 @@ pub(crate) fn seen_as<D: Device>(
     compute_capability: (u32, u32),
     device: D,
 ) -> CudaBackend<SeenAs<D>> {
-    CudaBackend::new(SeenAs {
-        device,
-        compute_capability,
-        waits: Arc::default(),
-        busy: Mutex::default(),
-    })
+    CudaBackend::new(SeenAs::new(compute_capability, device, false))
+}
+
+/// The backend on a device whose library factors matrices of all sizes.
+pub(crate) fn factoring_all<D: Device>(device: D) -> CudaBackend<SeenAs<D>> {
+    let compute_capability = device.limits().compute_capability;
+    CudaBackend::new(SeenAs::new(compute_capability, device, true))
 }
 
 impl<D> SeenAs<D> {
+    fn new(compute_capability: (u32, u32), device: D, factors_all: bool) -> Self {
+        Self {
+            device,
+            compute_capability,
+            factors_all,
+            waits: Arc::default(),
+            busy: Mutex::default(),
+        }
+    }
+
     /// Whether to wait after each launch, on this queue and its forks.
     pub(crate) fn wait(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
@@ -103,10 +118,12 @@ impl<D: Device> Device for SeenAs<D> {
 
     fn fork(&self) -> Result<Self, CudaError> {
         Ok(Self {
-            device: self.device.fork()?,
-            compute_capability: self.compute_capability,
             waits: self.waits.clone(),
-            busy: Mutex::default(),
+            ..Self::new(
+                self.compute_capability,
+                self.device.fork()?,
+                self.factors_all,
+            )
         })
     }
 
@@ -172,5 +189,16 @@ impl<D: Device> Device for SeenAs<D> {
         self.launching();
         let done = self.device.library_gemm(product)?;
         Some(done.and_then(|()| self.launched()))
+    }
+
+    fn has_library_factor(&self, cols: usize) -> bool {
+        let cols = if self.factors_all { usize::MAX } else { cols };
+        self.device.has_library_factor(cols)
+    }
+
+    fn library_factor(&self, factorization: &Factorization) -> Result<(), CudaError> {
+        self.launching();
+        self.device.library_factor(factorization)?;
+        self.launched()
     }
 }

@@ -9,15 +9,16 @@ use clap::Args;
 use serde::Serialize;
 use sparsegpt::{Method, ModelReport, Pattern};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions};
-use sparsegpt_models::text::{Recipe, prepare_with_key};
+use sparsegpt_models::text::Recipe;
 
 use super::prune::{self, PruneFlags};
 use crate::console::Console;
+use crate::evaluation_text::EvaluationText;
 use crate::failure::Failure;
 use crate::flags::{LayerFlags, with_recipe};
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
-use crate::{bars, interrupt, model};
+use crate::{bars, model};
 use chart::{Bar, Measure};
 
 /// The methods that are compared where none are named: all whose time is that of a few sweeps.
@@ -158,19 +159,16 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
     }
     let pruner = flags.layer.solver(threads, console)?;
     let calibration = prune::calibrate(&checkpoint, &config, flags, console)?;
-    let text = args
-        .text
-        .as_ref()
-        .map(|file| {
-            let recipe = args.recipe.unwrap_or_default();
-            let text =
-                prepare_with_key(recipe, file, recipe.text_key()).map_err(Failure::reading)?;
-            let tokenizer = model::tokenizer(&checkpoint)?;
-            tokenizer
-                .encode_while(&text, &interrupt::not_requested)
-                .map_err(Failure::reading)
-        })
-        .transpose()?;
+    let sequence_length = match args.text {
+        Some(_) => model::sequence_length(("--chunk-length", args.chunk_length), &config, console),
+        None => 1,
+    };
+    let read = |file: &PathBuf| {
+        let recipe = args.recipe.unwrap_or_default();
+        let text = EvaluationText::read(file, recipe, None, sequence_length, console)?;
+        text.tokens(&model::tokenizer(&checkpoint)?)
+    };
+    let text = args.text.as_ref().map(read).transpose()?;
     let steps = plans.len() + text.as_ref().map_or(0, |_| 1 + plans.len());
     let bar = console.progress(steps as u64);
     let trial = Trial {
@@ -179,12 +177,7 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
         calibration: &calibration.sequences,
         text: text.as_deref().unwrap_or_default(),
         options: PerplexityOptions {
-            sequence_length: match text {
-                Some(_) => {
-                    model::sequence_length(("--chunk-length", args.chunk_length), &config, console)
-                }
-                None => 1,
-            },
+            sequence_length,
             limit: args.limit,
         },
         bar: &bar,

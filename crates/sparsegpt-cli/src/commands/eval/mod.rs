@@ -8,10 +8,10 @@ use clap::Args;
 use serde::Serialize;
 use sparsegpt_models::agreement::{Agreement, agreement};
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
-use sparsegpt_models::text::{Recipe, prepare_with_key};
+use sparsegpt_models::text::Recipe;
 
-use super::prune::tell_of_text;
 use crate::console::Console;
+use crate::evaluation_text::EvaluationText;
 use crate::failure::Failure;
 use crate::{interrupt, model};
 use tasks::TaskFlags;
@@ -93,20 +93,9 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<(), Failure> {
         &config,
         console,
     );
-    tell_of_text(text, args.text_key.as_deref(), console);
-    let tokenizer = model::tokenizer(&checkpoint)?;
-    let key = args
-        .text_key
-        .as_deref()
-        .unwrap_or_else(|| recipe.text_key());
-    let prepared = prepare_with_key(recipe, text, key).map_err(Failure::reading)?;
-    let mut tokens = tokenizer
-        .encode_while(&prepared, &interrupt::not_requested)
-        .map_err(Failure::reading)?;
-    if let Some(limit) = recipe.token_limit(sequence_length) {
-        tokens.truncate(limit);
-    }
-    interrupt::check()?;
+    let key = args.text_key.as_deref();
+    let prepared = EvaluationText::read(text, recipe, key, sequence_length, console)?;
+    let tokens = prepared.tokens(&model::tokenizer(&checkpoint)?)?;
     let pruned = model::load(&checkpoint, &checkpoint.tensors())?;
     let dense = args.against.as_ref().map(|path| {
         let (checkpoint, _) = model::open_decoder(path, "eval", console)?;

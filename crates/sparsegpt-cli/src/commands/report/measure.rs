@@ -1,16 +1,15 @@
 //! Perplexity and text of the models of a page.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use sparsegpt_models::evaluate::{Perplexity, PerplexityOptions, perplexity};
 use sparsegpt_models::generate::{GenerateOptions, check_prompt};
-use sparsegpt_models::text::prepare;
 
 use super::ReportArgs;
 use crate::commands::generate::continue_text;
-use crate::commands::prune::tell_of_text;
 use crate::console::Console;
+use crate::evaluation_text::EvaluationText;
 use crate::failure::Failure;
 use crate::{interrupt, model};
 
@@ -65,21 +64,16 @@ pub(super) fn measure(
     let text = match &args.text {
         None => None,
         Some(file) => {
-            tell_of_text(file, None, console);
-            let recipe = args.recipe.unwrap_or_default();
-            let prepared = prepare(recipe, file).map_err(Failure::reading)?;
             let asked = ("--sequence-length", args.sequence_length);
             let length = opened.first().map(|(_, config, ..)| config);
             let length = length.map_or(1, |config| model::sequence_length(asked, config, console));
-            Some(Text {
-                file,
-                prepared,
-                token_limit: recipe.token_limit(length),
-                options: PerplexityOptions {
-                    sequence_length: length,
-                    limit: args.limit,
-                },
-            })
+            let recipe = args.recipe.unwrap_or_default();
+            let options = PerplexityOptions {
+                sequence_length: length,
+                limit: args.limit,
+            };
+            let text = EvaluationText::read(file, recipe, None, length, console)?;
+            Some((text, options))
         }
     };
     let bar = console.progress(models.len() as u64);
@@ -88,17 +82,14 @@ pub(super) fn measure(
         interrupt::check()?;
         let loaded = model::load(&checkpoint, &checkpoint.tensors())?;
         let mut result = None;
-        if let Some(text) = &text {
-            let mut tokens = tokenizer
-                .encode_while(&text.prepared, &interrupt::not_requested)
-                .map_err(Failure::reading)?;
-            tokens.truncate(text.token_limit.unwrap_or(usize::MAX));
-            let found = perplexity(&loaded, &tokens, &text.options, &mut |done, of, _| {
+        if let Some((text, options)) = &text {
+            let tokens = text.tokens(&tokenizer)?;
+            let found = perplexity(&loaded, &tokens, options, &mut |done, of, _| {
                 bar.set_message(format!("{name}, perplexity, chunk {done} of {of}"));
                 !interrupt::requested()
             });
             interrupt::check()?;
-            result = Some(found.map_err(|error| Failure::reading_text(text.file, error))?);
+            result = Some(found.map_err(|error| Failure::reading_text(&text.file, error))?);
         }
         let options = GenerateOptions {
             eos: tokenizer.eos().to_vec(),
@@ -124,12 +115,4 @@ pub(super) fn measure(
     }
     bar.finish_and_clear();
     Ok(measured)
-}
-
-/// What perplexity is measured on.
-struct Text<'a> {
-    file: &'a Path,
-    prepared: String,
-    token_limit: Option<usize>,
-    options: PerplexityOptions,
 }
