@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The SparseGPT paper's studies (Frantar & Alistarh 2023, section 4 and appendix A) as tables: sparsity, block size of the mask
-selection, damping, calibration samples, seeds, partial 2:4.
+selection, damping, calibration samples, seeds, partial 2:4, error over exact reconstruction.
 
     scripts/study.py [--model FOLDER --calibration FILE --text FILE] [--methods LIST] [STUDY...]
 
@@ -10,9 +10,12 @@ geometric mean over the layers of tr(dW H dW^T) over tr(W H W^T); perplexity sta
 
 import argparse
 import json
+import pathlib
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 
 BUNDLED = "crates/sparsegpt-cli/assets/jargon"
 
@@ -128,9 +131,47 @@ def partial(flags):
     one_by_one(flags, "layers", parts, lambda name: parts[name], ["2:4"])
 
 
+def prune(flags, patterns, *more):
+    """The layers of each pattern's report. Several patterns share the dense model's Hessians, and so do two runs of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            flags.binary, "prune", flags.model, "--calibration", flags.calibration, "--samples", flags.samples,
+            "--sequence-length", flags.sequence_length, "--out", f"{folder}/out", "--quiet", *more,
+        ]
+        command += [part for pattern in patterns for part in ("--pattern", pattern)]
+        run = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL)
+        if run.returncode:
+            sys.exit(f"failed: {' '.join(map(str, command))}")
+        found = {}
+        for file in pathlib.Path(folder).glob("out/*/sparsegpt_report.json"):
+            report = json.loads(file.read_text())
+            if report["propagation"] != "dense":
+                sys.exit("the runs have no Hessians in common")
+            found[report["pattern"]] = {layer["layer"]: layer["relative_error"] for layer in report["layers"]}
+    return found
+
+
+def reconstruction(flags):
+    print("SparseGPT's error over that of the best weights on its own mask, by block\n")
+    patterns = ["50%", "2:4"]
+    swept = prune(flags, patterns, "--method", "sparsegpt")
+    exact = prune(flags, patterns, "--method", "sparsegpt", "--refit", "exact")
+    for pattern in patterns:
+        ratios = {name: error / exact[pattern][name] for name, error in swept[pattern].items()}
+        blocks = {}
+        for name, ratio in ratios.items():
+            # model.layers.3.mlp.up_proj
+            block, kind = re.search(r"\.(\d+)\.(.*)$", name).groups()
+            blocks.setdefault(int(block), {})[kind.rsplit(".", 1)[-1]] = ratio
+        kinds = list(blocks[0])
+        print(f"{pattern}: {statistics.geometric_mean(ratios.values()):.3f} in the geometric mean, {max(ratios.values()):.3f} at most\n")
+        rows = ([str(block), *(f"{found[kind]:.3f}" for kind in kinds)] for block, found in sorted(blocks.items()))
+        table(["block", *kinds], rows)
+
+
 STUDIES = {
     "sparsity": sparsity, "block-size": block_size, "damping": damping, "samples": samples, "seeds": seeds,
-    "partial": partial,
+    "partial": partial, "reconstruction": reconstruction,
 }
 
 if __name__ == "__main__":

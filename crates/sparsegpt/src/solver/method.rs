@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A named method: a composition of [`Parts`].
+/// A named method: a composition of [`Parts`]. Costs are for a layer of r rows and c columns, beside the n·c² flops of its Hessian
+/// from n tokens.
 ///
 /// ```
 /// use sparsegpt::solver::{MaskSource, Method, Refit};
@@ -18,42 +19,76 @@ use crate::error::{Error, Result};
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Method {
-    /// SparseGPT (Frantar & Alistarh 2023): saliency w² / \[H⁻¹\]_jj, and the other weights of the row make
-    /// up for every pruned or rounded one. Without pruning and with a quantizer this is GPTQ.
+    /// SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, Algorithm 1 and Eq. 7): saliency w² / \[H⁻¹\]_jj on the weights as they
+    /// are when their block's turn comes, and each pruned or rounded weight's error e = (w − q)/\[H⁻¹\]_jj is made good by the weights
+    /// of its row that are still to come, w_k ← w_k − e·\[H⁻¹\]_jk. Without pruning and with a quantizer this is GPTQ (Frantar et al. 2022).
+    ///
+    /// r·c² + c³/3 flops (look-back form, one Cholesky factorization); memory for W, its errors, and H, which becomes the factor.
+    /// The default: 50 % and N:M in seconds a layer, and the one to go on from.
     #[default]
     SparseGpt,
-    /// Magnitude: the smallest |w| of the layer (or of the row, or of each N:M group); the other weights
-    /// stay. Needs no calibration.
+    /// Magnitude: the smallest |w| of the layer (or of the row, or of each N:M group) go; the other weights stay (Zhu & Gupta
+    /// 2017, arXiv 1710.01878, of many).
+    ///
+    /// r·c comparisons, and memory for W and the mask. Needs no calibration, and collapses at 50 % where the others do not: a
+    /// baseline, or for a few per cent of zeros.
     Magnitude,
-    /// Wanda (Sun et al. 2023): the smallest |w|·‖x_j‖ of each row, or of each N:M group; the other weights
-    /// stay. A sparsity of the layer is read as a sparsity of each row, as the method is defined.
+    /// Wanda (Sun et al. 2023, arXiv 2306.11695, section 3): the smallest |w_ij|·‖x_j‖ of each row, or of each N:M group, with
+    /// ‖x_j‖² from H's diagonal; the other weights stay. A sparsity of the layer is read as a sparsity of each row, as the
+    /// method is defined.
+    ///
+    /// 2·r·c flops, and memory for W and the mask. Where weights must stay as they are (adapters trained on them, say), or as a
+    /// mask for a refit.
     Wanda,
-    /// RIA (Zhang et al. 2024): the smallest (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·√‖x_j‖; the other weights stay.
+    /// RIA (Zhang et al. 2024, Eq. 5 with a = ½): the smallest (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·√‖x_j‖ go; the other weights stay.
+    ///
+    /// 6·r·c flops, and memory for W and the mask. As [`Wanda`](Self::Wanda), mostly a little better, and made for N:M.
     Ria,
-    /// ADMM with a gradual mask (Boža 2024); see [`Admm`].
+    /// ADMM with a gradual mask (Boža 2024, arXiv 2401.02938); the formulas stand at [`Admm`].
+    ///
+    /// c³ flops for an inverse and 2·r·c² for each of 20 iterations; memory for H, its inverse, and four matrices of the layer's
+    /// size. [`Quality`](Self::Quality) without its refit, for those who bring their own.
     Admm,
-    /// ALPS (Meng et al. 2024): ADMM with the full sparsity from the start and a growing penalty, then conjugate
-    /// gradients; see [`Admm`].
+    /// ALPS (Meng et al. 2024, arXiv 2406.07831): ADMM with the full sparsity from the start and a growing penalty, until the mask
+    /// stays, then ten steps of conjugate gradients; the formulas stand at [`Admm`] and [`Refit::ConjugateGradients`].
+    ///
+    /// 2·r·c² flops for each of 300 iterations at most and c³ for every third; memory as [`Admm`](Self::Admm). Rarely better than
+    /// [`Quality`](Self::Quality), at several times its cost: at high sparsities, for layers that matter.
     Alps,
-    /// AdaPrune (Hubara et al. 2021): a mask by magnitude, then Adam on the layer's error over the weights that it keeps; see
-    /// [`Refit::Adam`].
+    /// AdaPrune (Hubara et al. 2021, arXiv 2102.08124): a mask by magnitude, then 320 steps of Adam on the layer's error over the
+    /// weights that it keeps; the formula stands at [`Refit::Adam`].
+    ///
+    /// 2·r·c² flops a step; memory for H and five matrices of the layer's size. A baseline.
     AdaPrune,
     /// The same least-squares problem solved: a mask by magnitude, then conjugate gradients until they have converged, where
     /// `exact` in their place is the closed form.
+    ///
+    /// 2·r·c² flops for each of 40 steps; memory as [`AdaPrune`](Self::AdaPrune). What AdaPrune aims at, in an eighth of its time.
     #[cfg_attr(feature = "serde", serde(rename = "adaprune-cg"))]
     AdaPruneCg,
-    /// Each of the others that set weights by H, layer by layer, and of their results the one of least error: on held-out
-    /// data where there are some, else on the calibration data. Costs them all together.
+    /// [`SparseGpt`](Self::SparseGpt), [`Quality`](Self::Quality) and [`Alps`](Self::Alps), each on every layer, and of their results
+    /// the one of least error: on held-out data where there are some, else on the calibration data. Of this project.
+    ///
+    /// Costs them all together in time; memory as the largest of them, and the best weights so far.
     Best,
-    /// ExactOBS (Frantar, Singh & Alistarh 2022): weights go one at a time, the cheapest of all rows first, and each time
-    /// the rest of the row makes up for it. On the host, for small layers; see [`obc_mask`](crate::rowwise::obc_mask).
+    /// ExactOBS (Frantar, Singh & Alistarh 2022, arXiv 2208.11580): weights go one at a time, of all rows the one with the least
+    /// w² / \[H⁻¹\]_jj first, where H is that of the weights its row still has, and each time the rest of the row makes up for it;
+    /// see [`obc_mask`](crate::rowwise::obc_mask).
+    ///
+    /// Up to r·c³ flops on the host in f64; memory for a matrix of c² a thread, and the order and losses of all weights. For
+    /// small layers, and as the yardstick of greedy removal.
     Obc,
     /// OBQ (same paper): where a quantizer is given, weights are rounded one at a time, the cheapest first, and each time the
-    /// rest of the row makes up for it; pruned before as by [`Obc`](Self::Obc). On the host, for small layers; see
-    /// [`obq`](crate::rowwise::obq).
+    /// rest of the row makes up for it; pruned before as by [`Obc`](Self::Obc). See [`obq`](crate::rowwise::obq).
+    ///
+    /// 2/3·r·c³ flops on the host in f64 beside those of [`Obc`](Self::Obc). For small layers.
     Obq,
-    /// The best of these in error for about the time of SparseGPT: ADMM with a gradual mask, conjugate gradients, and
-    /// where a quantizer is given, its sweep from the weights found so.
+    /// The least error for the time: ADMM with a gradual mask, ten steps of conjugate gradients on its mask (Boža 2024 with
+    /// the refit of Meng et al. 2024), and where a quantizer is given, [`SparseGpt`](Self::SparseGpt)'s sweep on that mask from the
+    /// weights found so.
+    ///
+    /// c³ + 60·r·c² flops, some r·c² + c³/3 more with a quantizer: a whole `prune` run takes less than twice that with SparseGPT.
+    /// Memory for H, its inverse, and five matrices of the layer's size. Where SparseGPT's perplexity is not good enough.
     Quality,
 }
 
@@ -181,7 +216,12 @@ impl Admm {
 pub enum Refit {
     /// Nothing.
     None,
-    /// Conjugate gradients (ALPS, Algorithm 2): one product of the layer's size a step.
+    /// Conjugate gradients on the damped H, with its diagonal as the preconditioner, projected on the mask (Meng et al. 2024,
+    /// arXiv 2406.07831, Algorithm 2): with the gradient R = (W − Q)H on the kept weights and Z = R·diag(H)⁻¹, each row goes along
+    /// P ← Z + βP by α = ⟨R, Z⟩/⟨P, PH⟩, β the ratio of two ⟨R, Z⟩ that follow each other.
+    ///
+    /// One product of the layer's size a step, 2·rows·cols² flops, and five matrices of that size beside H. Ten steps take
+    /// most of what there is to gain on any mask; forty come within a per cent of [`Exact`](Self::Exact).
     ConjugateGradients {
         /// Steps.
         steps: usize,
