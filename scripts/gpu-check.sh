@@ -22,13 +22,21 @@ dry=
 total=525
 while [[ $# -gt 0 ]]; do
     case $1 in
-        --out) out=$2; shift 2 ;;
-        --pack) pack=$2; shift 2 ;;
-        --seconds) total=$2; shift 2 ;;
+        --out | --pack | --seconds)
+            [[ $# -ge 2 ]] || { echo "$1 needs a value" >&2; exit 2; }
+            case $1 in
+                --out) out=$2 ;;
+                --pack) pack=$2 ;;
+                *) total=$2 ;;
+            esac
+            shift 2
+            ;;
         --dry-run) dry=1; shift ;;
-        *) echo "unknown: $1" >&2; exit 2 ;;
+        --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "unknown: $1 (--out, --pack, --seconds, --dry-run, --help)" >&2; exit 2 ;;
     esac
 done
+[[ $total =~ ^[0-9]+$ ]] || { echo "--seconds $total: a whole number of seconds is expected" >&2; exit 2; }
 python=${PYTHON:-python3}
 for file in device layers torch_loop.py report.py; do
     [[ -e $pack/$file ]] || { echo "$pack/$file is not there: run scripts/gpu-pack.sh where there is Rust" >&2; exit 2; }
@@ -36,7 +44,9 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 pack=$(cd "$pack" && pwd)
-rm -f "$out"/*.jsonl "$out"/*.log
+for step in bits suite rates layers rivals libraries memcheck racecheck; do
+    rm -f "$out/$step"{,-*}.{jsonl,log}
+done
 
 summary=()
 failed=0
@@ -149,6 +159,7 @@ check memcheck-ordinary memcheck --products ordinary
 # And those that stand around a library's factorization.
 check memcheck-libraries memcheck --products libraries --shapes 192x768
 check racecheck-ordinary racecheck --products ordinary
+check racecheck-libraries racecheck --products libraries --shapes 64x768 --patterns 2:4
 
 echo
 # Not what ran under compute-sanitizer.

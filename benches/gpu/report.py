@@ -81,11 +81,24 @@ def name(line):
 def print_rates(results):
     rows = []
     for line in results.rates:
-        flops = line["what"] in ("product", "factor")
-        figure = f"{line['per_second'] / 1e12:.1f} Tflop/s" if flops else f"{line['per_second'] / 1e9:.1f} GB/s"
+        if line["what"] == "factor":
+            continue
+        product = line["what"] == "product"
+        figure = f"{line['per_second'] / 1e12:.1f} Tflop/s" if product else f"{line['per_second'] / 1e9:.1f} GB/s"
         size = str(line["size"])
         rows.append([line["who"], line["what"], size, figure])
     table(["who", "what", "size", "rate"], rows)
+
+
+def print_factors(results):
+    """A factorization whole, with the inverses of its blocks where it is ours, and a copy of the matrix."""
+    lines = [line for line in results.rates if line["what"] == "factor"]
+    who = list(dict.fromkeys(line["who"] for line in lines))
+    took = {(line["size"], line["who"]): line["size"] ** 3 / 3 / line["per_second"] for line in lines}
+    rows = []
+    for size in sorted({size for size, _ in took}):
+        rows.append([str(size), *(f"{1000 * took[size, name]:.2f}" if (size, name) in took else "" for name in who)])
+    table(["factor, ms", *who], rows)
 
 
 def print_stages(results):
@@ -148,7 +161,7 @@ def main():
         sys.exit("nothing was measured")
     for device in results.devices:
         print(device + "\n")
-    for part in (print_rates, print_stages, print_hessians, print_rivals, print_opt_175b):
+    for part in (print_rates, print_factors, print_stages, print_hessians, print_rivals, print_opt_175b):
         part(results)
 
 

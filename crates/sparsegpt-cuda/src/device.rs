@@ -70,7 +70,7 @@ pub struct Product {
 }
 
 /// H = L·Lᵀ in place, by the address of its first value and the values between the beginnings of two columns. Column by column,
-/// as libraries have it: L is the lower triangle, what is above the diagonal is neither read nor changed.
+/// as libraries have it: L is the lower triangle; what is above the diagonal is of no use to anybody.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Factorization {

@@ -5,7 +5,7 @@
 //! layers. `layers --device` says which GPU there is. Further flags:
 //!
 //! * `--products device` (default), `ordinary`, `tensor`: this crate's kernels as chosen for the device, on its ordinary units
-//!   or on its tensor cores; `libraries`: cuBLAS where it is;
+//!   or on its tensor cores; `libraries`: cuBLAS and cuSOLVER where they are;
 //! * `--runs 3`, `--seconds 20`: runs of a pattern after the first, and after how many seconds no further one begins;
 //! * `--tokens 8192`: tokens of the Hessian; `--sizes 4096,8192`: products whose rate is measured;
 //! * `--emulator`: without a GPU, to try the command at tiny sizes. Its seconds are those of no GPU.

@@ -94,7 +94,7 @@ impl Dense {
         // SAFETY: the caller's matrix has this size and its word for the outcome is there; both workspaces are as large as was
         // asked for. That on the device is freed in the stream's order, behind this call; that on the host when the stream
         // has been waited for, below.
-        unsafe {
+        let called = unsafe {
             sys::cusolverDnXpotrf(
                 handle.dense,
                 handle.params,
@@ -110,14 +110,12 @@ impl Dense {
                 host_bytes,
                 address(factorization.outcome).cast(),
             )
-        }
-        .result()
-        .map_err(failed)?;
+        };
         if host_bytes > 0 {
             let waited = self.queue.stream.synchronize();
             waited.map_err(|error| driver_failed("a factorization by cuSOLVER", error))?;
         }
-        Ok(())
+        called.result().map_err(failed)
     }
 }
 

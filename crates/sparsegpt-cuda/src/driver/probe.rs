@@ -12,7 +12,7 @@ use crate::error::CudaError;
 const DRIVER: &[&str] = if cfg!(windows) {
     &["nvcuda.dll"]
 } else {
-    &["libcuda.so.1", "libcuda.so"]
+    &["libcuda.so", "libcuda.so.1"]
 };
 
 /// cuBLAS, under the names that cudarc tries too.
@@ -169,9 +169,21 @@ impl Libraries {
     /// Looks for them once in a process.
     pub(super) fn find() -> &'static Self {
         static FOUND: OnceLock<Libraries> = OnceLock::new();
-        FOUND.get_or_init(|| Self {
-            cublas: present(CUBLAS, CUBLAS_FUNCTIONS),
-            cusolver: present(CUSOLVER, CUSOLVER_FUNCTIONS),
+        FOUND.get_or_init(|| {
+            // cudarc's list of names depends on what it was built beside, and it panics where none of them is there.
+            // SAFETY: as in `open`.
+            let [cublas, cusolver] = unsafe {
+                [
+                    cudarc::cublas::sys::is_culib_present(),
+                    cudarc::cusolver::sys::is_culib_present(),
+                ]
+            };
+            let present =
+                |found: bool, names, functions| found.then(|| present(names, functions)).flatten();
+            Self {
+                cublas: present(cublas, CUBLAS, CUBLAS_FUNCTIONS),
+                cusolver: present(cusolver, CUSOLVER, CUSOLVER_FUNCTIONS),
+            }
         })
     }
 }

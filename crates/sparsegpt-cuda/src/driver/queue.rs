@@ -112,7 +112,7 @@ impl Queue {
             let bytes = &from[piece.host.clone()];
             (piece, bytes)
         });
-        in_lanes(
+        let sent = in_lanes(
             &self.gpu,
             &mut staging.lanes,
             pieces.collect(),
@@ -122,8 +122,10 @@ impl Queue {
                 }
                 Ok(())
             },
-        )?;
-        self.kernels_wait_for_copies().map_err(uploading)
+        );
+        // Also where a lane failed: the others' copies are under way, and the memory is freed in the kernels' order.
+        let waits = self.kernels_wait_for_copies().map_err(uploading);
+        sent.and(waits)
     }
 
     /// Copies rows to the host and waits for them.

@@ -55,9 +55,13 @@ module! {
     TURN = "turn"[256](
         h: Address,
         h_ld: U32,
+        to: Address,
+        to_ld: U32,
         count: U32,
     );
     REFLECT = "reflect"[256](
+        from: Address,
+        from_ld: U32,
         h: Address,
         h_ld: U32,
         count: U32,

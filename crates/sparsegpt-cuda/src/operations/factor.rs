@@ -13,9 +13,8 @@ use std::ops::Range;
 use sparsegpt::backend::Precision;
 
 use super::elementwise::{MIRROR_TILE, grid, mirror, set_diagonal};
-use super::library_factor::LibraryFactor;
 use super::product::{Counts, Multiplication, Operand, Part, TILE, Units};
-use super::{size, size_u32};
+use super::{library_factor, size, size_u32};
 use crate::device::{Argument, Device};
 use crate::error::CudaError;
 use crate::kernels::Kernel;
@@ -52,14 +51,11 @@ pub(crate) fn inverse_factor<D: Device>(
     };
     let work = Work::new(device, h, wide.as_ref(), blocks, &leaves)?;
     let invert = || block_leaves(blocks, &leaves).try_for_each(|block| work.invert(block));
-    if wide.is_none() && device.has_library_factor(cols) {
-        let by_library = LibraryFactor::enqueue(device, h, diagonal, &pieces(blocks))?;
-        invert()?;
-        if by_library.succeeded(device, h)? {
-            return Ok(());
-        }
-        // Libraries do not agree on where a matrix fails that has no factor, and some do not notice. The kernels decide.
+    let by_library = wide.is_none() && device.has_library_factor(cols);
+    if by_library && library_factor::factor(device, h, diagonal, &pieces(blocks))? {
+        return invert();
     }
+    // Libraries do not agree on where a matrix fails that has no factor: the kernels decide.
     match &wide {
         Some(wide) => wide.fill(device, h, diagonal)?,
         None => {

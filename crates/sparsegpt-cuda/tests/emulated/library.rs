@@ -3,7 +3,8 @@
 use ptx_emulator::{DevicePointer, Memory, MemoryError};
 use sparsegpt_cuda::Factorization;
 
-/// H = LLᵀ in the lower triangle, column by column. Like libraries it only asks whether a pivot is not positive.
+/// H = LLᵀ in the lower triangle, column by column. Like libraries it only asks whether a pivot is not positive; and where one is
+/// not, it leaves nothing as it was.
 pub(crate) fn factor(
     memory: &mut Memory,
     factorization: &Factorization,
@@ -35,6 +36,10 @@ pub(crate) fn factor(
     }
     for (col, values) in columns.iter().enumerate() {
         memory.write(at(col), values)?;
+        if outcome > 0 {
+            let all = DevicePointer::from_address(h).offset(col * leading * size_of::<f32>());
+            memory.write(all, &vec![f32::NAN; cols])?;
+        }
     }
     let to = DevicePointer::from_address(factorization.outcome);
     memory.write(to, &[outcome])

@@ -87,6 +87,14 @@ impl Emulated {
         }
     }
 
+    /// The same with a change as in [`with_change`](Self::with_change).
+    pub(crate) fn with_library_and_change(module: &'static str, from: &str, to: &str) -> Self {
+        Self {
+            library: true,
+            ..Self::with_change(module, from, to)
+        }
+    }
+
     fn memory(&self) -> SharedMemory {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         memories.entry(thread::current().id()).or_default().clone()
