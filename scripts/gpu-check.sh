@@ -44,7 +44,7 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 pack=$(cd "$pack" && pwd)
-for step in bits suite rates layers rivals libraries memcheck racecheck; do
+for step in bits suite corpus rates layers rivals libraries memcheck racecheck; do
     rm -f "$out/$step"{,-*}.{jsonl,log}
 done
 
@@ -112,10 +112,11 @@ export SPARSEGPT_REQUIRE_DEVICE=1 SPARSEGPT_SHARED=$pack/shared
 if [[ $dry ]]; then
     skip suite "dry run"
     skip bits "dry run"
+    skip corpus "dry run"
 else
     # Small cases first: if the first one hangs, the rest need not be waited for.
     step bits 60 "$pack/device" same_bits_as_the_emulator
-    step suite 120 "$pack/device" --skip same_bits_as_the_emulator
+    step suite 120 "$pack/device" --skip the_emulator
 fi
 
 # check NAME TOOL FLAGS...: a small layer under compute-sanitizer.
@@ -160,6 +161,8 @@ check memcheck-ordinary memcheck --products ordinary
 check memcheck-libraries memcheck --products libraries --shapes 192x768
 check racecheck-ordinary racecheck --products ordinary
 check racecheck-libraries racecheck --products libraries --shapes 64x768 --patterns 2:4
+# Last, as the emulator takes minutes.
+[[ $dry ]] || step corpus 200 "$pack/device" corpus_beside_the_emulator
 
 echo
 # Not what ran under compute-sanitizer.

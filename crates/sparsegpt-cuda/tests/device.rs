@@ -7,7 +7,8 @@ mod emulated;
 use std::process::ExitCode;
 
 use emulated::Emulated;
-use emulated::seen::{ORDINARY, factoring_all, seen_as};
+use emulated::seen::{ORDINARY, TENSOR, factoring_all, seen_as};
+use emulated::twin::Twin;
 use libtest_mimic::{Arguments, Failed, Trial};
 use sparsegpt::backend::{Backend, BackendInfo, Precision};
 use sparsegpt::error::{BackendError, BackendErrorKind};
@@ -59,6 +60,7 @@ fn tests() -> Vec<Trial> {
             large_factor,
         ),
     ];
+    tests.push(Trial::test("corpus_beside_the_emulator", corpus));
     for case in CASES {
         let name = format!("same_bits_as_the_emulator/{}", case.name);
         tests.push(Trial::test(name, move || same_bits(case)));
@@ -263,6 +265,62 @@ fn solve<B: Backend>(backend: B, case: LayerCase) -> Result<(PrunedLayer, Backen
     hessian.update(activations.view())?;
     let layer = solver.prune(weights.view(), &mut hessian, &(case.settings)()?)?;
     Ok((layer, info))
+}
+
+/// The operations of the conformance suite, in as many threads: an emulator takes its time.
+const FAMILIES: [&str; 19] = [
+    "operations/adam",
+    "operations/close_block",
+    "operations/combine",
+    "operations/fit_grid",
+    "operations/fork",
+    "operations/gemm",
+    "operations/gram_update/bf16",
+    "operations/gram_update/f16",
+    "operations/gram_update/f32",
+    "operations/inverse/",
+    "operations/inverse_factor/f32",
+    "operations/inverse_factor/f64",
+    "operations/open_block",
+    "operations/permute_hessian",
+    "operations/project",
+    "operations/refit",
+    "operations/row_energies",
+    "operations/select",
+    "operations/update_rows",
+];
+
+/// The suite's operations on the device, with the emulator's bits after every launch: as a device with fast tensor cores and as one
+/// without, whose products are those of the ordinary units.
+fn corpus() -> Result<(), Failed> {
+    let run = |family: &'static str, capability| {
+        let make = move || Ok(seen_as(capability, Twin::new(Driver::open(0)?)));
+        let summary = sparsegpt_conformance::check_matching(family, make)?;
+        let wrong = |(case, reason): &(String, String)| format!("{case}: {reason}");
+        Ok::<_, CudaError>((
+            summary.passed.len(),
+            summary.failed.iter().map(wrong).collect::<Vec<_>>(),
+        ))
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let families = FAMILIES.iter().flat_map(|&family| {
+            [ORDINARY, TENSOR]
+                .map(|capability| scope.spawn(move || (family, run(family, capability))))
+        });
+        let running: Vec<_> = families.collect();
+        running.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let mut failed = Vec::new();
+    for (family, outcome) in found {
+        match outcome? {
+            (0, wrong) if wrong.is_empty() => return Err(format!("no case of {family} ran").into()),
+            (_, wrong) => failed.extend(wrong),
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(failed.join("\n").into()),
+    }
 }
 
 fn same_bits(case: LayerCase) -> Result<(), Failed> {

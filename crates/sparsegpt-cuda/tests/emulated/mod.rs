@@ -4,6 +4,7 @@
 
 mod library;
 pub(crate) mod seen;
+pub(crate) mod twin;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -98,6 +99,22 @@ impl Emulated {
     fn memory(&self) -> SharedMemory {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         memories.entry(thread::current().id()).or_default().clone()
+    }
+
+    /// Bytes at an address, if all of them were ever written.
+    fn peek(&self, address: u64, bytes: usize) -> Option<Vec<u8>> {
+        let memory = self.memory();
+        let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = DevicePointer::from_address(address);
+        memory
+            .is_defined(from, bytes)
+            .then(|| memory.read(from, bytes).unwrap())
+    }
+
+    /// Other bytes for an address.
+    fn poke(&self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        let to = DevicePointer::from_address(address);
+        self.with("a correction", |memory| memory.write(to, bytes))
     }
 
     fn with<T>(

@@ -8,3 +8,4 @@ mod library;
 mod planted;
 mod products;
 mod shapes;
+mod twin;

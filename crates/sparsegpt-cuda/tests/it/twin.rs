@@ -1,0 +1,53 @@
+//! The comparison of a device with the emulator, with the emulator in the device's place.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::Ordering;
+
+use sparsegpt_cuda::{CudaBackend, CudaError};
+
+use crate::emulated::Emulated;
+use crate::emulated::twin::Twin;
+
+/// What fails of some cases, and how many bytes were compared.
+fn failures(device: Emulated, filter: &str) -> (Vec<(String, String)>, usize) {
+    let twin = Twin::new(device);
+    let compared = twin.compared();
+    let twin = std::sync::Mutex::new(Some(twin));
+    let make = move || {
+        let mut twin = twin.lock().unwrap();
+        let fork = sparsegpt_cuda::Device::fork(twin.as_ref().unwrap())?;
+        let first = twin.replace(fork).unwrap();
+        Ok::<_, CudaError>(CudaBackend::new(first))
+    };
+    let summary = sparsegpt_conformance::check_matching(filter, make).unwrap();
+    assert!(
+        !summary.failed.is_empty() || !summary.passed.is_empty(),
+        "no case is called {filter}"
+    );
+    (summary.failed, compared.load(Ordering::Relaxed))
+}
+
+#[test]
+fn two_that_are_alike_agree() {
+    for filter in ["operations/fit_grid/", "operations/select/"] {
+        let (failures, compared) = failures(Emulated::new(), filter);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(compared > 10_000, "{compared} bytes");
+    }
+}
+
+/// A last bit, which no tolerance of the suite's would tell.
+#[test]
+fn one_that_rounds_otherwise_is_named() {
+    let other = Emulated::with_change(
+        "elementwise",
+        "fma.rn.f32 %t, %alpha, %t, %o;",
+        "mul.rn.f32 %t, %alpha, %t;\n\tadd.rn.f32 %t, %t, %o;",
+    );
+    let (failures, _) = failures(other, "operations/combine/");
+    let named = |(_, reason): &(String, String)| {
+        reason.contains("combine failed") && reason.contains("in the emulator")
+    };
+    assert!(failures.iter().any(named), "{failures:?}");
+}
