@@ -308,10 +308,11 @@ fn corpus() -> Result<(), Failed> {
                 .map(|capability| scope.spawn(move || (family, run(family, capability))))
         });
         let running: Vec<_> = families.collect();
-        running.into_iter().map(|it| it.join().unwrap()).collect()
+        running.into_iter().map(|it| it.join()).collect()
     });
     let mut failed = Vec::new();
-    for (family, outcome) in found {
+    for joined in found {
+        let (family, outcome) = joined.map_err(|_| Failed::from("a family's thread panicked"))?;
         match outcome? {
             (0, wrong) if wrong.is_empty() => return Err(format!("no case of {family} ran").into()),
             (_, wrong) => failed.extend(wrong),

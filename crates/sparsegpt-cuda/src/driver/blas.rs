@@ -7,6 +7,7 @@ use cudarc::cublas::result::{self, CublasError};
 use cudarc::cublas::sys;
 use cudarc::driver::CudaStream;
 
+use super::failure::library_failed;
 use super::queue::Queue;
 use crate::device::Product;
 use crate::error::CudaError;
@@ -29,11 +30,8 @@ impl fmt::Debug for Blas {
     }
 }
 
-fn failed(error: CublasError) -> CudaError {
-    CudaError::Failed {
-        what: "cuBLAS".to_owned(),
-        reason: format!("{:?}", error.0),
-    }
+fn failed(error: CublasError, queue: &Queue) -> CudaError {
+    library_failed("cuBLAS", format!("{:?}", error.0), queue)
 }
 
 impl Blas {
@@ -41,7 +39,9 @@ impl Blas {
     pub(super) fn new(queue: &Arc<Queue>) -> Result<Self, CudaError> {
         queue.gpu.bind()?;
         let blas = Self {
-            handle: Mutex::new(Handle(result::create_handle().map_err(failed)?)),
+            handle: Mutex::new(Handle(
+                result::create_handle().map_err(|error| failed(error, queue))?,
+            )),
             queue: queue.clone(),
         };
         blas.with(|handle, stream| {
@@ -61,7 +61,7 @@ impl Blas {
     ) -> Result<(), CudaError> {
         self.queue.gpu.bind()?;
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
-        call(handle.0, &self.queue.stream).map_err(failed)
+        call(handle.0, &self.queue.stream).map_err(|error| failed(error, &self.queue))
     }
 
     /// C ← C + alpha·A·B; `None` where a number is larger than the library takes.

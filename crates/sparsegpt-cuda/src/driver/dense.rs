@@ -8,7 +8,7 @@ use cudarc::cusolver::result::{self, CusolverError};
 use cudarc::cusolver::sys::{self, cublasFillMode_t, cudaDataType};
 
 use super::buffer::Buffer;
-use super::failure::failed as driver_failed;
+use super::failure::{failed as driver_failed, library_failed};
 use super::queue::Queue;
 use crate::device::Factorization;
 use crate::error::CudaError;
@@ -37,17 +37,15 @@ impl fmt::Debug for Dense {
     }
 }
 
-fn failed(error: CusolverError) -> CudaError {
-    CudaError::Failed {
-        what: "cuSOLVER".to_owned(),
-        reason: format!("{:?}", error.0),
-    }
+fn failed(error: CusolverError, queue: &Queue) -> CudaError {
+    library_failed("cuSOLVER", format!("{:?}", error.0), queue)
 }
 
 impl Dense {
     /// The library must be known to be present.
     pub(super) fn new(queue: &Arc<Queue>) -> Result<Self, CudaError> {
         queue.gpu.bind()?;
+        let failed = |error| failed(error, queue);
         let mut handle = Handle {
             dense: result::dn_create().map_err(failed)?,
             params: ptr::null_mut(),
@@ -69,6 +67,7 @@ impl Dense {
         // No matrix on a device has 2⁶³ columns.
         let [cols, leading] = [factorization.cols, factorization.h.1].map(|count| count as i64);
         let h = address(factorization.h.0);
+        let failed = |error| failed(error, &self.queue);
         self.queue.gpu.bind()?;
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut device_bytes, mut host_bytes) = (0, 0);

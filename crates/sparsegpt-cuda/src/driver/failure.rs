@@ -3,6 +3,7 @@
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
+use super::queue::Queue;
 use crate::error::CudaError;
 
 /// The error in words, as `CUDA_ERROR_INVALID_VALUE (invalid argument)`.
@@ -22,6 +23,17 @@ pub(super) fn failed(what: impl Into<String>, error: DriverError) -> CudaError {
         CudaError::Lost { what, reason }
     } else {
         CudaError::Failed { what, reason }
+    }
+}
+
+/// What a library's error means: where the device is lost, the library's own word for it says nothing.
+pub(super) fn library_failed(library: &str, status: String, queue: &Queue) -> CudaError {
+    match queue.stream.synchronize() {
+        Err(error) => failed(library, error),
+        Ok(()) => CudaError::Failed {
+            what: library.to_owned(),
+            reason: status,
+        },
     }
 }
 
