@@ -113,7 +113,8 @@ pub struct LayerReport {
     /// The relative error on data that were held out; `None` where none were.
     pub held_out_error: Option<f64>,
     /// Damping used, as a fraction of the mean diagonal of H; more than asked for where the factorization
-    /// needed it. 0 for methods without a factorization.
+    /// needed it. Where ADMM has set the weights, its own if that is larger, a fraction of each diagonal entry
+    /// ([`Admm::damping`](crate::solver::Admm::damping)). 0 for methods without a factorization.
     pub damping: f64,
     /// Precision of the factorization that succeeded; `None` for methods without one.
     pub precision: Option<Precision>,

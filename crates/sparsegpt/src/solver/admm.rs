@@ -145,6 +145,8 @@ pub(super) fn admm<B: Backend>(
     Ok(Solved {
         weights,
         mask: mask.mapv(|pruned| !pruned),
+        // δ alone: the penalty goes with the iterations.
+        damping: precision.map_or(0.0, |_| settings.damping),
         precision,
         attempts: match precision {
             None => 0,
