@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Gathers what scripts/gpu-check.sh needs on a machine without Rust and without a network: the device suite and the layer
 # benchmark (release, stripped; the conformance corpus is inside), the reference's layers where they lie beside the
-# repository, the scripts, and Python packages, into data-local/gpu-pack, at most 35 MiB. The binaries need a C library no older than this machine's.
+# repository, the scripts, and Python packages, into data-local/gpu-pack, at most 35 MiB. The binaries need a C library no
+# older than this machine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

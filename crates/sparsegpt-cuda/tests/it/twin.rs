@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use sparsegpt_cuda::{CudaBackend, CudaError};
+use sparsegpt_cuda::{CudaBackend, CudaError, Device};
 
 use crate::emulated::Emulated;
 use crate::emulated::twin::Twin;
@@ -13,13 +13,7 @@ use crate::emulated::twin::Twin;
 fn failures(device: Emulated, filter: &str) -> (Vec<(String, String)>, usize) {
     let twin = Twin::new(device);
     let compared = twin.compared();
-    let twin = std::sync::Mutex::new(Some(twin));
-    let make = move || {
-        let mut twin = twin.lock().unwrap();
-        let fork = sparsegpt_cuda::Device::fork(twin.as_ref().unwrap())?;
-        let first = twin.replace(fork).unwrap();
-        Ok::<_, CudaError>(CudaBackend::new(first))
-    };
+    let make = move || Ok::<_, CudaError>(CudaBackend::new(twin.fork()?));
     let summary = sparsegpt_conformance::check_matching(filter, make).unwrap();
     assert!(
         !summary.failed.is_empty() || !summary.passed.is_empty(),
