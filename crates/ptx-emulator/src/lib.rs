@@ -35,7 +35,7 @@
 //!   access to the target stops, and so does a source that has changed meanwhile.
 //! * **Arithmetic**: integers as PTX says; `add`, `sub`, `mul`, `fma.rn`, `div.rn`, `sqrt.rn`, `rcp.rn` and
 //!   conversions of f32 and f64 are exact in every bit, subnormals included, a NaN is the one the hardware
-//!   gives. A NaN made from numbers, or loaded as a float, stops the launch unless [`Options::trap_nan`] is
+//!   gives, but for its sign in f64. A NaN made from numbers, or loaded as a float, stops the launch unless [`Options::trap_nan`] is
 //!   off.
 //! * **`mma`**: products are exact, tf32 operands are read without their low 13 bits, and products are added
 //!   to the accumulator one after the other, k ascending, each sum rounded to the nearest f32. Devices
