@@ -54,6 +54,8 @@ CASES = {
     "stablelm": ("stablelm", dict(LLAMA)),
     "stablelm_parallel": ("stablelm", dict(LLAMA, use_qkv_bias=True, use_parallel_residual=True,
                                            partial_rotary_factor=0.5)),
+    "stablelm_head_norms": ("stablelm", dict(LLAMA, qk_layernorm=True, hidden_act="quick_gelu")),
+    "stablelm_parallel_head_norms": ("stablelm", dict(LLAMA, qk_layernorm=True, use_parallel_residual=True, tie_word_embeddings=True)),
     "phi3": ("phi3", dict(LLAMA)),
     "phi3_partial_window": ("phi3", dict(LLAMA, partial_rotary_factor=0.5, sliding_window=16)),
     "gemma2": ("gemma2", dict(LLAMA, head_dim=16, sliding_window=16, query_pre_attn_scalar=20)),
@@ -70,6 +72,11 @@ CASES = {
                                    relative_attention_num_buckets=8, relative_attention_max_distance=20)),
     "t5_gated_silu": ("t5", dict(T5, feed_forward_proj="gated-silu")),
     "mt5": ("mt5", dict(T5)),
+    "llama_dynamic": ("llama", dict(LLAMA, max_position_embeddings=32, rope_parameters=dict(
+        rope_type="dynamic", factor=3.0, rope_theta=10000.0))),
+    "qwen3_dynamic_within": ("qwen3", dict(LLAMA, head_dim=16, rope_parameters=dict(
+        rope_type="dynamic", factor=2.0, rope_theta=500.0))),
+    "gpt2_tanh": ("gpt2", dict(GPT2, activation_function="tanh")),
     "llama_yarn": ("llama", dict(LLAMA, rope_parameters=dict(YARN))),
     "qwen2_yarn": ("qwen2", dict(LLAMA, rope_parameters=dict(YARN, beta_fast=8.0, beta_slow=2.0, truncate=False,
                                                              attention_factor=1.3))),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use serde::Serialize;
 use sparsegpt::driver::ObservedLayer;
 use sparsegpt::repair::Metric;
@@ -220,6 +220,17 @@ impl Repairs<'_> {
                 expected: format!("{rows} x {cols}, as in the dense model"),
                 found_rows: layer.weights.nrows(),
                 found_cols: layer.weights.ncols(),
+            });
+        }
+        let zeros = |weights: ArrayView2<'_, f32>| weights.iter().filter(|&&w| w == 0.0).count();
+        let (in_dense, in_pruned) = (zeros(dense.view()), zeros(layer.weights.view()));
+        if in_dense > dense.len() / 10 && in_pruned < in_dense / 2 {
+            return Err(Error::Incompatible {
+                layer: layer.name.to_owned(),
+                reason: format!(
+                    "the dense model has {in_dense} zeros here, and the pruned one {in_pruned}"
+                ),
+                remedy: "give the dense model first and the pruned one behind it".to_owned(),
             });
         }
         let difference = &dense - &layer.weights;

@@ -33,6 +33,10 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0).
     Relu,
+    /// x·σ(1.702 x).
+    QuickGelu,
+    /// tanh(x).
+    Tanh,
 }
 
 /// What a block's parts read, and what their outputs are added to.
@@ -155,6 +159,8 @@ pub struct TransformerConfig {
     pub sliding_windows: Vec<Option<usize>>,
     /// Biases on query, key and value.
     pub qkv_bias: bool,
+    /// Whether the heads of queries and keys are normalized, in the families that have norms for them.
+    pub head_norms: bool,
     /// Bias on the attention's output projection.
     pub output_bias: bool,
     /// Biases in the feed-forward layer.
@@ -288,6 +294,11 @@ impl TransformerConfig {
             (PositionKind::LearnedBehindPadding, Positions::Learned { offset, .. }) => {
                 rows.saturating_sub(*offset)
             }
+            // And here it ends the context that this scaling goes beyond.
+            (_, Positions::Rotary { angles, .. }) => match angles.scaling() {
+                RopeScaling::Dynamic { factor, .. } => (rows as f64 * factor.max(1.0)) as usize,
+                _ => rows,
+            },
             _ => rows,
         };
         if max_positions == 0 {
@@ -345,6 +356,7 @@ impl TransformerConfig {
             logit_softcap: keys.softcap("final_logit_softcapping", spec.softcaps[1])?,
             sliding_windows: keys.sliding_windows(spec.windows, blocks)?,
             qkv_bias: keys.choose(spec.qkv_bias)?,
+            head_norms: keys.choose(spec.head_norms)?,
             output_bias: keys.choose(spec.output_bias)?,
             mlp_bias: keys.choose(spec.mlp_bias)?,
             tied: keys
@@ -480,6 +492,7 @@ impl<'a> Keys<'a> {
     fn refuse_unknown_flags(&self, spec: &FamilySpec) -> Result<()> {
         let known = [
             spec.qkv_bias.key(),
+            spec.head_norms.key(),
             spec.output_bias.key(),
             spec.mlp_bias.key(),
             spec.norm_weights.key(),
@@ -552,11 +565,13 @@ impl<'a> Keys<'a> {
             "gelu" | "gelu_python" => Activation::Gelu,
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
+            "quick_gelu" => Activation::QuickGelu,
+            "tanh" => Activation::Tanh,
             other => {
                 return Err(Error::config(
                     self.name(key),
                     format!(
-                        "{other:?} is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh and relu are"
+                        "{other:?} is not supported; silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu and tanh are"
                     ),
                 ));
             }
@@ -903,12 +918,18 @@ impl<'a> Keys<'a> {
                 high_freq_factor: required("high_freq_factor")?,
                 original_positions: required("original_max_position_embeddings")?,
             },
+            "dynamic" => RopeScaling::Dynamic {
+                factor: required("factor")?,
+                original_positions: self
+                    .number("max_position_embeddings")?
+                    .ok_or_else(|| self.missing("max_position_embeddings"))?,
+            },
             "yarn" | "longrope" | "su" => self.stretched(kind, key, &inner)?,
             other => {
                 return Err(Error::config(
                     format!("{key}.rope_type"),
                     format!(
-                        "{other:?} is not supported; default, linear, llama3, yarn and longrope are"
+                        "{other:?} is not supported; default, linear, dynamic, llama3, yarn and longrope are"
                     ),
                 ));
             }
@@ -1141,8 +1162,12 @@ mod tests {
             (json!({"head_dim": 15}), "head_dim"),
             (json!({"hidden_act": "relu6"}), "hidden_act"),
             (
-                json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+                json!({"rope_scaling": {"type": "spiral", "factor": 2.0}}),
                 "rope_type",
+            ),
+            (
+                json!({"rope_scaling": {"type": "dynamic", "factor": -2.0}}),
+                "factor",
             ),
             (
                 json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0], "original_max_position_embeddings": 16}}),

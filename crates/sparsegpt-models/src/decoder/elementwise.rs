@@ -111,6 +111,10 @@ fn each<'x, T>(
         Activation::Silu => items.for_each(|(x, by)| *x = *x / (1.0 + exp(-*x)) * factor(by)),
         Activation::Gelu => items.for_each(|(x, by)| *x = gelu_erf(*x) * factor(by)),
         Activation::GeluTanh => items.for_each(|(x, by)| *x = gelu_tanh(*x) * factor(by)),
+        Activation::QuickGelu => {
+            items.for_each(|(x, by)| *x = *x / (1.0 + exp(-1.702 * *x)) * factor(by));
+        }
+        Activation::Tanh => items.for_each(|(x, by)| *x = x.tanh() * factor(by)),
         Activation::Relu => {
             items.for_each(|(x, by)| *x = if *x > 0.0 { *x } else { 0.0 } * factor(by));
         }
@@ -141,13 +145,13 @@ pub(super) fn rms_norm(x: &Array2<f32>, weight: &[f32], eps: f32, normalized: &m
     });
 }
 
-/// Each run of as many values of `x` as there are weights, less its mean, over its standard deviation, times
-/// `weight`, plus `bias`, into `normalized`.
+/// Each run of `width` values of `x`, less its mean, over its standard deviation, times `weight`, plus `bias`, into `normalized`.
+/// Weights and biases are those of one run, or of all of a row.
 pub(super) fn layer_norm(
     x: &Array2<f32>,
     weight: &[f32],
     bias: &[f32],
-    eps: f32,
+    (width, eps): (usize, f32),
     normalized: &mut Array2<f32>,
 ) {
     in_rows(x, normalized, |x, normalized| LayerNorm {
@@ -155,6 +159,7 @@ pub(super) fn layer_norm(
         normalized,
         weight,
         bias,
+        width,
         eps,
     });
 }
@@ -220,6 +225,7 @@ struct LayerNorm<'a> {
     normalized: &'a mut [f32],
     weight: &'a [f32],
     bias: &'a [f32],
+    width: usize,
     eps: f32,
 }
 
@@ -228,13 +234,15 @@ impl NullaryFnOnce for LayerNorm<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let width = self.weight.len();
+        let width = self.width;
         let rows = self.normalized.chunks_exact_mut(width);
-        for (normalized, x) in rows.zip(self.x.chunks_exact(width)) {
+        let affine = self.weight.chunks_exact(width);
+        let affine = affine.zip(self.bias.chunks_exact(width)).cycle();
+        for ((normalized, x), (weight, bias)) in rows.zip(self.x.chunks_exact(width)).zip(affine) {
             let mean = sum(x, |x| x) / width as f32;
             let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
             let scale = (variance + self.eps).sqrt().recip();
-            let affine = self.weight.iter().zip(self.bias);
+            let affine = weight.iter().zip(bias);
             for ((to, x), (weight, bias)) in normalized.iter_mut().zip(x).zip(affine) {
                 *to = (x - mean) * scale * weight + bias;
             }
@@ -427,14 +435,21 @@ mod tests {
 
     #[test]
     fn rows_are_centred_and_scaled() {
-        // Two runs of 37 a row, as heads are.
+        // Two runs of 37 a row, as heads are, with the same weights or with weights of their own.
         let x = Array2::from_shape_fn((5, 74), |(i, j)| (i as f32 + 1.0) * (j as f32 - 11.0));
-        let weight: Vec<f32> = (0..37).map(|j| 0.5 + j as f32 / 37.0).collect();
-        let bias: Vec<f32> = (0..37).map(|j| j as f32 / 9.0 - 2.0).collect();
+        let weight: Vec<f32> = (0..74).map(|j| 0.5 + j as f32 / 37.0).collect();
+        let bias: Vec<f32> = (0..74).map(|j| j as f32 / 9.0 - 2.0).collect();
+        for values in [37, 74] {
+            normalized_runs(&x, &weight[..values], &bias[..values]);
+        }
+    }
+
+    fn normalized_runs(x: &Array2<f32>, weight: &[f32], bias: &[f32]) {
         let mut found = Array2::zeros(x.dim());
-        layer_norm(&x, &weight, &bias, 1e-5, &mut found);
+        layer_norm(x, weight, bias, (37, 1e-5), &mut found);
         let (found, x) = (found.as_slice().unwrap(), x.as_slice().unwrap());
-        for (found, x) in found.chunks(37).zip(x.chunks(37)) {
+        let affine = weight.chunks(37).zip(bias.chunks(37)).cycle();
+        for ((found, x), (weight, bias)) in found.chunks(37).zip(x.chunks(37)).zip(affine) {
             let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / 37.0;
             let variance = x
                 .iter()

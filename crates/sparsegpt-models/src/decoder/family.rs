@@ -119,6 +119,15 @@ impl Choice<bool> {
     }
 }
 
+/// The norms of heads, of those of queries and of those of keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum QkNorms {
+    /// One for all heads.
+    One([&'static str; 2]),
+    /// One for each head, whose number stands behind the name, without a bias.
+    ByHead([&'static str; 2]),
+}
+
 /// How positions enter.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PositionKind {
@@ -267,7 +276,7 @@ pub(super) struct Names {
     pub(super) branch_norms: Option<[&'static str; 2]>,
     pub(super) qkv: Qkv,
     /// Of the heads of queries and of keys.
-    pub(super) qk_norms: Option<[&'static str; 2]>,
+    pub(super) qk_norms: Option<QkNorms>,
     pub(super) output: &'static str,
     /// The table of relative positions, in the first block.
     pub(super) relative_bias: Option<&'static str>,
@@ -316,6 +325,8 @@ pub(super) struct FamilySpec {
     pub(super) positions: PositionKind,
     pub(super) residual: Choice<Residual>,
     pub(super) qkv_bias: Choice<bool>,
+    /// Whether the norms of heads are there, for the families that name some.
+    pub(super) head_norms: Choice<bool>,
     pub(super) output_bias: Choice<bool>,
     pub(super) mlp_bias: Choice<bool>,
     pub(super) tied_by_default: bool,
@@ -385,6 +396,7 @@ const LLAMA: FamilySpec = FamilySpec {
     },
     residual: Choice::Always(Residual::Sequential),
     qkv_bias: Choice::flag("attention_bias"),
+    head_norms: Choice::Always(true),
     output_bias: Choice::flag("attention_bias"),
     mlp_bias: Choice::flag("mlp_bias"),
     tied_by_default: false,
@@ -498,7 +510,7 @@ const QWEN3: FamilySpec = FamilySpec {
     qkv_bias: Choice::flag("attention_bias"),
     output_bias: Choice::flag("attention_bias"),
     names: Names {
-        qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        qk_norms: Some(QkNorms::One(["self_attn.q_norm", "self_attn.k_norm"])),
         ..LLAMA_NAMES
     },
     ..QWEN2
@@ -694,6 +706,14 @@ const STABLE_LM: FamilySpec = FamilySpec {
         off: Residual::Sequential,
     },
     qkv_bias: Choice::flag("use_qkv_bias"),
+    head_norms: Choice::flag("qk_layernorm"),
+    names: Names {
+        qk_norms: Some(QkNorms::ByHead([
+            "self_attn.q_layernorm.norms",
+            "self_attn.k_layernorm.norms",
+        ])),
+        ..LLAMA_NAMES
+    },
     ..UNBIASED
 };
 
@@ -811,7 +831,7 @@ const GEMMA3: FamilySpec = FamilySpec {
         default: 6,
     },
     names: Names {
-        qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        qk_norms: Some(QkNorms::One(["self_attn.q_norm", "self_attn.k_norm"])),
         ..GEMMA2_NAMES
     },
     ..GEMMA2

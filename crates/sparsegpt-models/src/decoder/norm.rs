@@ -14,11 +14,13 @@ pub(super) struct Norm {
     pub(super) weight: Vec<f32>,
     /// Zeros where there is none.
     pub(super) bias: Vec<f32>,
+    /// Values that are normalized together: as many as there are weights, or fewer, where each of some heads has weights of its own.
+    pub(super) width: usize,
     pub(super) eps: f32,
 }
 
 impl Norm {
-    /// Each run of as many values as there are weights, normalized.
+    /// Each run of [`width`](Self::width) values, normalized.
     pub(super) fn apply<'s>(&self, scratch: &'s Scratch, x: &Array2<f32>) -> Scrap<'s> {
         let mut normalized = scratch.matrix(x.nrows(), x.ncols());
         match self.kind {
@@ -26,7 +28,8 @@ impl Norm {
                 rms_norm(x, &self.weight, self.eps, &mut normalized)
             }
             NormKind::Layer => {
-                layer_norm(x, &self.weight, &self.bias, self.eps, &mut normalized);
+                let run = (self.width, self.eps);
+                layer_norm(x, &self.weight, &self.bias, run, &mut normalized);
             }
         }
         normalized

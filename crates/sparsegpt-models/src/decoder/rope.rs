@@ -14,6 +14,13 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
+    /// Dynamic NTK: a larger base for sequences beyond the original context, the larger the longer they are.
+    Dynamic {
+        /// How fast the base grows: θ·(factor·n/original − (factor − 1))^(d/(d − 2)) for n positions and heads of d dimensions.
+        factor: f64,
+        /// The context the model was trained with.
+        original_positions: f64,
+    },
     /// LLaMA 3.1: low frequencies divided by `factor`, high ones kept, a smooth passage between.
     Llama3 {
         /// The divisor of the low frequencies.
@@ -81,6 +88,13 @@ impl RotaryConfig {
         match &scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } => positive("factor", *factor)?,
+            RopeScaling::Dynamic {
+                factor,
+                original_positions,
+            } => {
+                positive("factor", *factor)?;
+                positive("max_position_embeddings", *original_positions)?;
+            }
             RopeScaling::Yarn {
                 factor,
                 beta_fast,
@@ -142,11 +156,12 @@ impl RotaryConfig {
     /// The angle per position of each pair of the `head_dim` dimensions that turn, in sequences of up to `positions`.
     #[must_use]
     pub fn frequencies(&self, head_dim: usize, positions: usize) -> Vec<f64> {
+        let base = self.base(head_dim, positions);
         (0..head_dim / 2)
             .map(|pair| {
-                let plain = self.theta.powf(-2.0 * pair as f64 / head_dim as f64);
+                let plain = base.powf(-2.0 * pair as f64 / head_dim as f64);
                 match self.scaling {
-                    RopeScaling::None => plain,
+                    RopeScaling::None | RopeScaling::Dynamic { .. } => plain,
                     RopeScaling::Yarn {
                         factor,
                         beta_fast,
@@ -201,6 +216,22 @@ impl RotaryConfig {
             .collect()
     }
 
+    /// The base of sequences of up to so many positions: θ·(f·n/m − (f − 1))^(d/(d − 2)) with dynamic scaling by f beyond m positions
+    /// (`_compute_dynamic_ntk_parameters` of transformers).
+    fn base(&self, head_dim: usize, positions: usize) -> f64 {
+        match self.scaling {
+            RopeScaling::Dynamic {
+                factor,
+                original_positions,
+            } if positions as f64 > original_positions => {
+                let longer = factor * positions as f64 / original_positions - (factor - 1.0);
+                let dim = head_dim as f64;
+                self.theta * longer.powf(dim / (dim - 2.0))
+            }
+            _ => self.theta,
+        }
+    }
+
     /// What sines and cosines are multiplied by.
     fn attention_factor(&self) -> f32 {
         match self.scaling {
@@ -220,6 +251,9 @@ impl RotaryConfig {
             RopeScaling::LongRope {
                 original_positions, ..
             } => before as f64 <= original_positions && after as f64 > original_positions,
+            RopeScaling::Dynamic {
+                original_positions, ..
+            } => before < after && after as f64 > original_positions,
             _ => false,
         }
     }
@@ -373,6 +407,27 @@ mod tests {
             1.5 * (32.0_f32 / 3.0).cos()
         );
         assert_eq!(rotary.tables(4, false, 31, 1).cos[0], 1.5 * 31.0_f32.cos());
+    }
+
+    /// The published formula for a sequence of one and a half contexts, factor 2: the base of a context of 2·1.5 − 1 times the length.
+    #[test]
+    fn a_sequence_beyond_its_context_has_a_larger_base() {
+        let scaling = RopeScaling::Dynamic {
+            factor: 2.0,
+            original_positions: 32.0,
+        };
+        let rotary = RotaryConfig::new(100.0, scaling).unwrap();
+        let plain = RotaryConfig::new(100.0, RopeScaling::None).unwrap();
+        assert_eq!(rotary.frequencies(8, 32), plain.frequencies(8, 32));
+        let larger = RotaryConfig::new(100.0 * 2_f64.powf(8.0 / 6.0), RopeScaling::None).unwrap();
+        let pairs = rotary
+            .frequencies(8, 48)
+            .into_iter()
+            .zip(larger.frequencies(8, 48));
+        for (found, expected) in pairs {
+            assert!((found / expected - 1.0).abs() < 1e-12);
+        }
+        assert!(!rotary.changes(10, 32) && rotary.changes(32, 33) && rotary.changes(40, 41));
     }
 
     #[test]

@@ -39,14 +39,10 @@ impl SelfAttention {
         let config = &weights.config;
         let names = config.names_of(block);
         let head_dim = config.head_dim;
-        let norm = |part| weights.norm(&weights.block_name(block, part), head_dim);
         let kv = config.kv_heads * head_dim;
         Ok(Self {
             qkv: names.qkv,
-            norms: match names.qk_norms {
-                Some([q, k]) => Some([norm(q)?, norm(k)?]),
-                None => None,
-            },
+            norms: weights.head_norms(block)?,
             widths: [config.heads * head_dim, kv, kv],
             head_dim,
             causal: config.causal(block),

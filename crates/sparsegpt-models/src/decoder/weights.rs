@@ -8,7 +8,7 @@ use ndarray::Array2;
 
 use super::TransformerConfig;
 use super::config::{Experts, Positions, Residual};
-use super::family::{FamilySpec, FeedForward, ModelKind, Names, NormKind, Qkv};
+use super::family::{FamilySpec, FeedForward, ModelKind, Names, NormKind, QkNorms, Qkv};
 use super::norm::Norm;
 use super::outline::no_tensors;
 use super::weight::Weight;
@@ -482,6 +482,7 @@ impl Weights {
             kind,
             weight: vec![1.0; width],
             bias: vec![0.0; width],
+            width,
             eps: config.norm_eps as f32,
         };
         if config.norm_weights {
@@ -494,6 +495,48 @@ impl Weights {
             }
         }
         Ok(norm)
+    }
+
+    /// Reads the norms of a block's heads, of queries and of keys, where it has some.
+    pub(super) fn head_norms(&self, block: usize) -> Result<Option<[Norm; 2]>> {
+        let config = &self.config;
+        let width = config.head_dim;
+        let Some(norms) = self.qk_norms(block) else {
+            return Ok(None);
+        };
+        let [queries, keys] = match norms {
+            QkNorms::One(parts) => {
+                parts.map(|part| self.norm(&self.block_name(block, part), width))
+            }
+            QkNorms::ByHead(_) => self.head_norm_names(block).map(|names| {
+                let weights = names.iter().map(|name| self.values(name, &[width]));
+                let weight = weights.collect::<Result<Vec<_>>>()?.concat();
+                Ok(Norm {
+                    kind: config.family.spec().norm,
+                    bias: vec![0.0; weight.len()],
+                    weight,
+                    width,
+                    eps: config.norm_eps as f32,
+                })
+            }),
+        };
+        Ok(Some([queries?, keys?]))
+    }
+
+    fn qk_norms(&self, block: usize) -> Option<QkNorms> {
+        let norms = self.config.names_of(block).qk_norms;
+        norms.filter(|_| self.config.head_norms)
+    }
+
+    /// The whole names of the weights of heads that have norms of their own, those of queries and those of keys.
+    fn head_norm_names(&self, block: usize) -> [Vec<String>; 2] {
+        let Some(QkNorms::ByHead([queries, keys])) = self.qk_norms(block) else {
+            return Default::default();
+        };
+        [(queries, self.config.heads), (keys, self.config.kv_heads)].map(|(part, heads)| {
+            let name = |head| format!("{}.{head}.weight", self.block_name(block, part));
+            (0..heads).map(name).collect()
+        })
     }
 
     /// The whole names of a norm's weight and bias: those of today, or TensorFlow's in old BERT files.
@@ -592,8 +635,13 @@ impl Weights {
             for part in names.branch_norms.iter().flatten() {
                 norm(expect, &self.block_name(block, part), hidden)?;
             }
-            for part in names.qk_norms.iter().flatten() {
-                norm(expect, &self.block_name(block, part), config.head_dim)?;
+            if let Some(QkNorms::One(parts)) = self.qk_norms(block) {
+                for part in parts {
+                    norm(expect, &self.block_name(block, part), config.head_dim)?;
+                }
+            }
+            for name in self.head_norm_names(block).concat() {
+                expect(name, &[config.head_dim])?;
             }
             if let (Some(experts), Some(spec)) =
                 (config.experts_of(block), &config.family.spec().experts)

@@ -181,6 +181,20 @@ fn variants() -> Vec<(&'static str, Model)> {
             },
         ),
         (
+            "quick gelu",
+            Model {
+                activation: |x| x / (1.0 + (-1.702 * x).exp()),
+                ..model(json!({"hidden_act": "quick_gelu"}), false, false)
+            },
+        ),
+        (
+            "tanh",
+            Model {
+                activation: f64::tanh,
+                ..model(json!({"hidden_act": "tanh"}), false, false)
+            },
+        ),
+        (
             "gelu",
             Model {
                 activation: gelu_tanh,
@@ -811,9 +825,19 @@ fn stretched() -> Model {
     model(changes, false, false)
 }
 
+/// The keys turn anew with each token behind the twelfth.
+fn beyond_its_context() -> Model {
+    let scaling = json!({"type": "dynamic", "factor": 3.0});
+    model(
+        json!({"rope_scaling": scaling, "max_position_embeddings": 12}),
+        false,
+        false,
+    )
+}
+
 #[test]
 fn a_sample_is_the_same_alone_and_among_others() {
-    let more = [("longrope", stretched())];
+    let more = [("longrope", stretched()), ("dynamic", beyond_its_context())];
     for (name, model) in variants().into_iter().chain(more) {
         let llama = model.load();
         let prompt = tokens(6, 12);

@@ -163,6 +163,7 @@ fn architecture(
 fn refused_scaling(scaling: &RopeScaling) -> Option<&'static str> {
     match scaling {
         RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => None,
+        RopeScaling::Dynamic { .. } => Some("dynamic"),
         RopeScaling::Yarn { .. } => Some("yarn"),
         RopeScaling::LongRope { .. } => Some("longrope"),
     }
