@@ -11,4 +11,4 @@ mod solving;
 mod tolerance;
 mod truth;
 
-pub use runner::{Suite, Summary, check, check_matching, run};
+pub use runner::{Suite, Summary, check, check_matching, check_where, run};

@@ -278,15 +278,23 @@ pub fn check_matching<B: Backend>(
     filter: &str,
     make: impl Fn() -> Result<B, B::Error> + Send + Sync + 'static,
 ) -> Result<Summary, B::Error> {
+    check_where(|name| name.contains(filter), make)
+}
+
+/// The same for the cases whose names are wanted, so that several threads can share the suite.
+///
+/// # Errors
+/// Whatever `make` returns.
+pub fn check_where<B: Backend>(
+    wanted: impl Fn(&str) -> bool,
+    make: impl Fn() -> Result<B, B::Error> + Send + Sync + 'static,
+) -> Result<Summary, B::Error> {
     let subject = Subject {
         solver: Solver::new(make()?),
         make: Box::new(make),
     };
     let mut summary = Summary::default();
-    for case in cases()
-        .into_iter()
-        .filter(|case| case.name.contains(filter))
-    {
+    for case in cases().into_iter().filter(|case| wanted(&case.name)) {
         match case.run(&subject) {
             Ok(()) => summary.passed.push(case.name),
             Err(Failure::Wrong(message)) => summary.failed.push((case.name, message)),

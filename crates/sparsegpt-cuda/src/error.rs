@@ -20,6 +20,14 @@ pub enum CudaError {
         /// Bytes free at that time.
         free: usize,
     },
+    /// There was no memory for something whose size only the driver knows: a context, a queue, pinned memory of the host.
+    #[error("no memory is left for {what}: {reason}; another program may hold the device's")]
+    Exhausted {
+        /// What was to be made.
+        what: String,
+        /// The driver's error.
+        reason: String,
+    },
     /// The driver refused a module.
     #[error("the driver refuses {module}.ptx: {reason}\n{log}")]
     Module {
@@ -61,7 +69,7 @@ impl BackendError for CudaError {
     fn kind(&self) -> BackendErrorKind {
         match self {
             Self::Unavailable { .. } => BackendErrorKind::DeviceUnavailable,
-            Self::OutOfMemory { .. } => BackendErrorKind::OutOfMemory,
+            Self::OutOfMemory { .. } | Self::Exhausted { .. } => BackendErrorKind::OutOfMemory,
             Self::Lost { .. } => BackendErrorKind::DeviceLost,
             Self::NotPositiveDefinite { column } => {
                 BackendErrorKind::NotPositiveDefinite { column: *column }

@@ -21,6 +21,8 @@ pub(super) fn failed(what: impl Into<String>, error: DriverError) -> CudaError {
     let (what, reason) = (what.into(), words(error));
     if loses_the_device(error.0) {
         CudaError::Lost { what, reason }
+    } else if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        CudaError::Exhausted { what, reason }
     } else {
         CudaError::Failed { what, reason }
     }
@@ -58,5 +60,11 @@ fn loses_the_device(code: CUresult) -> bool {
             | C::CUDA_ERROR_DEVICE_UNAVAILABLE
             | C::CUDA_ERROR_DEINITIALIZED
             | C::CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | C::CUDA_ERROR_NO_DEVICE
+            | C::CUDA_ERROR_INVALID_DEVICE
+            | C::CUDA_ERROR_SYSTEM_NOT_READY
+            | C::CUDA_ERROR_EXTERNAL_DEVICE
+            // What drivers say of a device that has fallen off its bus, among other things; nothing works after those either.
+            | C::CUDA_ERROR_UNKNOWN
     )
 }

@@ -7,6 +7,7 @@ pub(crate) mod seen;
 pub(crate) mod twin;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -21,6 +22,9 @@ pub(crate) struct Emulated {
     memories: Arc<Mutex<HashMap<ThreadId, SharedMemory>>>,
     /// Whether there is a library that factors.
     library: bool,
+    /// Bytes that it says are free.
+    free: usize,
+    launches: Arc<AtomicUsize>,
 }
 
 type SharedMemory = Arc<Mutex<Memory>>;
@@ -64,6 +68,8 @@ impl Emulated {
             modules: modules.clone(),
             memories: Arc::default(),
             library: false,
+            free: usize::MAX,
+            launches: Arc::default(),
         }
     }
 
@@ -77,6 +83,8 @@ impl Emulated {
             modules: Arc::new(modules),
             memories: Arc::default(),
             library: false,
+            free: usize::MAX,
+            launches: Arc::default(),
         }
     }
 
@@ -94,6 +102,19 @@ impl Emulated {
             library: true,
             ..Self::with_change(module, from, to)
         }
+    }
+
+    /// A device that says so many bytes are free.
+    pub(crate) fn with_free(bytes: usize) -> Self {
+        Self {
+            free: bytes,
+            ..Self::new()
+        }
+    }
+
+    /// How many kernels it has run so far.
+    pub(crate) fn launches(&self) -> usize {
+        self.launches.load(Ordering::Relaxed)
     }
 
     fn memory(&self) -> SharedMemory {
@@ -148,7 +169,7 @@ impl Device for Emulated {
     }
 
     fn free_bytes(&self) -> Result<usize, CudaError> {
-        Ok(usize::MAX)
+        Ok(self.free)
     }
 
     fn fork(&self) -> Result<Self, CudaError> {
@@ -235,6 +256,7 @@ impl Device for Emulated {
                 ref other => panic!("an argument of a kind unknown here: {other:?}"),
             })
             .collect();
+        self.launches.fetch_add(1, Ordering::Relaxed);
         let module = &self.modules[kernel.module.name];
         let launch = Launch::new(
             module,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use sparsegpt_cuda::{Argument, CudaError, Device, Kernel, Limits};
+use sparsegpt_cuda::{Argument, CudaError, Device, Factorization, Kernel, Limits};
 
 use super::{Emulated, EmulatedBuffer};
 
@@ -70,9 +70,18 @@ impl<D: Device> Drop for TwinBuffer<D> {
 
 impl<D: Device> Twin<D> {
     pub(crate) fn new(device: D) -> Self {
+        Self::beside(device, Emulated::new())
+    }
+
+    /// With a library that factors, the emulator's own for both.
+    pub(crate) fn with_library(device: D) -> Self {
+        Self::beside(device, Emulated::with_library())
+    }
+
+    fn beside(device: D, emulated: Emulated) -> Self {
         Self {
             device,
-            emulated: Emulated::new(),
+            emulated,
             places: Places::default(),
             compared: Arc::default(),
         }
@@ -114,6 +123,11 @@ impl<D: Device> Twin<D> {
             let mut found = vec![0_u8; place.bytes];
             self.device
                 .download_rows(&mut found, place.on_device, place.bytes, place.bytes)?;
+            // Most memory is the same as a whole.
+            if self.emulated.peek(start, place.bytes).as_ref() == Some(&found) {
+                self.compared.fetch_add(found.len(), Ordering::Relaxed);
+                continue;
+            }
             for (word, found) in found.chunks(size_of::<u32>()).enumerate() {
                 let offset = word * size_of::<u32>();
                 let at = start + offset as u64;
@@ -136,6 +150,29 @@ impl<D: Device> Twin<D> {
             }
         }
         Ok(())
+    }
+}
+
+impl<D: Device> Twin<D> {
+    /// Gives the device what the emulator has in the memory of an address, where it has something.
+    fn to_device(&self, address: u64) -> Result<(), CudaError> {
+        let Some((start, place)) = self.find(address) else {
+            return Ok(());
+        };
+        let mut bytes = vec![0_u8; place.bytes];
+        self.device
+            .download_rows(&mut bytes, place.on_device, place.bytes, place.bytes)?;
+        for (word, bytes) in bytes.chunks_mut(size_of::<u32>()).enumerate() {
+            let at = start + (word * size_of::<u32>()) as u64;
+            if let Some(emulated) = self.emulated.peek(at, bytes.len()) {
+                bytes.copy_from_slice(&emulated);
+            }
+        }
+        let staged = self.device.allocate(place.bytes)?;
+        self.device
+            .upload_rows(&staged, 0, place.bytes, &bytes, place.bytes)?;
+        let from = self.device.address(&staged);
+        self.device.copy(place.on_device, from, place.bytes)
     }
 }
 
@@ -248,5 +285,17 @@ impl<D: Device> Device for Twin<D> {
         self.device.launch(kernel, grid, &on_device)?;
         self.emulated.launch(kernel, grid, arguments)?;
         self.compare(kernel, arguments)
+    }
+
+    fn has_library_factor(&self, cols: usize) -> bool {
+        self.emulated.has_library_factor(cols)
+    }
+
+    fn library_factor(&self, factorization: &Factorization) -> Result<(), CudaError> {
+        self.emulated.library_factor(factorization)?;
+        for address in [factorization.h.0, factorization.outcome] {
+            self.to_device(address)?;
+        }
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 #[path = "../emulated/mod.rs"]
 mod emulated;
 mod kernels;
+mod layers;
 mod library;
 mod planted;
 mod products;

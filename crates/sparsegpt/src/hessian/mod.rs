@@ -47,6 +47,8 @@ pub struct Hessian<B: Backend> {
     held_out: Option<Box<Self>>,
     /// 2 Σ (X_d − X)ᵀX, cols x cols, with X_d the inputs that the dense model has in place of X.
     drift: Option<B::Matrix>,
+    /// Whether the device failed in the middle of an update.
+    unfinished: bool,
 }
 
 impl<B: Backend> Hessian<B> {
@@ -74,6 +76,7 @@ impl<B: Backend> Hessian<B> {
             uncounted: false,
             held_out: None,
             drift: None,
+            unfinished: false,
         })
     }
 
@@ -121,6 +124,7 @@ impl<B: Backend> Hessian<B> {
             uncounted: true,
             held_out: None,
             drift: None,
+            unfinished: false,
         })
     }
 
@@ -142,6 +146,7 @@ impl<B: Backend> Hessian<B> {
     }
 
     fn check_counted(&self) -> Result<()> {
+        self.check_finished()?;
         if self.uncounted {
             return Err(Error::incompatible(
                 &self.layer,
@@ -156,7 +161,8 @@ impl<B: Backend> Hessian<B> {
     ///
     /// # Errors
     /// If the activations have another number of columns, hold NaN or infinity (in a token that counts),
-    /// or the batch's sequence count or token mask does not fit.
+    /// or the batch's sequence count or token mask does not fit: then nothing has changed. If the device fails: then a part of
+    /// the batch may be in the statistics, and whatever is asked of them from then on is [`Error::Incompatible`].
     pub fn update<'a>(&mut self, batch: impl Into<Batch<'a>>) -> Result<()> {
         self.check_counted()?;
         let Batch {
@@ -218,16 +224,37 @@ impl<B: Backend> Hessian<B> {
         };
         let mut beta = (self.sequences as f64 / sum as f64) as f32;
         let alpha = (2.0 / sum as f64) as f32;
-        for (start, end) in if runs.is_empty() { vec![(0, 0)] } else { runs } {
-            let part = activations.slice_tokens(start, end);
-            self.backend
-                .gram_update(&mut self.matrix, part, alpha, beta)
-                .map_err(|e| self.failed(Stage::Hessian, e))?;
-            self.tokens = self.tokens.saturating_add((end - start) as u64);
-            beta = 1.0;
-        }
-        self.sequences = sum;
+        self.changing(|this| {
+            for (start, end) in if runs.is_empty() { vec![(0, 0)] } else { runs } {
+                let part = activations.slice_tokens(start, end);
+                this.backend
+                    .gram_update(&mut this.matrix, part, alpha, beta)
+                    .map_err(|e| this.failed(Stage::Hessian, e))?;
+                this.tokens = this.tokens.saturating_add((end - start) as u64);
+                beta = 1.0;
+            }
+            this.sequences = sum;
+            Ok(())
+        })
+    }
+
+    /// A step that may fail half way: then what is there is neither what it was nor what it should be, and nothing more is done with it.
+    fn changing(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.unfinished = true;
+        step(self)?;
+        self.unfinished = false;
         Ok(())
+    }
+
+    fn check_finished(&self) -> Result<()> {
+        match self.unfinished {
+            false => Ok(()),
+            true => Err(Error::incompatible(
+                &self.layer,
+                "the device failed while these statistics were updated, and a part of the batch may be in them",
+                "accumulate them anew, from the first batch on",
+            )),
+        }
     }
 
     /// Adds activations to statistics of their own, on which layers solved with this Hessian are judged: the error on
@@ -303,8 +330,10 @@ impl<B: Backend> Hessian<B> {
                 drift[[col, token]] = dense[[token, col]] - input;
             }
         }
-        self.add_drift(inputs, drift)
-            .map_err(|e| self.failed(Stage::Hessian, e))
+        self.changing(|this| {
+            this.add_drift(inputs, drift)
+                .map_err(|e| this.failed(Stage::Hessian, e))
+        })
     }
 
     fn add_drift(&mut self, inputs: Array2<f32>, drift: Array2<f32>) -> Result<(), B::Error> {
@@ -337,7 +366,7 @@ impl<B: Backend> Hessian<B> {
     /// of the whole set.
     ///
     /// # Errors
-    /// If the other Hessian has another number of columns.
+    /// If the other Hessian has another number of columns, and where the device fails, as [`update`](Self::update).
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         if other.cols != self.cols {
             return Err(Error::Shape {
@@ -362,21 +391,23 @@ impl<B: Backend> Hessian<B> {
             .zip(other.diagonal()?)
             .map(|(own_entry, others_entry)| own * own_entry + others * others_entry)
             .collect();
-        self.backend
-            .combine(&mut self.matrix, own, &other.matrix, others)
-            .and_then(|()| self.backend.set_diagonal(&mut self.matrix, &diagonal))
-            .map_err(|e| self.failed(Stage::Hessian, e))?;
-        if let Some(others) = &other.drift {
-            let merged = match &mut self.drift {
-                Some(drift) => self.backend.combine(drift, 1.0, others, 1.0),
-                none => self.backend.copy(others).map(|drift| *none = Some(drift)),
-            };
-            merged.map_err(|e| self.failed(Stage::Hessian, e))?;
-        }
-        self.covered_diagonal = None;
-        self.sequences = sum;
-        self.tokens = self.tokens.saturating_add(other.tokens);
-        Ok(())
+        self.changing(|this| {
+            this.backend
+                .combine(&mut this.matrix, own, &other.matrix, others)
+                .and_then(|()| this.backend.set_diagonal(&mut this.matrix, &diagonal))
+                .map_err(|e| this.failed(Stage::Hessian, e))?;
+            if let Some(others) = &other.drift {
+                let merged = match &mut this.drift {
+                    Some(drift) => this.backend.combine(drift, 1.0, others, 1.0),
+                    none => this.backend.copy(others).map(|drift| *none = Some(drift)),
+                };
+                merged.map_err(|e| this.failed(Stage::Hessian, e))?;
+            }
+            this.covered_diagonal = None;
+            this.sequences = sum;
+            this.tokens = this.tokens.saturating_add(other.tokens);
+            Ok(())
+        })
     }
 
     /// The matrix on the host, cols x cols; the lower triangle is H, the strict upper one is zero.
@@ -384,6 +415,7 @@ impl<B: Backend> Hessian<B> {
     /// # Errors
     /// If the device fails.
     pub fn to_array(&self) -> Result<Array2<f32>> {
+        self.check_finished()?;
         let mut h = self
             .backend
             .download(&self.matrix)
@@ -404,6 +436,7 @@ impl<B: Backend> Hessian<B> {
 
     /// The diagonal of H.
     pub(crate) fn diagonal(&self) -> Result<Vec<f32>> {
+        self.check_finished()?;
         match &self.covered_diagonal {
             Some(diagonal) => Ok(diagonal.clone()),
             None => self

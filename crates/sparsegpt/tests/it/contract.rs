@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use crate::common::counting::Counting;
 use ndarray::{Array2, ArrayView2, arr1, arr2};
 use sparsegpt::backend::Host;
 use sparsegpt::mask::{BlockMask, MaskBlock, MaskPolicy};
@@ -48,6 +49,41 @@ fn impossible_answers_of_a_policy_are_errors() {
         .prune(weights.view(), &mut hessian, &settings)
         .unwrap_err();
     assert!(matches!(error, Error::Shape { .. }), "{error}");
+}
+
+/// The first run of a batch's tokens is in the matrix, the second one is not: nothing can be made of that.
+#[test]
+fn statistics_that_the_device_left_half_done_are_refused() {
+    let solver = Solver::new(Counting::failing_at_update(3));
+    let tokens = Array2::from_shape_fn((8, 4), |(row, col)| (row * 5 + col * 3) as f32 % 7.0);
+    let mask = [true, true, true, false, true, true, false, true];
+    let mut hessian = solver.hessian(4).unwrap();
+    hessian.update(tokens.view()).unwrap();
+    let batch = || Batch::new(tokens.view()).token_mask(&mask);
+    let error = hessian.update(batch()).unwrap_err();
+    assert!(matches!(error, Error::Backend { .. }), "{error}");
+    let mut whole = solver.hessian(4).unwrap();
+    whole.update(batch()).unwrap();
+    let weights = Array2::from_elem((2, 4), 0.5_f32);
+    let settings = LayerSettings::new(Pattern::unstructured(0.5).unwrap());
+    let refusals = [
+        hessian.update(batch()).unwrap_err(),
+        hessian.to_array().unwrap_err(),
+        hessian.merge(&whole).unwrap_err(),
+        whole.merge(&hessian).unwrap_err(),
+        solver
+            .prune(weights.view(), &mut hessian, &settings)
+            .unwrap_err(),
+    ];
+    for error in refusals {
+        assert!(
+            error.to_string().contains("accumulate them anew"),
+            "{error}"
+        );
+    }
+    // What was whole has stayed so.
+    assert_eq!((whole.sequences(), whole.tokens()), (1, 6));
+    whole.to_array().unwrap();
 }
 
 #[derive(Debug)]

@@ -12,6 +12,9 @@ use sparsegpt::error::HostError;
 pub(crate) struct Counting {
     free: Option<usize>,
     factorizations: AtomicUsize,
+    updates: AtomicUsize,
+    /// The update of a Hessian that runs out of memory, counted from 1; 0 for none.
+    failing_update: usize,
     rows_swept: AtomicUsize,
     copies: Mutex<Vec<Copied>>,
 }
@@ -28,6 +31,14 @@ impl Counting {
     pub(crate) fn with_free(free: Option<usize>) -> Self {
         Self {
             free,
+            ..Self::default()
+        }
+    }
+
+    /// One whose memory does not suffice for an update of a Hessian, counted from 1.
+    pub(crate) fn failing_at_update(number: usize) -> Self {
+        Self {
+            failing_update: number,
             ..Self::default()
         }
     }
@@ -96,6 +107,9 @@ impl Backend for Counting {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
+        if self.updates.fetch_add(1, Ordering::Relaxed) + 1 == self.failing_update {
+            return Err(HostError::OutOfMemory { bytes: 1 << 40 });
+        }
         Host.gram_update(h, x, alpha, beta)
     }
     fn inverse_factor(
