@@ -267,6 +267,9 @@ fn solve<B: Backend>(backend: B, case: LayerCase) -> Result<(PrunedLayer, Backen
     Ok((layer, info))
 }
 
+/// As which device, whether with a library, and which cases.
+type Kind = ((u32, u32), bool, fn(&str) -> bool);
+
 /// What a part of the suite came to.
 type Outcome = Result<sparsegpt_conformance::Summary, CudaError>;
 
@@ -287,27 +290,31 @@ fn beside_the_emulator(
     sparsegpt_conformance::check_where(wanted, make)
 }
 
-/// The suite on the device, with the emulator's bits after every launch: as a device with fast tensor cores and as one without, whose
-/// products are those of the ordinary units; and the factorizations by a library, the emulator's, so that the kernels around it
-/// have the same to begin with.
+/// The suite on the device, with the emulator's bits after every launch: all of it as a device without fast tensor cores, whose products
+/// are those of the ordinary units; the operations as one with them; and the factorizations by a library, the emulator's, so that
+/// the kernels around it have the same to begin with.
 fn corpus() -> Result<(), Failed> {
+    let kinds: [Kind; 3] = [
+        (ORDINARY, false, |_| true),
+        (TENSOR, false, |name| name.starts_with("operations/")),
+        (ORDINARY, true, |name| {
+            name.contains("inverse_factor/f32") || name.contains("ladder")
+        }),
+    ];
     // An emulator takes its time.
     let parts = std::thread::available_parallelism().map_or(1, usize::from);
     // Cases of one kind stand together: a count that does not depend on their kind deals them out.
     let part_of = move |name: &str| name.bytes().map(usize::from).sum::<usize>() % parts;
-    let of_libraries = |name: &str| name.contains("inverse_factor/f32") || name.contains("ladder");
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..parts)
             .flat_map(|part| {
-                [(ORDINARY, false), (TENSOR, false), (ORDINARY, true)].map(
-                    |(capability, library)| {
-                        scope.spawn(move || {
-                            beside_the_emulator(capability, library, |name| {
-                                part_of(name) == part && (!library || of_libraries(name))
-                            })
+                kinds.map(|(capability, library, wanted)| {
+                    scope.spawn(move || {
+                        beside_the_emulator(capability, library, |name| {
+                            part_of(name) == part && wanted(name)
                         })
-                    },
-                )
+                    })
+                })
             })
             .collect();
         running.into_iter().map(|it| it.join()).collect()

@@ -16,13 +16,16 @@ use super::{Emulated, EmulatedBuffer};
 const TENSOR_CORES: [&str; 2] = ["gemm_tensor", "gram_16"];
 
 /// Whether two words are the same, but for the sign of a NaN, which IEEE 754 (section 6.3) leaves open. The upper half of a double that
-/// is NaN reads as a float that is.
+/// is NaN reads as a float that is; so does that of an infinite one, whose sign counts.
 pub(crate) fn agree(device: &[u8], emulator: &[u8]) -> bool {
-    let word = |bytes: &[u8]| bytes.try_into().map(f32::from_le_bytes).ok();
+    const SIGN: u32 = 1 << 31;
+    const INFINITE_DOUBLE: u32 = 0x7ff0_0000;
+    let is_nan = |word: u32| f32::from_bits(word).is_nan() && word & !SIGN != INFINITE_DOUBLE;
+    let word = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).ok();
     device == emulator
         || matches!(
             (word(device), word(emulator)),
-            (Some(a), Some(b)) if a.is_nan() && b.is_nan() && a.abs().to_bits() == b.abs().to_bits()
+            (Some(a), Some(b)) if is_nan(a) && a ^ b == SIGN
         )
 }
 
