@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The SparseGPT paper's studies (Frantar & Alistarh 2023, section 4 and appendix A) as tables: sparsity, block size of the mask
-selection, damping, calibration samples, seeds, partial 2:4, error over exact reconstruction.
+selection, damping, calibration samples, seeds, partial 2:4, error over exact reconstruction; and how much it matters on which text
+one calibrates (perplexity, and how often the pruned model chooses as the dense one).
 
     scripts/study.py [--model FOLDER --calibration FILE --text FILE] [--methods LIST] [STUDY...]
 
@@ -31,6 +32,7 @@ def parse():
     flags.add_argument("--sequence-length", type=int, default=256)
     flags.add_argument("--chunk-length", type=int, default=256)
     flags.add_argument("--limit", type=int, default=40)
+    flags.add_argument("--sources", default=f"{BUNDLED}/calibration.txt", help="files to calibrate on, of the study of sources")
     flags.add_argument("--methods", default="magnitude,adaprune,wanda,sparsegpt,quality", help="of the study of sparsity")
     return flags.parse_args()
 
@@ -169,9 +171,40 @@ def reconstruction(flags):
         table(["block", *kinds], rows)
 
 
+def run_json(command):
+    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    return json.loads(run.stdout)
+
+
+def sources(flags):
+    print("SparseGPT at 50 % by what it was calibrated on: perplexity, the part of next tokens chosen as by the dense model, and the\n"
+          "divergence from its distributions (KL, nats)\n")
+
+    def line(source, seed):
+        with tempfile.TemporaryDirectory() as folder:
+            run_json([
+                flags.binary, "prune", flags.model, "--calibration", source, "--samples", flags.samples, "--sequence-length",
+                flags.sequence_length, "--seed", seed, "--pattern", "50%", "--out", f"{folder}/out", "--json", "--quiet",
+            ])
+            found = run_json([
+                flags.binary, "eval", f"{folder}/out", "--text", flags.text, "--sequence-length", flags.chunk_length, "--limit", flags.limit,
+                "--against", flags.model, "--json", "--quiet",
+            ])
+        choice, divergence = (found["against"][key] for key in ("same_choice", "divergence"))
+        return [
+            pathlib.Path(source).name, str(seed), f"{found['perplexity']:.2f}", f"{choice['value']:.3f} ± {choice['standard_error']:.3f}",
+            f"{divergence['value']:.3f} ± {divergence['standard_error']:.3f}",
+        ]
+
+    rows = (line(source, seed) for source in flags.sources.split(",") for seed in range(2))
+    table(["calibrated on", "seed", "perplexity", "same choice", "divergence"], rows)
+
+
 STUDIES = {
     "sparsity": sparsity, "block-size": block_size, "damping": damping, "samples": samples, "seeds": seeds,
-    "partial": partial, "reconstruction": reconstruction,
+    "partial": partial, "reconstruction": reconstruction, "sources": sources,
 }
 
 if __name__ == "__main__":
