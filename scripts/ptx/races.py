@@ -52,6 +52,7 @@ CASES = [
     Case("mirror_double", (2, 2), dict(h_ld=64, to_ld=40, count=40)),
     Case("turn", (2, 1), dict(h_ld=64, to_ld=64, count=12)),
     Case("reflect", (2, 2), dict(from_ld=64, h_ld=64, count=40)),
+    Case("pack_mask", (2, 1), dict(count=260, last=19)),
     Case("narrow_upper", (2, 1), dict(from_ld=40, to_ld=64, count=12)),
     Case("add_energies", (1, 1), dict(w_ld=64, product_ld=64, rows=5, cols=40)),
     Case("project", (2, 2), dict(sums_ld=160, duals_ld=160, dense_ld=192, mask_ld=140, rows=11, cols=140)),

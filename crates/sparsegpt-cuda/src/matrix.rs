@@ -6,9 +6,27 @@ use ndarray::{Array2, ArrayView2, Axis};
 
 use crate::device::Device;
 use crate::error::CudaError;
+use crate::operations::elementwise::pack_mask;
 
 /// Bytes of a matrix in another order than row by row that are put in order on the host at a time.
 const CHUNK: usize = 16 << 20;
+
+/// Weights of a mask in a word.
+pub(crate) const PACKED: usize = 32;
+/// The marks of eight weights by the byte that they are packed in, the first one in the lowest bit.
+const EIGHT: [[bool; 8]; 256] = {
+    let mut marks = [[false; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut bit = 0;
+        while bit < 8 {
+            marks[byte][bit] = byte >> bit & 1 == 1;
+            bit += 1;
+        }
+        byte += 1;
+    }
+    marks
+};
 
 /// A matrix of f32, row-major. Rows begin at multiples of 16 bytes where there is more than one column, so that
 /// kernels may load four values at once; what stands between two rows is not defined.
@@ -211,15 +229,21 @@ impl<D: Device> DeviceMask<D> {
         })
     }
 
-    /// The mask on the host.
+    /// The mask on the host. A bit a weight goes over the bus.
     pub(crate) fn download(&self, device: &D) -> Result<Array2<bool>, CudaError> {
-        let mut host = vec![0_u8; self.rows * self.cols];
-        if !host.is_empty() {
-            let from = device.address(&self.buffer);
-            device.download_rows(&mut host, from, self.cols, self.cols)?;
+        let weights = self.rows * self.cols;
+        let mut packed = vec![0_u8; weights.div_ceil(PACKED) * size_of::<u32>()];
+        if !packed.is_empty() {
+            let words = device.allocate(packed.len())?;
+            let (from, bytes) = (device.address(&words), packed.len());
+            pack_mask(device, self.at(device, 0, 0), from, weights)?;
+            device.download_rows(&mut packed, from, bytes, bytes)?;
         }
-        // In place: the two types are of one size.
-        let marks: Vec<bool> = host.into_iter().map(|byte| byte != 0).collect();
+        let mut marks = vec![false; packed.len() * EIGHT[0].len()];
+        for (marks, &byte) in marks.chunks_exact_mut(EIGHT[0].len()).zip(&packed) {
+            marks.copy_from_slice(&EIGHT[usize::from(byte)]);
+        }
+        marks.truncate(weights);
         Array2::from_shape_vec((self.rows, self.cols), marks).map_err(|error| CudaError::Failed {
             what: "a mask".to_owned(),
             reason: error.to_string(),

@@ -76,4 +76,10 @@ module! {
         rows: U32,
         cols: U32,
     );
+    PACK_MASK = "pack_mask"[256](
+        mask: Address,
+        words: Address,
+        count: U32,
+        last: U32,
+    );
 }

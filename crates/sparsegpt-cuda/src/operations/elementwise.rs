@@ -8,9 +8,9 @@ use crate::device::{Argument, Device};
 use crate::error::CudaError;
 use crate::kernels::Kernel;
 use crate::kernels::elementwise::{
-    ADD_ENERGIES, COMBINE, MIRROR, PERMUTE, READ_DIAGONAL, WRITE_DIAGONAL,
+    ADD_ENERGIES, COMBINE, MIRROR, PACK_MASK, PERMUTE, READ_DIAGONAL, WRITE_DIAGONAL,
 };
-use crate::matrix::{DeviceMatrix, upload_values};
+use crate::matrix::{DeviceMatrix, PACKED, upload_values};
 
 /// Rows and columns of a block of threads.
 pub(super) const ROWS: u32 = 8;
@@ -44,6 +44,28 @@ pub(crate) fn diagonal<D: Device>(
     move_diagonal(device, &READ_DIAGONAL, matrix, address)?;
     device.download_rows(bytemuck::cast_slice_mut(&mut host), address, bytes, bytes)?;
     Ok(host)
+}
+
+/// Packs the bytes of so many weights' marks into words of a bit each.
+pub(crate) fn pack_mask<D: Device>(
+    device: &D,
+    mask: u64,
+    words: u64,
+    weights: usize,
+) -> Result<(), CudaError> {
+    const WHAT: &str = "pack_mask";
+    let count = size_u32(WHAT, weights.div_ceil(PACKED))?;
+    let last = size_u32(WHAT, weights - (weights.div_ceil(PACKED) - 1) * PACKED)?;
+    device.launch(
+        &PACK_MASK,
+        [count.div_ceil(PACK_MASK.threads), 1, 1],
+        &[
+            Argument::Address(mask),
+            Argument::Address(words),
+            Argument::U32(count),
+            Argument::U32(last),
+        ],
+    )
 }
 
 /// Overwrites the diagonal of a square matrix.

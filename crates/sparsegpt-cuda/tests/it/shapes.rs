@@ -22,6 +22,28 @@ fn quarters(rows: usize, cols: usize, seed: usize) -> Array2<f32> {
     })
 }
 
+/// A word less a weight, whole words, a weight more; more words than a block has threads; nothing at all.
+#[test]
+fn masks_come_back_as_they_went() {
+    let backend = CudaBackend::new(Emulated::new());
+    for (rows, cols) in [
+        (0, 5),
+        (1, 1),
+        (1, 31),
+        (4, 8),
+        (3, 11),
+        (2, 32),
+        (5, 13),
+        (128, 64),
+        (70, 119),
+    ] {
+        let mask = quarters(rows, cols, rows).mapv(|value| value < 0.0);
+        let on_device = backend.upload_mask(mask.view()).unwrap();
+        let found = backend.download_mask(&on_device).unwrap();
+        assert_eq!(found, mask, "{rows} x {cols}");
+    }
+}
+
 fn chosen<B: Backend>(backend: &B, weights: &Array2<f32>, rule: SelectRule<'_>) -> Array2<bool> {
     let device = backend.upload(weights.view()).unwrap();
     let scales = Array2::from_shape_fn(
