@@ -137,7 +137,7 @@ fn some_layers_are_repaired_and_nothing_is_replaced_unasked() {
     );
     let mut swapped = repair(&models, &["--force"]);
     swapped.swap(1, 2);
-    fail(&as_args(&swapped), 1, "give the dense model first");
+    fail(&as_args(&swapped), 2, "give the dense model first");
     let itself = Models {
         pruned: model(),
         ..models
