@@ -680,11 +680,13 @@ impl<'a> Keys<'a> {
                 "parameters that differ between layers are not supported for this family",
             ));
         }
-        let (angles, fraction) = self.rotary_of("full_attention", spec.theta)?;
+        let rows = self.count("max_position_embeddings")?;
+        let rows = rows.unwrap_or(spec.max_positions);
+        let (angles, fraction) = self.rotary_of("full_attention", (spec.theta, rows))?;
         let local = match spec.local_theta {
             None => None,
             Some((key, default)) => match self.kinds_of_rotary() {
-                true => Some(self.rotary_of("sliding_attention", default)?.0),
+                true => Some(self.rotary_of("sliding_attention", (default, rows))?.0),
                 false => {
                     let theta = self.number(key)?.unwrap_or(default);
                     Some(RotaryConfig::new(theta, RopeScaling::None)?)
@@ -776,10 +778,10 @@ impl<'a> Keys<'a> {
         parameters.is_some_and(|parameters| parameters.get("full_attention").is_some())
     }
 
-    /// The rotary embedding of one kind of attention, or the only one.
-    fn rotary_of(&self, kind: &str, theta: f64) -> Result<(RotaryConfig, Option<f64>)> {
+    /// The rotary embedding of one kind of attention, or the only one. Base and longest sequence are those that the file may leave out.
+    fn rotary_of(&self, kind: &str, defaults: (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
         if !self.kinds_of_rotary() {
-            return self.rotary(theta);
+            return self.rotary(defaults);
         }
         let parameters = self.get("rope_parameters").and_then(|all| all.get(kind));
         let mut object = Map::new();
@@ -788,7 +790,7 @@ impl<'a> Keys<'a> {
             object: &object,
             renamed: &[],
         };
-        of_kind.rotary(theta)
+        of_kind.rotary(defaults)
     }
 
     fn present(&self, key: &str) -> bool {
@@ -853,7 +855,10 @@ impl<'a> Keys<'a> {
 
     /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it; and `partial_rotary_factor`
     /// in either place.
-    fn rotary(&self, default_theta: f64) -> Result<(RotaryConfig, Option<f64>)> {
+    fn rotary(
+        &self,
+        (default_theta, default_positions): (f64, usize),
+    ) -> Result<(RotaryConfig, Option<f64>)> {
         let outer_fraction = self.number("partial_rotary_factor")?;
         let (key, scaling) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
             (Some(parameters), Some(scaling)) if parameters != scaling => {
@@ -922,7 +927,7 @@ impl<'a> Keys<'a> {
                 factor: required("factor")?,
                 original_positions: self
                     .number("max_position_embeddings")?
-                    .ok_or_else(|| self.missing("max_position_embeddings"))?,
+                    .unwrap_or(default_positions as f64),
             },
             "yarn" | "longrope" | "su" => self.stretched(kind, key, &inner)?,
             other => {
