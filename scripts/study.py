@@ -37,6 +37,14 @@ def parse():
     return flags.parse_args()
 
 
+def run(command):
+    """What the command prints, or the end of this script."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    return done.stdout
+
+
 def compare(flags, methods, patterns, *more, samples=None):
     """The dense perplexity and (error, perplexity) by pattern and method."""
     command = [
@@ -45,10 +53,7 @@ def compare(flags, methods, patterns, *more, samples=None):
         "--chunk-length", flags.chunk_length, "--limit", flags.limit, "--methods", methods, "--json", "--quiet",
     ]
     command += [part for pattern in patterns for part in ("--pattern", pattern)] + list(more)
-    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-    if run.returncode:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
-    found = json.loads(run.stdout)
+    found = json.loads(run(command))
     rows = {(row["pattern"], row["method"]): (row["relative_error"], row["perplexity"]["perplexity"]) for row in found["rows"]}
     return found["dense"]["perplexity"], rows
 
@@ -141,9 +146,7 @@ def prune(flags, patterns, *more):
             "--sequence-length", flags.sequence_length, "--out", f"{folder}/out", "--quiet", *more,
         ]
         command += [part for pattern in patterns for part in ("--pattern", pattern)]
-        run = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL)
-        if run.returncode:
-            sys.exit(f"failed: {' '.join(map(str, command))}")
+        run(command)
         found = {}
         for file in pathlib.Path(folder).glob("out/*/sparsegpt_report.json"):
             report = json.loads(file.read_text())
@@ -171,27 +174,20 @@ def reconstruction(flags):
         table(["block", *kinds], rows)
 
 
-def run_json(command):
-    run = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-    if run.returncode:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
-    return json.loads(run.stdout)
-
-
 def sources(flags):
     print("SparseGPT at 50 % by what it was calibrated on: perplexity, the part of next tokens chosen as by the dense model, and the\n"
           "divergence from its distributions (KL, nats)\n")
 
     def line(source, seed):
         with tempfile.TemporaryDirectory() as folder:
-            run_json([
+            run([
                 flags.binary, "prune", flags.model, "--calibration", source, "--samples", flags.samples, "--sequence-length",
-                flags.sequence_length, "--seed", seed, "--pattern", "50%", "--out", f"{folder}/out", "--json", "--quiet",
+                flags.sequence_length, "--seed", seed, "--pattern", "50%", "--out", f"{folder}/out", "--quiet",
             ])
-            found = run_json([
+            found = json.loads(run([
                 flags.binary, "eval", f"{folder}/out", "--text", flags.text, "--sequence-length", flags.chunk_length, "--limit", flags.limit,
                 "--against", flags.model, "--json", "--quiet",
-            ])
+            ]))
         choice, divergence = (found["against"][key] for key in ("same_choice", "divergence"))
         return [
             pathlib.Path(source).name, str(seed), f"{found['perplexity']:.2f}", f"{choice['value']:.3f} ± {choice['standard_error']:.3f}",

@@ -288,7 +288,7 @@ impl TransformerConfig {
         let rows = keys
             .count("max_position_embeddings")?
             .unwrap_or(spec.max_positions);
-        let positions = keys.positions(spec, head_dim, padding)?;
+        let positions = keys.positions(spec, head_dim, rows, padding)?;
         let max_positions = match (spec.positions, &positions) {
             // Here the key counts the rows of the table.
             (PositionKind::LearnedBehindPadding, Positions::Learned { offset, .. }) => {
@@ -655,6 +655,7 @@ impl<'a> Keys<'a> {
         &self,
         spec: &FamilySpec,
         head_dim: usize,
+        rows: usize,
         padding: Option<u32>,
     ) -> Result<Positions> {
         let (part, interleaved) = match spec.positions {
@@ -680,8 +681,6 @@ impl<'a> Keys<'a> {
                 "parameters that differ between layers are not supported for this family",
             ));
         }
-        let rows = self.count("max_position_embeddings")?;
-        let rows = rows.unwrap_or(spec.max_positions);
         let (angles, fraction) = self.rotary_of("full_attention", (spec.theta, rows))?;
         let local = match spec.local_theta {
             None => None,
@@ -778,10 +777,10 @@ impl<'a> Keys<'a> {
         parameters.is_some_and(|parameters| parameters.get("full_attention").is_some())
     }
 
-    /// The rotary embedding of one kind of attention, or the only one. Base and longest sequence are those that the file may leave out.
-    fn rotary_of(&self, kind: &str, defaults: (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
+    /// The rotary embedding of one kind of attention, or the only one. Given are the base where the file has none, and the longest sequence.
+    fn rotary_of(&self, kind: &str, given: (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
         if !self.kinds_of_rotary() {
-            return self.rotary(defaults);
+            return self.rotary(given);
         }
         let parameters = self.get("rope_parameters").and_then(|all| all.get(kind));
         let mut object = Map::new();
@@ -790,7 +789,7 @@ impl<'a> Keys<'a> {
             object: &object,
             renamed: &[],
         };
-        of_kind.rotary(defaults)
+        of_kind.rotary(given)
     }
 
     fn present(&self, key: &str) -> bool {
@@ -855,10 +854,7 @@ impl<'a> Keys<'a> {
 
     /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it; and `partial_rotary_factor`
     /// in either place.
-    fn rotary(
-        &self,
-        (default_theta, default_positions): (f64, usize),
-    ) -> Result<(RotaryConfig, Option<f64>)> {
+    fn rotary(&self, (default_theta, most): (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
         let outer_fraction = self.number("partial_rotary_factor")?;
         let (key, scaling) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
             (Some(parameters), Some(scaling)) if parameters != scaling => {
@@ -925,9 +921,7 @@ impl<'a> Keys<'a> {
             },
             "dynamic" => RopeScaling::Dynamic {
                 factor: required("factor")?,
-                original_positions: self
-                    .number("max_position_embeddings")?
-                    .unwrap_or(default_positions as f64),
+                original_positions: most as f64,
             },
             "yarn" | "longrope" | "su" => self.stretched(kind, key, &inner)?,
             other => {
