@@ -11,6 +11,7 @@ equal" counts packed layers whose unpacked weights are bit for bit those of this
 project's tests hold against its own weights, with a zero wherever the mask of the run has one.
 
 Needs torch, transformers, safetensors; for compressed-tensors that package, for gptq GPTQModel (its Python code is enough) and optimum.
+GPTQModel's layers know half precision alone, which is slow on a CPU: give it few and short chunks (--chunks 2 --chunk-length 256).
 """
 
 import argparse

@@ -58,7 +58,7 @@ class Grid:
         return (self.scale * (code - self.zero)).squeeze(1)
 
 
-def plain_loop(weight, hessian, pattern):
+def plain_loop(weight, hessian, pattern, damping=0.01):
     """SparseGPT (Frantar and Alistarh 2023, Algorithm 1), one column after another."""
     sparsity, zeros, group, bits = parse(pattern)
     weight, hessian = weight.clone(), hessian.clone()
@@ -69,7 +69,7 @@ def plain_loop(weight, hessian, pattern):
     dead = diagonal == 0
     diagonal[dead] = 1
     weight[:, dead] = 0
-    diagonal += 0.01 * diagonal.mean()
+    diagonal += damping * diagonal.mean()
     lower = torch.linalg.cholesky(hessian)
     del hessian, diagonal
     inverse = torch.cholesky_inverse(lower)
@@ -251,4 +251,5 @@ def main():
         layers(flags, flags.device)
 
 
-main()
+if __name__ == "__main__":
+    main()

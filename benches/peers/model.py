@@ -26,6 +26,7 @@ flags.add_argument("--threads", type=int, default=os.cpu_count())
 flags = flags.parse_args()
 
 import torch  # noqa: E402
+from blocks import prune_blocks  # noqa: E402
 from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import (  # noqa: E402
     accumulate_hessian,
     make_empty_hessian,
@@ -55,63 +56,24 @@ def ours():
     }
 
 
-class Stop(Exception):
-    pass
-
-
 def pytorch():
     model = AutoModelForCausalLM.from_pretrained(flags.model.parent, gguf_file=flags.model.name, dtype=torch.float32)
-    model.eval()
     tokens = load_file(flags.calibration)["calibration_tokens"].long()
     n, m = map(int, flags.pattern.split(":")) if ":" in flags.pattern else (0, 0)
     sparsity = 0.5 if m else float(flags.pattern.rstrip("%")) / 100
-    seconds = dict.fromkeys(["forward", "hessian", "solve", "second forward"], 0.0)
-    start = time.perf_counter()
+    hessians, samples = {}, {}
 
-    inputs, extra = [], {}
+    def accumulate(linear, inputs):
+        if linear not in hessians:
+            hessians[linear], samples[linear] = make_empty_hessian(linear), 0
+        hessians[linear], samples[linear] = accumulate_hessian(inputs, linear, hessians[linear], samples[linear])
 
-    def catch(module, args, kwargs):
-        inputs.append(args[0] if args else kwargs.pop("hidden_states"))
-        extra.update({key: value for key, value in kwargs.items() if key != "hidden_states"})
-        raise Stop
+    def solve(linear):
+        weight = sparsify_weight(linear, hessians, sparsity, n, m, 128, 0.01, False)[1]
+        hessians.pop(linear, None)
+        return weight
 
-    hook = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    for sequence in tokens:
-        try:
-            model(sequence[None], use_cache=False)
-        except Stop:
-            pass
-    hook.remove()
-
-    def forward(block):
-        outputs = [block(hidden, **extra) for hidden in inputs]
-        return [output[0] if isinstance(output, tuple) else output for output in outputs]
-
-    for block in model.model.layers:
-        linears = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
-        hessians = {linear: make_empty_hessian(linear) for linear in linears}
-        samples = dict.fromkeys(linears, 0)
-
-        def accumulate(linear, args, output):
-            began = time.perf_counter()
-            hessians[linear], samples[linear] = accumulate_hessian(args[0], linear, hessians[linear], samples[linear])
-            seconds["hessian"] += time.perf_counter() - began
-
-        hooks = [linear.register_forward_hook(accumulate) for linear in linears]
-        began, before = time.perf_counter(), seconds["hessian"]
-        forward(block)
-        seconds["forward"] += time.perf_counter() - began - (seconds["hessian"] - before)
-        for hook in hooks:
-            hook.remove()
-        began = time.perf_counter()
-        for linear in linears:
-            _, linear.weight.data = sparsify_weight(linear, hessians, sparsity, n, m, 128, 0.01, False)
-        seconds["solve"] += time.perf_counter() - began
-        began = time.perf_counter()
-        inputs = forward(block)
-        seconds["second forward"] += time.perf_counter() - began
-    seconds["total"] = time.perf_counter() - start
-    return seconds
+    return prune_blocks(model, tokens, accumulate, solve)
 
 
 subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "sparsegpt-cli"], check=True)

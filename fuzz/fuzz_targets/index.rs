@@ -1,4 +1,4 @@
-//! A model folder: the index, and a shard whose header is the second half of the input.
+//! A model folder: the index, and a shard whose header is the second half of the input; then the same as a packed folder.
 #![no_main]
 
 use std::fs;
@@ -21,10 +21,19 @@ fuzz_target!(|data: &[u8]| {
     {
         return;
     }
-    if let Ok(checkpoint) = Checkpoint::open(folder.path()) {
-        let tensors = checkpoint.tensors();
-        for name in tensors.names() {
-            let _ = tensors.read_f32(&name);
+    let read = || {
+        if let Ok(checkpoint) = Checkpoint::open(folder.path()) {
+            let tensors = checkpoint.tensors();
+            for name in tensors.names() {
+                let _ = tensors.read_f32(&name);
+            }
         }
+    };
+    read();
+    if write("packed.safetensors.index.json", index)
+        && write("packed.safetensors", shard)
+        && write("dense.safetensors", shard)
+    {
+        read();
     }
 });

@@ -1,7 +1,8 @@
 //! Charts of horizontal bars.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use plotters::prelude::*;
 use sparsegpt_models::staging::StagedFile;
 
@@ -29,6 +30,17 @@ pub(crate) struct Bar {
     pub(crate) color: usize,
 }
 
+/// Reads the name of a file to write that says by its ending what it is, so that a slip does not replace a file of another kind.
+pub(crate) fn name_ending_in(ending: &'static str) -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(move |path| {
+        let found = path.extension().and_then(|found| found.to_str());
+        match found.is_some_and(|found| found.eq_ignore_ascii_case(ending)) {
+            true => Ok(path),
+            false => Err(format!("expected a name that ends in .{ending}")),
+        }
+    })
+}
+
 /// Writes a picture, which appears under its name when it is whole.
 pub(crate) fn write(path: &Path, picture: &str) -> Result<(), Failure> {
     finish(StagedFile::create(path).map_err(Failure::writing)?, picture)
@@ -41,10 +53,32 @@ pub(crate) fn finish(mut file: StagedFile, picture: &str) -> Result<(), Failure>
         .map_err(Failure::writing)
 }
 
-/// An SVG document.
+/// Bars under a title.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    pub(crate) bars: Vec<Bar>,
+}
+
+impl Panel {
+    fn height(&self) -> i32 {
+        TOP + ROW * (self.bars.len() as i32 + 1)
+    }
+}
+
+/// An SVG document of one panel.
 pub(crate) fn draw(title: &str, bars: &[Bar]) -> Result<String, Failure> {
-    let height = TOP + ROW * (bars.len() as i32 + 1);
-    let longest = bars.iter().map(|bar| bar.label.chars().count()).max();
+    draw_panels(&[Panel {
+        title: title.to_owned(),
+        bars: bars.to_vec(),
+    }])
+}
+
+/// An SVG document, one panel below another.
+pub(crate) fn draw_panels(panels: &[Panel]) -> Result<String, Failure> {
+    let height: i32 = panels.iter().map(Panel::height).sum();
+    let labels = panels.iter().flat_map(|panel| &panel.bars);
+    let longest = labels.map(|bar| bar.label.chars().count()).max();
     let left = LEFT.max((40 + LETTER * longest.unwrap_or(0)) as i32);
     let width = WIDTH + (left - LEFT).unsigned_abs();
     let mut svg = String::new();
@@ -57,26 +91,30 @@ pub(crate) fn draw(title: &str, bars: &[Bar]) -> Result<String, Failure> {
         };
         root.fill(&WHITE).map_err(failed)?;
         let text = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
-        root.draw(&Text::new(title.to_owned(), (20, 20), text(18)))
-            .map_err(failed)?;
-        for (at, bar) in bars.iter().enumerate() {
-            let y = TOP + ROW * at as i32;
-            let room = f64::from(WIDTH as i32 - LEFT - RIGHT);
-            let length = (bar.length * room).clamp(1.0, room) as i32;
-            let color = Palette99::pick(bar.color).to_rgba();
-            root.draw(&Text::new(bar.label.clone(), (20, y + 4), text(14)))
+        let mut top = 0;
+        for panel in panels {
+            root.draw(&Text::new(panel.title.clone(), (20, top + 20), text(18)))
                 .map_err(failed)?;
-            root.draw(&Rectangle::new(
-                [(left, y), (left + length, y + ROW - 6)],
-                color.filled(),
-            ))
-            .map_err(failed)?;
-            root.draw(&Text::new(
-                bar.number.clone(),
-                (left + length + 8, y + 4),
-                text(14),
-            ))
-            .map_err(failed)?;
+            for (at, bar) in panel.bars.iter().enumerate() {
+                let y = top + TOP + ROW * at as i32;
+                let room = f64::from(WIDTH as i32 - LEFT - RIGHT);
+                let length = (bar.length * room).clamp(1.0, room) as i32;
+                let color = Palette99::pick(bar.color).to_rgba();
+                root.draw(&Text::new(bar.label.clone(), (20, y + 4), text(14)))
+                    .map_err(failed)?;
+                root.draw(&Rectangle::new(
+                    [(left, y), (left + length, y + ROW - 6)],
+                    color.filled(),
+                ))
+                .map_err(failed)?;
+                root.draw(&Text::new(
+                    bar.number.clone(),
+                    (left + length + 8, y + 4),
+                    text(14),
+                ))
+                .map_err(failed)?;
+            }
+            top += panel.height();
         }
         root.present().map_err(failed)?;
     }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -78,9 +79,14 @@ fn flag_of(setting: &str) -> Option<String> {
 
 impl Failure {
     pub(crate) fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let error = error.into();
         Self {
-            exit,
-            error: error.into(),
+            // No input is to blame for a disk that is full.
+            exit: match exit {
+                Exit::Input if is_of_the_disk(&*error) => Exit::Work,
+                exit => exit,
+            },
+            error,
             left: None,
         }
     }
@@ -197,6 +203,22 @@ impl Failure {
     }
 }
 
+/// Whether an error comes from a place that takes nothing more.
+fn is_of_the_disk(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
+                    | io::ErrorKind::ReadOnlyFilesystem
+            )
+        })
+}
+
 fn exit_of_models_error(error: &ModelsError) -> Exit {
     match error {
         ModelsError::Format { .. }
@@ -258,5 +280,26 @@ impl From<sparsegpt::Error> for Failure {
             }
             _ => Self::of(exit_of_solver_error(&error), error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_the_input() {
+        let failed = |kind| {
+            let source = io::Error::from(kind);
+            let (action, path) = ("write".to_owned(), "out".into());
+            Failure::reading(ModelsError::Io {
+                action,
+                path,
+                source,
+            })
+            .exit()
+        };
+        assert_eq!(failed(io::ErrorKind::StorageFull), Exit::Work);
+        assert_eq!(failed(io::ErrorKind::NotFound), Exit::Input);
     }
 }

@@ -70,6 +70,11 @@ impl LayerFile {
         flags.settings(policy)
     }
 
+    /// Whether the file tells of the layer's input.
+    pub(crate) fn has_statistics(&self) -> Result<bool, Failure> {
+        Ok(self.file.tensor(HESSIAN)?.is_some() || self.file.tensor(INPUTS)?.is_some())
+    }
+
     /// Statistics of the layer's input; of the last `held_out` sequences of `inputs` apart.
     pub(crate) fn statistics(
         &self,

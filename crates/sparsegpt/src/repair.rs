@@ -108,7 +108,8 @@ impl Metric {
     /// With H = QΛQᵀ that is the truncated singular value decomposition U_rΣ_rV_rᵀ of DQΛ^½, taken back: B = U_rΣ_r,
     /// A = V_rᵀΛ^-½Qᵀ. Directions of the inputs in which H says nothing get nothing. A rank above the lesser of rows
     /// and cols is that one. 2·rows·cols² flops and a singular value decomposition of rows x cols: about as many
-    /// again, times ten.
+    /// again, times ten. Memory for three matrices of rows x cols in f64. Where a pruned layer loses more than it may and an adapter beside
+    /// it costs less than more weights.
     ///
     /// ```
     /// use sparsegpt::ndarray::array;
@@ -211,7 +212,9 @@ pub struct SparseLowRank {
 /// (HASSLE-free: Makni et al. 2025, arXiv 2502.00899; OATS: Zhang & Papyan 2024, arXiv 2409.13652, for a diagonal H).
 ///
 /// Each round solves W − L for S by the settings, and W − S for L by [`Metric::repair`]. The best round is kept: with one it is a
-/// repair of the pruned layer, and more never leave more. H is decomposed and, where the method is the sweep, factored in each round.
+/// repair of the pruned layer, and more never leave more. H is decomposed once and, where the method is the sweep, factored in each round:
+/// 9·cols³ flops, and in each round those of the method and of a repair. Memory beside the method's: Q and Λ of H in f64, and four
+/// matrices of the layer's size. Where an adapter of that rank is affordable at run time; a repair alone is most of the gain.
 ///
 /// `statistics` are those of the layer's input.
 ///

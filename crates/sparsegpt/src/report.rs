@@ -120,7 +120,8 @@ pub struct LayerReport {
     pub precision: Option<Precision>,
     /// Factorizations tried, 1 where the first one succeeded.
     pub factor_attempts: u32,
-    /// The order in which the columns were swept; `None` without a sweep.
+    /// The order in which the columns were swept: the natural one where another was asked for that moves none; `None` without a
+    /// sweep.
     pub order: Option<ColumnOrder>,
     /// Calibration tokens behind the Hessian.
     pub tokens: u64,

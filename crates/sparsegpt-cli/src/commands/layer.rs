@@ -25,7 +25,7 @@ IN.safetensors holds
   inputs   tokens x cols (one sequence) or sequences x tokens x cols, f32, f16 or bf16
   mask     optional: u8, rows x cols, 1 = keep; kept as it is without --pattern, extended to an
            unstructured pattern (50%) with it
---method magnitude needs neither hessian nor inputs.
+--method magnitude needs neither hessian nor inputs; its error is measured where there is one.
 
 OUT.safetensors holds
   pruned       f32, rows x cols
@@ -55,6 +55,10 @@ pub(crate) struct LayerArgs {
     /// Replace the output file if it exists
     #[arg(long)]
     force: bool,
+
+    /// Sequences of `inputs`, its last ones, on which the error is measured and not calibrated; --method best goes by them [default: 0]
+    #[arg(long, value_name = "COUNT")]
+    held_out: Option<usize>,
 
     /// Look too for the product of two narrow matrices, of this rank, that together with the pruned weights loses least
     #[arg(long, value_name = "RANK")]
@@ -149,8 +153,10 @@ fn run_with(args: &LayerArgs, flags: &LayerFlags, console: &Console) -> Result<(
     let pruner = flags.solver(threads, console)?;
 
     let start = Instant::now();
-    let mut statistics = if flags.parts().needs_hessian() || args.rank.is_some() {
-        Some(file.statistics(&*pruner, 0)?)
+    let needed = flags.parts().needs_hessian() || args.rank.is_some() || args.held_out.is_some();
+    // Where nothing needs them, the error is still measured by them.
+    let mut statistics = if needed || file.has_statistics()? {
+        Some(file.statistics(&*pruner, args.held_out.unwrap_or(0))?)
     } else {
         None
     };

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparsegpt::mask::MaskPolicy;
 use sparsegpt::quant::{Granularity, UniformGrid};
-use sparsegpt::solver::{ColumnOrder, MaskSource, Parts, Refit, Rounding, WeightSolver};
+use sparsegpt::solver::{Admm, ColumnOrder, MaskSource, Parts, Refit, Rounding, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, Method, Pattern};
 use sparsegpt_models::checkpoint::LeastZero;
 
@@ -33,7 +33,8 @@ pub(crate) struct LayerFlags {
     #[arg(long)]
     pub(crate) method: Option<Method>,
 
-    /// What chooses the weights to prune, in place of the method's own way: solver, magnitude, wanda or ria
+    /// What chooses the weights to prune, in place of the method's own way: solver, magnitude, wanda, ria or obs
+    /// (w² over the diagonal of the inverse Hessian, of all columns at once)
     #[arg(long, value_name = "SOURCE", help_heading = "Method")]
     pub(crate) mask_source: Option<MaskSource>,
 
@@ -42,8 +43,13 @@ pub(crate) struct LayerFlags {
     #[arg(long, value_name = "REFIT", help_heading = "Method")]
     pub(crate) refit: Option<Refit>,
 
-    /// Exchange zeros for kept weights where that loses less, at most so often in each row, before the weights are set; for
-    /// masks chosen by --mask-source or a method other than the solver [default: 0]
+    /// Change settings of ADMM (methods admm, alps, quality): name=value, comma between two, of iterations, ramp (iterations over
+    /// which the zeros grow), damping and penalty (in units of the Hessian's diagonal), growing (the penalty), per-row
+    #[arg(long, value_name = "CHANGES", help_heading = "Method")]
+    pub(crate) admm: Option<String>,
+
+    /// Exchange zeros for kept weights where that loses less, at most so often in each row, before the weights are set; where
+    /// the solver chooses the zeros, it runs twice [default: 0]
     #[arg(long, value_name = "COUNT", help_heading = "Method")]
     pub(crate) swaps: Option<usize>,
 
@@ -145,6 +151,16 @@ impl LayerFlags {
             ("--mask-source", self.mask_source.is_some()),
             ("--mask-block-size", self.mask_block_size.is_some()),
             ("--swaps", swaps),
+            // Of what would be pruned.
+            (
+                "--order rose",
+                !masks_given && self.order == Some(ColumnOrder::Rose),
+            ),
+            (
+                "--refit",
+                !masks_given && self.refit.is_some_and(|refit| refit != Refit::None),
+            ),
+            ("--admm", !masks_given && self.admm.is_some()),
         ];
         console.none_read(&flags, reason);
     }
@@ -199,10 +215,10 @@ impl LayerFlags {
 
     /// What the method is made of, with what stands in for its parts.
     pub(crate) fn parts(&self) -> Parts {
-        self.composed(Arc::new(Pattern::Dense)).parts()
+        self.with_parts(Arc::new(Pattern::Dense)).parts()
     }
 
-    fn composed(&self, mask: Arc<dyn MaskPolicy>) -> LayerSettings {
+    fn with_parts(&self, mask: Arc<dyn MaskPolicy>) -> LayerSettings {
         let mut settings = LayerSettings::with_mask(mask)
             .with_method(self.method())
             .with_order(self.order());
@@ -218,7 +234,8 @@ impl LayerFlags {
     /// For flags that do not go together, or out of range.
     pub(crate) fn settings(&self, mask: Arc<dyn MaskPolicy>) -> Result<LayerSettings, Failure> {
         self.check_conflicts()?;
-        let mut settings = self.composed(mask);
+        let mut settings = self.with_parts(mask);
+        settings.admm = self.admm()?;
         self.check_solving(&settings)?;
         if let Some(damping) = self.damping {
             settings = settings.with_damping(damping);
@@ -236,6 +253,24 @@ impl LayerFlags {
             };
         }
         Ok(settings)
+    }
+
+    /// The method's ADMM with what is changed in it.
+    fn admm(&self) -> Result<Option<Admm>, Failure> {
+        let Some(changes) = &self.admm else {
+            return Ok(None);
+        };
+        match self.method().parts().weights {
+            WeightSolver::Admm(own) if self.method() != Method::Best => {
+                Ok(Some(own.changed(changes).map_err(|error| {
+                    Failure::usage(format!("--admm: {error}"))
+                })?))
+            }
+            _ => Err(Failure::usage(format!(
+                "--admm has no effect with --method {}: give --method admm, alps or quality",
+                self.method()
+            ))),
+        }
     }
 
     fn quantizer(&self) -> Result<Option<UniformGrid>, Failure> {
@@ -295,10 +330,14 @@ impl LayerFlags {
         let parts = settings.parts();
         // Rounding to nearest only where nothing else moves the weights.
         let updates = parts.weights != WeightSolver::Keep || parts.refit != Refit::None;
+        let best = settings.method == Method::Best;
+        // One of the candidates of `best` is SparseGPT.
         let sweeps = parts.weights == WeightSolver::Sweep
+            || best
             || (updates && self.bits.is_some() && parts.rounding == Rounding::Sweep);
         let damps = sweeps
             || parts.weights == WeightSolver::Obc
+            || parts.mask == MaskSource::Obs
             || matches!(parts.refit, Refit::ConjugateGradients { .. } | Refit::Exact);
         let multiplies = sweeps
             || matches!(parts.weights, WeightSolver::Admm(_))
@@ -307,7 +346,7 @@ impl LayerFlags {
                 Refit::ConjugateGradients { .. } | Refit::Adam { .. }
             );
         let chooses_in_sweep =
-            parts.weights == WeightSolver::Sweep && parts.mask == MaskSource::Solver;
+            (parts.weights == WeightSolver::Sweep || best) && parts.mask == MaskSource::Solver;
         let given = [
             (
                 if on(self.act_order) {
@@ -322,11 +361,6 @@ impl LayerFlags {
                 "--block-size",
                 self.block_size.is_some() && !sweeps,
                 "no part of it goes through the columns in blocks",
-            ),
-            (
-                "--swaps",
-                parts.swaps > 0 && parts.mask == MaskSource::Solver,
-                "its mask is not chosen before the weights are set (--mask-source changes that)",
             ),
             (
                 "--mask-block-size",
@@ -445,10 +479,19 @@ mod tests {
             ),
             (
                 LayerFlags {
-                    swaps: Some(4),
+                    method: Some(Method::Best),
+                    admm: Some("iterations=40".to_owned()),
                     ..LayerFlags::default()
                 },
-                "--swaps",
+                "--admm has no effect with --method best",
+            ),
+            (
+                LayerFlags {
+                    method: Some(Method::Quality),
+                    admm: Some("iterations=0,ramp=0".to_owned()),
+                    ..LayerFlags::default()
+                },
+                "--admm: ADMM iterations",
             ),
             (
                 LayerFlags {
@@ -461,6 +504,16 @@ mod tests {
             let error = settings(flags).unwrap_err();
             assert!(error.contains(named), "{error}");
         }
+        // What one of its candidates reads.
+        let best = settings(LayerFlags {
+            method: Some(Method::Best),
+            order: Some(ColumnOrder::Rose),
+            block_size: Some(64),
+            mask_block_size: Some(32),
+            ..LayerFlags::default()
+        })
+        .unwrap();
+        assert_eq!((best.order, best.block_size), (ColumnOrder::Rose, 64));
         let off = LayerFlags {
             mse: Some(false),
             ..LayerFlags::default()

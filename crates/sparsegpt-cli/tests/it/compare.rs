@@ -67,6 +67,9 @@ fn methods_are_compared_on_layers_and_on_text() {
     for name in names {
         assert!(svg.contains(name), "{name} is not in the chart");
     }
+    for panel in ["relative error", "held out", "seconds", "perplexity"] {
+        assert!(svg.contains(panel), "{panel} is not in the chart");
+    }
     assert_eq!(entries(folder.path()), ["chart.svg"]);
 }
 

@@ -660,3 +660,45 @@ fn a_product_of_narrow_matrices_gives_back_what_it_can() {
         fail(&args, 2, named);
     }
 }
+
+#[test]
+fn the_error_of_magnitude_is_measured_where_it_can_be() {
+    let files = files(&[("weight", weight()), ("inputs", inputs())]);
+    let report = solve(&files, &["--pattern", "50%", "--method", "magnitude"]);
+    assert!(report["relative_error"].as_f64().unwrap() > 0.0);
+    let alone = self::files(&[("weight", weight())]);
+    let report = solve(&alone, &["--pattern", "50%", "--method", "magnitude"]);
+    assert!(report["relative_error"].is_null());
+}
+
+#[test]
+fn sequences_are_held_out() {
+    let sequences = Tensor::f32(&[4, TOKENS / 4, COLS], &noise(TOKENS * COLS, 2));
+    let files = files(&[("weight", weight()), ("inputs", sequences)]);
+    let report = solve(&files, &["--pattern=50%", "--method=best", "--held-out=1"]);
+    assert_eq!(report["tokens"], TOKENS * 3 / 4);
+    assert!(report["held_out_error"].as_f64().unwrap() > 0.0);
+    let args = ["layer", text(&files.input), text(&files.output), "--force"];
+    fail(
+        &[&args[..], &["--pattern=50%", "--held-out=4"]].concat(),
+        2,
+        "--held-out 4",
+    );
+}
+
+#[test]
+fn a_given_mask_is_refined_by_swaps() {
+    let keep: Vec<u8> = (0..ROWS * COLS).map(|at| u8::from(at % 2 == 0)).collect();
+    let mask = Tensor::u8(&[ROWS, COLS], &keep);
+    let files = files(&[("weight", weight()), ("inputs", inputs()), ("mask", mask)]);
+    solve(&files, &[]);
+    let kept = load(&files.output)["kept"].bytes.clone();
+    assert_eq!(kept, keep);
+    solve(&files, &["--swaps", "20"]);
+    let swapped = load(&files.output)["kept"].bytes.clone();
+    let ones = |mask: &[u8]| mask.iter().filter(|&&kept| kept == 1).count();
+    assert_ne!(swapped, keep);
+    for (before, after) in keep.chunks(COLS).zip(swapped.chunks(COLS)) {
+        assert_eq!(ones(before), ones(after));
+    }
+}

@@ -297,3 +297,40 @@ fn a_model_is_measured_dense_and_sparse() {
     fail(&["bench", model, "--layer", "4x4"], 2, "--layer");
     fail(&["bench"], 2, "--layer");
 }
+
+#[test]
+fn shards_of_a_packed_index_stay_in_their_folder() {
+    let made = pack("50%", "f16");
+    let index = made.packed.join("packed.safetensors.index.json");
+    let sound: Value = serde_json::from_str(&fs::read_to_string(&index).unwrap()).unwrap();
+    let out = made.packed.with_file_name("out");
+    let before = entries(made.packed.parent().unwrap());
+    let absolute = made.packed.with_file_name("absolute.safetensors");
+    for file in [
+        "../beside.safetensors",
+        text(&absolute),
+        "a/b.safetensors",
+        "..",
+        "",
+        "config.json",
+    ] {
+        let mut evil = sound.clone();
+        evil["shards"][0]["file"] = file.into();
+        fs::write(&index, evil.to_string()).unwrap();
+        let name = "packed.safetensors.index.json";
+        for command in ["unpack", "prune"] {
+            let mut args = vec![command, text(&made.packed), "--out", text(&out)];
+            if command == "prune" {
+                args.extend(["--method", "magnitude", "--pattern", "60%"]);
+            }
+            fail(&args, 3, name);
+        }
+        fail(&["inspect", text(&made.packed)], 3, name);
+        assert_eq!(entries(made.packed.parent().unwrap()), before, "{file}");
+    }
+    let mut twice = sound.clone();
+    let shard = twice["shards"][0].clone();
+    twice["shards"].as_array_mut().unwrap().push(shard);
+    fs::write(&index, twice.to_string()).unwrap();
+    fail(&["inspect", text(&made.packed)], 3, "twice");
+}

@@ -4,7 +4,9 @@
 
 use std::fs;
 
-use crate::common::{Tensor, calibration, command, entries, fail, model, run, save, succeed, text};
+use crate::common::{
+    Tensor, calibration, command, entries, fail, load, model, run, save, succeed, text,
+};
 
 #[test]
 fn help_tells_the_exit_codes() {
@@ -465,4 +467,71 @@ fn bench_measures_a_layer() {
     bench(&["--layer", "48x48", "--tokens", "0"], "--tokens");
     bench(&["--layer", "48x48", "--dtype", "int3"], "int8");
     bench(&["--layer", "48x48", "--seconds=-1"], "--seconds");
+}
+
+#[test]
+fn pictures_and_pages_do_not_take_the_names_of_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let victim = folder.path().join("model.safetensors");
+    fs::write(&victim, "weights").unwrap();
+    let (model, calibration) = (model(), calibration());
+    let (model, calibration) = (text(&model), text(&calibration));
+    let name = text(&victim);
+    for args in [
+        vec![
+            "compare",
+            model,
+            "--calibration",
+            calibration,
+            "--pattern",
+            "50%",
+            "--chart",
+            name,
+        ],
+        vec![
+            "eval", model, "--tasks", "piqa", "--data", "none", "--chart", name,
+        ],
+        vec!["bench", model, "--chart", name],
+    ] {
+        fail(&args, 2, "ends in .svg");
+    }
+    fail(&["report", model, "--out", name], 2, "ends in .html");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "weights");
+}
+
+#[test]
+fn a_model_whose_forward_pass_overflows_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (broken, out) = (folder.path().join("broken"), folder.path().join("out"));
+    fs::create_dir(&broken).unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        fs::copy(model().join(file), broken.join(file)).unwrap();
+    }
+    // Finite in every weight, infinite behind the last norm.
+    let tensors: Vec<(String, Tensor)> = load(&model().join("model.safetensors"))
+        .into_iter()
+        .map(|(name, tensor)| {
+            let tensor = match name.as_str() {
+                "model.norm.weight" => Tensor::f32(&tensor.shape, &vec![3e38; tensor.shape[0]]),
+                _ => tensor,
+            };
+            (name, tensor)
+        })
+        .collect();
+    let named: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(n, t)| (n.as_str(), t.clone()))
+        .collect();
+    save(&broken.join("model.safetensors"), &named);
+    let prune = [
+        "prune",
+        text(&broken),
+        "--method=magnitude",
+        "--pattern=50%",
+        "--out",
+        text(&out),
+    ];
+    let run = fail(&prune, 1, "forward pass");
+    assert!(run.stderr.contains("(the head)"), "{}", run.stderr);
+    assert!(!out.exists());
 }

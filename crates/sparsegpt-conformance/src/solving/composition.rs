@@ -2,7 +2,7 @@
 
 use sparsegpt::backend::Backend;
 use sparsegpt::mask::GivenMask;
-use sparsegpt::ndarray::Array2;
+use sparsegpt::ndarray::{Array2, Zip};
 use sparsegpt::solver::{ColumnOrder, MaskSource, Refit};
 use sparsegpt::{LayerSettings, Method, Pattern, UniformGrid};
 
@@ -57,7 +57,10 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("solver/order/best_is_the_best_of_its_orders", best_order);
     cases.add("solver/swaps/lower_the_error_and_keep_counts", swaps_lower);
     cases.add("solver/swaps/go_before_a_refit", swaps_before_refit);
+    cases.add("solver/swaps/refine_any_mask", swaps_refine_any);
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
+    cases.add("solver/mask_source/obs_is_the_first_saliency", obs_source);
+    cases.add("solver/order/rose_knows_a_given_mask", rose_on_a_mask);
 }
 
 fn layer() -> Layer {
@@ -354,7 +357,8 @@ fn best_order<B: Backend>(subject: &Subject<B>) -> Verdict {
             best.report.reconstruction_error
         );
         ensure!(
-            alone.report.order == Some(order),
+            alone.report.order == Some(order)
+                || (order, alone.report.order) == (ColumnOrder::Rose, Some(ColumnOrder::Natural)),
             "{order} reported as {:?}",
             alone.report.order
         );
@@ -419,5 +423,106 @@ fn swaps_lower<B: Backend>(subject: &Subject<B>) -> Verdict {
             "{method} {pattern}: {after:e} with swaps, {before:e} without"
         );
     }
+    Ok(())
+}
+
+/// Masks that a solver chose or a caller gave are refined as those of a score are.
+fn swaps_refine_any<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    let h = truth::widen(layer.hessian.view());
+    // What a mask (`true` = kept) loses if nothing makes up for its zeros.
+    let loss = |mask: &Array2<bool>| {
+        let lost = Zip::from(&layer.weights)
+            .and(mask)
+            .map_collect(|&weight, &kept| if kept { 0.0 } else { f64::from(weight) });
+        truth::energy(&lost, &h)
+    };
+    let mut random = Random::new(931);
+    let given = GivenMask::keeping(random.mask(layer.rows(), layer.cols(), 50).view());
+    for (name, settings) in [
+        ("sparsegpt 50%", with(Method::SparseGpt, "50%")?),
+        ("sparsegpt 2:4", with(Method::SparseGpt, "2:4")?),
+        ("quality 50%", with(Method::Quality, "50%")?),
+        ("a given mask", LayerSettings::new(given)),
+    ] {
+        let plain = layer.solve(&subject.solver, &settings)?;
+        let swapped = layer.solve(&subject.solver, &settings.with_swaps(20))?;
+        ensure!(
+            plain.report.pruned == swapped.report.pruned,
+            "{name}: {} pruned, with swaps {}",
+            plain.report.pruned,
+            swapped.report.pruned
+        );
+        let (before, after) = (loss(&plain.mask), loss(&swapped.mask));
+        ensure!(
+            after < before,
+            "{name}: the mask alone loses {after:e} with swaps, {before:e} without"
+        );
+    }
+    Ok(())
+}
+
+/// w² / [(H + λI)⁻¹]_jj on the dense weights.
+fn obs_source<B: Backend>(subject: &Subject<B>) -> Verdict {
+    const DAMPING: f64 = 0.01;
+    let layer = layer();
+    let settings = with(Method::Magnitude, "50%")?.with_mask_source(MaskSource::Obs);
+    let solution = layer.solve(&subject.solver, &settings)?;
+    ensure!(
+        solution.report.pruned == 128 && solution.report.damping == DAMPING,
+        "{} pruned with damping {}, expected 128 with {DAMPING}",
+        solution.report.pruned,
+        solution.report.damping
+    );
+    let mut h = truth::widen(layer.hessian.view());
+    let mean = h.diag().mean().unwrap_or_default();
+    h.diag_mut().mapv_inplace(|entry| entry + DAMPING * mean);
+    let inverse = sparsegpt::rowwise::inverse(h.view())?;
+    let saliency = |(row, col): (usize, usize)| {
+        f64::from(layer.weights[[row, col]]).powi(2) / inverse[[col, col]]
+    };
+    let of = |kept: bool| {
+        let marked = solution.mask.indexed_iter();
+        marked
+            .filter(move |(_, mark)| **mark == kept)
+            .map(|(at, _)| saliency(at))
+    };
+    let (most_pruned, least_kept) = (
+        of(false).fold(0.0, f64::max),
+        of(true).fold(f64::INFINITY, f64::min),
+    );
+    ensure!(
+        most_pruned <= least_kept * 1.001,
+        "a weight of saliency {most_pruned:e} is pruned, one of {least_kept:e} is kept"
+    );
+    Ok(())
+}
+
+/// Columns that lose much come first on a mask that is given, too.
+fn rose_on_a_mask<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let (rows, cols) = (3, 256);
+    let mut layer = Layer::new(rows, cols, 932);
+    // What is pruned stands in the last block of 128 columns.
+    let mut keep = Array2::from_elem((rows, cols), true);
+    for column in (130..cols).step_by(2) {
+        keep.column_mut(column).fill(false);
+        layer
+            .weights
+            .column_mut(column)
+            .mapv_inplace(|weight| weight * 3.0);
+    }
+    let settings = LayerSettings::new(GivenMask::keeping(keep.view()));
+    let natural = layer.solve(&subject.solver, &settings)?;
+    let rose = layer.solve(&subject.solver, &settings.with_order(ColumnOrder::Rose))?;
+    ensure!(
+        rose.report.order == Some(ColumnOrder::Rose) && rose.mask == keep,
+        "swept in order {:?}",
+        rose.report.order
+    );
+    let (natural, rose) = (layer.error(&natural), layer.error(&rose));
+    ensure!(
+        rose < natural,
+        "columns that come first are made good for by more others: {rose:e} in ROSE's order, {natural:e} in the natural one"
+    );
     Ok(())
 }

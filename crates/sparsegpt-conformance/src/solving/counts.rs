@@ -32,6 +32,10 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("solver/counts/given_mask_is_extended", extended_mask);
     cases.add("solver/counts/protected_columns_and_rows", protected);
     cases.add("solver/counts/protected_at_the_end", protected_at_the_end);
+    cases.add(
+        "solver/counts/earlier_blocks_leave_room_for_forced_weights",
+        forced_at_the_end,
+    );
     cases.add("solver/counts/shared_input", shared_input);
 }
 
@@ -253,6 +257,43 @@ fn dead_columns<B: Backend>(subject: &Subject<B>) -> Verdict {
     }
     let settings = LayerSettings::new(Pattern::n_of_m(2, 5)?);
     ensure_n_of_m(&layer.solve(&subject.solver, &settings)?.mask, 2, 5)
+}
+
+/// Weights without a choice in the last blocks, more than these blocks' share: the ones before take less.
+fn forced_at_the_end<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let (rows, cols) = (5, 70);
+    let dead: Vec<usize> = (40..cols).collect();
+    let layer = Layer::with_inputs(rows, cols, 150, &dead, 108);
+    for mask_block in [128, 16, 7] {
+        for (pattern, expected) in [
+            (Pattern::unstructured(0.5)?, rows * cols / 2),
+            (Pattern::per_row(0.5)?, rows * (cols / 2)),
+        ] {
+            let settings = LayerSettings::new(pattern).with_mask_block_size(mask_block);
+            let found = pruned(&layer.solve(&subject.solver, &settings)?.mask);
+            ensure!(
+                found == expected,
+                "{pattern}, dead columns at the end, mask blocks of {mask_block}: {found} pruned, expected {expected}"
+            );
+        }
+        let layer = Layer::new(rows, cols, 109);
+        let mut keep = Array2::from_elem((rows, cols), true);
+        keep.slice_mut(s![.., 42..]).fill(false);
+        let extended = GivenMask::keeping(keep.view()).extended_to(Sparsity::new(0.5)?);
+        let settings = LayerSettings::new(extended).with_mask_block_size(mask_block);
+        let mask = layer.solve(&subject.solver, &settings)?.mask;
+        ensure!(
+            pruned(&mask) == rows * cols / 2,
+            "a given mask extended to 50 %: {} pruned, expected {}",
+            pruned(&mask),
+            rows * cols / 2
+        );
+        ensure!(
+            mask.slice(s![.., 42..]).iter().all(|&kept| !kept),
+            "a given zero is kept"
+        );
+    }
+    Ok(())
 }
 
 fn act_order<B: Backend>(subject: &Subject<B>) -> Verdict {

@@ -194,7 +194,9 @@ impl Layer {
             sizes / total,
             &ENERGY,
         )?;
-        if settings.method != Method::SparseGpt || settings.parts() != Method::SparseGpt.parts() {
+        // Swaps go before the sweep.
+        let parts = settings.clone().with_swaps(0).parts();
+        if settings.method != Method::SparseGpt || parts != Method::SparseGpt.parts() {
             return compare(
                 "solver_loss",
                 report.solver_loss,

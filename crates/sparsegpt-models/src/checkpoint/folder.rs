@@ -298,7 +298,7 @@ impl ShardIndex {
 }
 
 /// Whether the text names a file of the folder itself, on every operating system.
-fn is_plain_file_name(file: &str) -> bool {
+pub(super) fn is_plain_file_name(file: &str) -> bool {
     let mut components = Path::new(file).components();
     let single = matches!(components.next(), Some(Component::Normal(part)) if part == file);
     single && components.next().is_none() && !file.contains(['/', '\\', ':', '\0'])

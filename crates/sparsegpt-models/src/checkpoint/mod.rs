@@ -14,6 +14,7 @@ mod overlay;
 mod packed;
 mod packed_folder;
 mod packing;
+mod quantized_folder;
 mod set;
 mod shard;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use sparsegpt_runtime::QuantizedLinear;
 
 use crate::gguf::{self, GgufModel};
 use crate::resume::digest_of_files;
@@ -36,6 +38,7 @@ use crate::{Error, Result, TensorSource};
 use folder::SafetensorsFolder;
 use packed::Packed;
 use packed_folder::PackedFolder;
+use quantized_folder::{QUANTIZATION_CONFIG, QuantizedFolder};
 
 pub use crate::gguf::{GgufType, WrittenGguf};
 pub use dtype::parse_dtype;
@@ -118,6 +121,15 @@ pub(crate) trait CheckpointSource: TensorSource {
         false
     }
 
+    /// A linear layer whose codes the source has, for the sparse runtime and stored sparse, where that has its kind.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    fn quantized_layer(&self, name: &str) -> Result<Option<QuantizedLinear>> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// Whether there are no values, only what config.json calls for.
     fn is_outline(&self) -> bool {
         false
@@ -130,7 +142,8 @@ pub(crate) trait CheckpointSource: TensorSource {
 }
 
 /// An opened model: a HuggingFace folder (config.json with model.safetensors, or with shards and
-/// model.safetensors.index.json), a [packed](Checkpoint::pack) folder, or a GGUF file.
+/// model.safetensors.index.json), a [packed](Checkpoint::pack) folder, or a GGUF file. A folder with layers in GPTQ's layout or
+/// compressed-tensors' `pack-quantized` is read as the float32 checkpoint that it stands for, w = (code - zero) scale.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -176,18 +189,35 @@ impl Checkpoint {
                 ),
             ));
         }
-        let config = read_json(&config_path)?;
-        if !config.is_object() {
+        let mut config = read_json(&config_path)?;
+        let Some(object) = config.as_object() else {
             return Err(Error::format(config_path, "expected a JSON object"));
-        }
-        let source: Arc<dyn CheckpointSource> = match path.join(PACKED_INDEX_FILE).is_file() {
-            true => Arc::new(PackedFolder::open(path)?),
-            false => Arc::new(SafetensorsFolder::open(path)?),
+        };
+        let quantized = object
+            .get(QUANTIZATION_CONFIG)
+            .is_some_and(|of| !of.is_null());
+        let source: Arc<dyn CheckpointSource> = if path.join(PACKED_INDEX_FILE).is_file() {
+            Arc::new(PackedFolder::open(path)?)
+        } else if quantized {
+            let folder = QuantizedFolder::open(path, config)?;
+            config = folder.config().clone();
+            Arc::new(folder)
+        } else {
+            Arc::new(SafetensorsFolder::open(path)?)
         };
         Ok(Self {
             path: path.to_path_buf(),
             config,
             source,
+        })
+    }
+
+    /// A HuggingFace folder with the tensors that it stores, quantized layers in their parts.
+    pub(crate) fn as_stored(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: read_json(&path.join(CONFIG_FILE))?,
+            source: Arc::new(SafetensorsFolder::open(path)?),
         })
     }
 

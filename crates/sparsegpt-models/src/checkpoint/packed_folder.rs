@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sparsegpt_runtime::{Container, LinearLayer};
 
 use super::dtype::decode;
-use super::folder::copy_companions;
+use super::folder::{copy_companions, is_plain_file_name};
 use super::shard::{MappedShard, ShardLayout, StoredBytes};
 use super::{
     CONFIG_FILE, CheckpointSource, DENSE_FILE, Dtype, PACKED_FILE, PACKED_INDEX_FILE,
@@ -23,6 +23,8 @@ use crate::{Error, Result, TensorInfo, TensorSource};
 const VERSION: u32 = 1;
 /// What a linear layer's weight ends in; the container has the name without it.
 pub(super) const WEIGHT: &str = ".weight";
+/// What the name of a shard ends in.
+const SHARD_ENDING: &str = ".safetensors";
 
 /// packed.safetensors.index.json: the checkpoint that was packed, so that unpacking gives the same files.
 #[derive(Debug, Deserialize, Serialize)]
@@ -116,6 +118,17 @@ impl PackedFolder {
                 "expected version {VERSION}, found {}",
                 index.version
             ));
+        }
+        let mut files = BTreeSet::new();
+        for IndexShard { file, .. } in &index.shards {
+            if !(is_plain_file_name(file) && file.ends_with(SHARD_ENDING)) {
+                return refuse(format!(
+                    "a shard {file:?}: unpacked shards lie in one folder, so only a file name that ends in {SHARD_ENDING} is allowed"
+                ));
+            }
+            if !files.insert(file) {
+                return refuse(format!("lists the shard {file:?} twice"));
+            }
         }
         let container = Container::open(&path.join(PACKED_FILE))?;
         let rest = MappedShard::open(&path.join(DENSE_FILE))?;

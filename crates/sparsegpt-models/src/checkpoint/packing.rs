@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use serde::Serialize;
-use sparsegpt_runtime::{ContainerWriter, LinearLayer, SparseLinear, Value};
+use sparsegpt_runtime::{
+    ContainerWriter, LinearLayer, QuantizedLinear, SparseLinear, Value, Width,
+};
 
 use super::dtype::encode;
 use super::packed_folder::{PackedIndex, WEIGHT};
@@ -44,7 +46,7 @@ pub struct PackedLayer {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// The type of its weights.
+    /// What its values are stored as, `int4` and `int8` for codes of a grid.
     pub dtype: &'static str,
     /// Whether it is stored sparse, and why.
     pub storage: String,
@@ -176,7 +178,7 @@ impl<'a> Packing<'a> {
         let mut reports = Vec::with_capacity(packed.len());
         for ((name, _), layer) in self.layers.iter().zip(&packed) {
             layer.add(&mut writer, name.strip_suffix(WEIGHT).unwrap_or(name))?;
-            reports.push(report(name, layer.layer()));
+            reports.push(report(name, layer));
         }
         writer.write(&self.staging.path.join(PACKED_FILE))?;
         Ok(reports)
@@ -232,10 +234,14 @@ enum AnyPacked {
     F32(SparseLinear<f32>),
     Bf16(SparseLinear<bf16>),
     F16(SparseLinear<f16>),
+    Codes(QuantizedLinear),
 }
 
 impl AnyPacked {
     fn new(source: &dyn CheckpointSource, name: &str, shape: Multiplied) -> Result<Self> {
+        if let Some(layer) = source.quantized_layer(name)? {
+            return Ok(Self::Codes(layer));
+        }
         let info = source.info(name).ok_or_else(|| missing(name))?;
         let bytes = bytes_of(source, name, &info)?;
         Ok(match info.dtype {
@@ -250,6 +256,18 @@ impl AnyPacked {
             Self::F32(layer) => layer,
             Self::Bf16(layer) => layer,
             Self::F16(layer) => layer,
+            Self::Codes(layer) => layer,
+        }
+    }
+
+    /// What the values are stored as.
+    fn stored(&self) -> &'static str {
+        match self {
+            Self::Codes(layer) => match layer.width() {
+                Width::Four => "int4",
+                _ => "int8",
+            },
+            other => other.layer().dtype(),
         }
     }
 
@@ -258,6 +276,7 @@ impl AnyPacked {
             Self::F32(layer) => writer.add(name, layer),
             Self::Bf16(layer) => writer.add(name, layer),
             Self::F16(layer) => writer.add(name, layer),
+            Self::Codes(layer) => writer.add_quantized(name, layer),
         }?)
     }
 }
@@ -269,13 +288,14 @@ fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<Spars
     linear(name, values, shape, Stored::Faster)
 }
 
-fn report(name: &str, layer: &dyn LinearLayer) -> PackedLayer {
+fn report(name: &str, packed: &AnyPacked) -> PackedLayer {
+    let layer = packed.layer();
     let storage = layer.storage();
     PackedLayer {
         name: name.to_owned(),
         rows: layer.rows(),
         cols: layer.cols(),
-        dtype: layer.dtype(),
+        dtype: packed.stored(),
         storage: storage.to_string(),
         sparse: storage.is_sparse(),
         density: storage.density(),

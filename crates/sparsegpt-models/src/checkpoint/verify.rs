@@ -42,7 +42,10 @@ pub(super) fn verify(
     packed: Option<&Packed>,
     expected: &[ExpectedLayer],
 ) -> Result<Vec<CastZeros>> {
-    let written = Checkpoint::open(folder)?;
+    let written = match packed {
+        Some(_) => Checkpoint::as_stored(folder)?,
+        None => Checkpoint::open(folder)?,
+    };
     let tensors = written.tensors();
     let surplus = tensors
         .names()

@@ -20,7 +20,7 @@ use super::{
     CONFIG_FILE, Checkpoint, CheckpointSource, Dtype, INDEX_FILE, SINGLE_FILE, StoredTensor,
     WeightSink, read_json,
 };
-use crate::decoder::TransformerConfig;
+use crate::decoder::{TransformerConfig, check_forward};
 use crate::staging::{Leftovers, MadeParents, Staging, canonical, parent_of, rename, sync_names};
 use crate::{Error, Result, TensorInfo};
 
@@ -71,6 +71,15 @@ impl ProvenCheckpoint {
     #[must_use]
     pub fn staging(&self) -> &Path {
         &self.staging.path
+    }
+
+    /// Opens the checkpoint once more and runs a few tokens through it; see [`check_forward`].
+    ///
+    /// # Errors
+    /// As [`check_forward`], and if the checkpoint cannot be opened.
+    pub fn check_forward(&self) -> Result<()> {
+        let written = Checkpoint::open(&self.staging.path)?;
+        check_forward(written.config(), &written.tensors())
     }
 
     /// Gives the checkpoint its name.

@@ -447,6 +447,27 @@ const FLAGS: [&str; 10] = [
     "use_bidirectional_attention",
 ];
 
+/// Keys that transformers takes by this name in families that have another for it (`attribute_map`, and BLOOM's width).
+/// Others it does not read by a name that is not the family's.
+const COMMON_NAMES: [&str; 6] = [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "head_dim",
+    "num_experts",
+];
+
+/// What a rotary embedding is where the file does not say.
+#[derive(Clone, Copy)]
+struct RotaryDefaults {
+    theta: f64,
+    /// The longest sequence.
+    positions: usize,
+    /// Of the context that was trained on; `None`: the longest sequence.
+    original_positions: Option<usize>,
+}
+
 /// Typed access to the keys by LLaMA's names; `null` counts as absent.
 struct Keys<'a> {
     object: &'a Map<String, Value>,
@@ -455,14 +476,16 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// The family's name of a key.
+    /// The family's name of a key; its common name where transformers takes that too and the family's is absent.
     fn name<'k>(&self, key: &'k str) -> &'k str {
-        let renamed = self.renamed.iter().find(|(common, _)| *common == key);
-        match renamed {
-            // transformers takes the common name too.
-            Some((_, own)) if own.is_empty() || !self.object.contains_key(key) => own,
-            _ => key,
-        }
+        let Some((_, own)) = self.renamed.iter().find(|(common, _)| *common == key) else {
+            return key;
+        };
+        let by_common_name = COMMON_NAMES.contains(&key)
+            && !own.is_empty()
+            && !self.object.contains_key(*own)
+            && self.object.contains_key(key);
+        if by_common_name { key } else { own }
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -506,6 +529,12 @@ impl<'a> Keys<'a> {
                     format!("true is not supported for model_type {}", spec.model_type),
                 ));
             }
+        }
+        if self.flag("slow_but_exact")? == Some(true) && self.count("pretraining_tp")? > Some(1) {
+            return Err(Error::config(
+                "slow_but_exact",
+                "true with pretraining_tp above 1 is not supported: transformers computes such layers without their bias",
+            ));
         }
         match self.text("position_embedding_type")? {
             None | Some("absolute") => Ok(()),
@@ -681,11 +710,22 @@ impl<'a> Keys<'a> {
                 "parameters that differ between layers are not supported for this family",
             ));
         }
-        let (angles, fraction) = self.rotary_of("full_attention", (spec.theta, rows))?;
+        let given = RotaryDefaults {
+            theta: spec.theta,
+            positions: rows,
+            original_positions: spec.original_positions,
+        };
+        let (angles, fraction) = self.rotary_of("full_attention", given)?;
         let local = match spec.local_theta {
             None => None,
             Some((key, default)) => match self.kinds_of_rotary() {
-                true => Some(self.rotary_of("sliding_attention", (default, rows))?.0),
+                true => {
+                    let given = RotaryDefaults {
+                        theta: default,
+                        ..given
+                    };
+                    Some(self.rotary_of("sliding_attention", given)?.0)
+                }
                 false => {
                     let theta = self.number(key)?.unwrap_or(default);
                     Some(RotaryConfig::new(theta, RopeScaling::None)?)
@@ -777,8 +817,8 @@ impl<'a> Keys<'a> {
         parameters.is_some_and(|parameters| parameters.get("full_attention").is_some())
     }
 
-    /// The rotary embedding of one kind of attention, or the only one. Given are the base where the file has none, and the longest sequence.
-    fn rotary_of(&self, kind: &str, given: (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
+    /// The rotary embedding of one kind of attention, or the only one.
+    fn rotary_of(&self, kind: &str, given: RotaryDefaults) -> Result<(RotaryConfig, Option<f64>)> {
         if !self.kinds_of_rotary() {
             return self.rotary(given);
         }
@@ -854,7 +894,7 @@ impl<'a> Keys<'a> {
 
     /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` before it; and `partial_rotary_factor`
     /// in either place.
-    fn rotary(&self, (default_theta, most): (f64, usize)) -> Result<(RotaryConfig, Option<f64>)> {
+    fn rotary(&self, given: RotaryDefaults) -> Result<(RotaryConfig, Option<f64>)> {
         let outer_fraction = self.number("partial_rotary_factor")?;
         let (key, scaling) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
             (Some(parameters), Some(scaling)) if parameters != scaling => {
@@ -867,7 +907,7 @@ impl<'a> Keys<'a> {
             (None, scaling) => ("rope_scaling", scaling),
         };
         let Some(scaling) = scaling else {
-            let theta = self.number("rope_theta")?.unwrap_or(default_theta);
+            let theta = self.number("rope_theta")?.unwrap_or(given.theta);
             return Ok((RotaryConfig::new(theta, RopeScaling::None)?, outer_fraction));
         };
         let object = scaling
@@ -879,7 +919,7 @@ impl<'a> Keys<'a> {
         };
         let theta = match inner.number("rope_theta")? {
             Some(theta) => theta,
-            None => self.number("rope_theta")?.unwrap_or(default_theta),
+            None => self.number("rope_theta")?.unwrap_or(given.theta),
         };
         let kind = match (inner.text("rope_type")?, inner.text("type")?) {
             (Some(new), Some(old)) if new != old => {
@@ -917,13 +957,13 @@ impl<'a> Keys<'a> {
                 factor: required("factor")?,
                 low_freq_factor: required("low_freq_factor")?,
                 high_freq_factor: required("high_freq_factor")?,
-                original_positions: required("original_max_position_embeddings")?,
+                original_positions: self.original_positions(&inner, given)?,
             },
             "dynamic" => RopeScaling::Dynamic {
                 factor: required("factor")?,
-                original_positions: most as f64,
+                original_positions: given.positions as f64,
             },
-            "yarn" | "longrope" | "su" => self.stretched(kind, key, &inner)?,
+            "yarn" | "longrope" | "su" => self.stretched((kind, key), &inner, given)?,
             other => {
                 return Err(Error::config(
                     format!("{key}.rope_type"),
@@ -937,20 +977,29 @@ impl<'a> Keys<'a> {
         Ok((RotaryConfig::new(theta, scaling)?, fraction))
     }
 
-    /// YaRN and LongRoPE, whose parameters have defaults, as in `modeling_rope_utils` of transformers.
-    fn stretched(&self, kind: &str, key: &str, inner: &Keys<'_>) -> Result<RopeScaling> {
-        let most = self.number("max_position_embeddings")?;
-        // Phi-3 has it beside the parameters.
-        let original = match self.number("original_max_position_embeddings")? {
-            Some(positions) => Some(positions),
-            None => inner.number("original_max_position_embeddings")?,
+    /// The context that was trained on: beside the parameters, as Phi-3 has it, before within them, as in `modeling_rope_utils` of
+    /// transformers.
+    fn original_positions(&self, inner: &Keys<'_>, given: RotaryDefaults) -> Result<f64> {
+        const KEY: &str = "original_max_position_embeddings";
+        let beside = match (self.number(KEY)?, given.original_positions) {
+            (None, Some(default)) => Some(default as f64),
+            (beside, _) => beside,
         };
-        let original_positions = original.or(most).ok_or_else(|| {
-            Error::config(format!("{key}.original_max_position_embeddings"), "missing")
-        })?;
+        let within = inner.number(KEY)?;
+        Ok(beside.or(within).unwrap_or(given.positions as f64))
+    }
+
+    /// YaRN and LongRoPE, whose parameters have defaults, as in `modeling_rope_utils` of transformers.
+    fn stretched(
+        &self,
+        (kind, key): (&str, &str),
+        inner: &Keys<'_>,
+        given: RotaryDefaults,
+    ) -> Result<RopeScaling> {
+        let original_positions = self.original_positions(inner, given)?;
         let factor = match inner.number("factor")? {
             Some(factor) => factor,
-            None => most.unwrap_or(original_positions) / original_positions,
+            None => given.positions as f64 / original_positions,
         };
         let given = inner.number("attention_factor")?;
         // Phi-3 has called LongRoPE so.
@@ -999,7 +1048,7 @@ impl<'a> Keys<'a> {
     fn sliding_windows(&self, windows: Windows, blocks: usize) -> Result<Vec<Option<usize>>> {
         let (default, flagged) = match windows {
             Windows::Never => return Ok(vec![None; blocks]),
-            Windows::Always(default) => (default, false),
+            Windows::Always(default) | Windows::AlwaysOrListed(default) => (default, false),
             Windows::AlwaysFlagged(default) => (default, true),
             Windows::Flagged | Windows::Listed => (Some(4096), true),
             Windows::Every { .. } => (Some(4096), false),
@@ -1039,6 +1088,9 @@ impl<'a> Keys<'a> {
                     )),
                 })
                 .collect();
+        }
+        if matches!(windows, Windows::AlwaysOrListed(_)) {
+            return Ok(vec![window; blocks]);
         }
         if windows == Windows::Listed && window.is_some() {
             return Err(Error::config(
@@ -1145,6 +1197,92 @@ mod tests {
             ),
             [Some(16), None]
         );
+    }
+
+    #[test]
+    fn a_mistral_with_layer_types_is_a_ministral() {
+        let types = json!(["full_attention", "sliding_attention"]);
+        let config = with(json!({
+            "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16, "layer_types": types,
+        }));
+        let config = TransformerConfig::from_json(&config).unwrap();
+        assert_eq!(config.sliding_windows, [None, Some(16)]);
+    }
+
+    #[test]
+    fn keys_of_other_families_are_not_read() {
+        let same = |with_it: Value, without: Value| {
+            let read = |changes| TransformerConfig::from_json(&with(changes)).unwrap();
+            assert_eq!(read(with_it.clone()), read(without), "{with_it}");
+        };
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 64, "activation_function": "relu"});
+        let mut stray = gpt2.clone();
+        stray["hidden_act"] = json!("silu");
+        stray["rms_norm_eps"] = json!(0.1);
+        stray["intermediate_size"] = json!(1000);
+        same(stray, gpt2);
+        // But these it has under both names.
+        let common = with(json!({"model_type": "gpt2"}));
+        assert_eq!(TransformerConfig::from_json(&common).unwrap().blocks, 2);
+        let neox = json!({"model_type": "gpt_neox", "rotary_emb_base": 500, "rotary_pct": 0.5});
+        let mut stray = neox.clone();
+        stray["rope_theta"] = json!(7);
+        stray["partial_rotary_factor"] = json!(1.0);
+        same(stray, neox);
+        let opt = json!({"model_type": "opt", "ffn_dim": 100});
+        let mut stray = opt.clone();
+        stray["hidden_act"] = json!("silu");
+        same(stray, opt);
+    }
+
+    #[test]
+    fn the_trained_context_stands_beside_the_parameters_first() {
+        let scaling = |model_type: &str, kind: &str, beside: Option<u32>, within: Option<u32>| {
+            let ones = vec![1.0; 8];
+            let mut parameters = json!({
+                "rope_type": kind, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            });
+            if kind == "longrope" {
+                parameters = json!({"rope_type": kind, "short_factor": ones, "long_factor": ones});
+            }
+            if let Some(within) = within {
+                parameters["original_max_position_embeddings"] = json!(within);
+            }
+            let mut config = with(json!({
+                "model_type": model_type, "rope_parameters": parameters, "max_position_embeddings": 512,
+            }));
+            if let Some(beside) = beside {
+                config["original_max_position_embeddings"] = json!(beside);
+            }
+            match TransformerConfig::from_json(&config).unwrap().positions {
+                Positions::Rotary { angles, .. } => match angles.scaling() {
+                    RopeScaling::Llama3 {
+                        original_positions, ..
+                    }
+                    | RopeScaling::LongRope {
+                        original_positions, ..
+                    } => *original_positions,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            }
+        };
+        for (model_type, kind, beside, within, expected) in [
+            ("llama", "llama3", Some(64), Some(16), 64.0),
+            ("llama", "llama3", Some(64), None, 64.0),
+            ("llama", "llama3", None, Some(16), 16.0),
+            ("llama", "llama3", None, None, 512.0),
+            ("llama", "longrope", None, Some(16), 16.0),
+            // Phi-3's own default is always beside them.
+            ("phi3", "longrope", None, Some(16), 4096.0),
+            ("phi3", "longrope", Some(32), Some(16), 32.0),
+        ] {
+            let found = scaling(model_type, kind, beside, within);
+            assert_eq!(
+                found, expected,
+                "{model_type}, {kind}, {beside:?}, {within:?}"
+            );
+        }
     }
 
     #[test]

@@ -166,6 +166,9 @@ pub(super) enum Windows {
     Never,
     /// All, of this size where the key is absent.
     Always(Option<usize>),
+    /// Those that `layer_types` names, without it all; of this size where the key is absent. (transformers takes a Mistral with
+    /// `layer_types` for a Ministral.)
+    AlwaysOrListed(Option<usize>),
     /// All, of this size where the key is absent, if `use_sliding_window`.
     AlwaysFlagged(Option<usize>),
     /// Those that `layer_types` names, or from `max_window_layers` on, if `use_sliding_window`.
@@ -310,6 +313,9 @@ pub(super) struct FamilySpec {
     pub(super) kv_heads: Option<usize>,
     pub(super) activation: &'static str,
     pub(super) theta: f64,
+    /// The context that LongRoPE and its kin go out from, where the key beside their parameters is absent and does not stand for the
+    /// longest sequence.
+    pub(super) original_positions: Option<usize>,
     /// Rotary base of blocks with a window, where it is another: its key, and the base where that is absent.
     pub(super) local_theta: Option<(&'static str, f64)>,
     /// Where `query_pre_attn_scalar` stands for the width of a head: its value where it is absent.
@@ -383,6 +389,7 @@ const LLAMA: FamilySpec = FamilySpec {
     kv_heads: None,
     activation: "silu",
     theta: 10_000.0,
+    original_positions: None,
     local_theta: None,
     query_scalar: None,
     softcaps: [None, None],
@@ -422,7 +429,7 @@ const MISTRAL: FamilySpec = FamilySpec {
     model_type: "mistral",
     max_positions: 131_072,
     kv_heads: Some(8),
-    windows: Windows::Always(Some(4096)),
+    windows: Windows::AlwaysOrListed(Some(4096)),
     ..UNBIASED
 };
 
@@ -442,6 +449,7 @@ const GPT_NEOX: FamilySpec = FamilySpec {
     keys: &[
         ("rms_norm_eps", "layer_norm_eps"),
         ("rope_theta", "rotary_emb_base"),
+        ("partial_rotary_factor", "rotary_pct"),
     ],
     max_positions: 2048,
     activation: "gelu",
@@ -449,7 +457,7 @@ const GPT_NEOX: FamilySpec = FamilySpec {
     norm_eps: 1e-5,
     positions: PositionKind::Rotary {
         part: RotaryPart::Fraction {
-            key: "rotary_pct",
+            key: "partial_rotary_factor",
             default: 0.25,
         },
         interleaved: false,
@@ -729,6 +737,7 @@ const PHI3: FamilySpec = FamilySpec {
         },
         interleaved: false,
     },
+    original_positions: Some(4096),
     windows: Windows::Always(None),
     names: Names {
         qkv: Qkv::Fused {

@@ -70,6 +70,8 @@ pub(super) struct Chooser {
     share: f64,
     pruned: u64,
     pruned_in_row: Vec<usize>,
+    /// Of each row, the weights without a choice that no block has asked about yet; counted at the first one.
+    forced_later: Option<Vec<usize>>,
 }
 
 impl Chooser {
@@ -78,6 +80,7 @@ impl Chooser {
             share: 1.0,
             pruned: 0,
             pruned_in_row: vec![0; job.rows],
+            forced_later: None,
         }
     }
 
@@ -200,6 +203,7 @@ impl Chooser {
                 mask.row(row).iter().filter(|&&marked| marked).count()
             })
         };
+        let forced_later = self.forced_after(job, forced.as_ref());
         let count_of = |mask: &Option<Array2<bool>>| -> usize {
             mask.as_ref()
                 .map_or(0, |mask| mask.iter().filter(|&&marked| marked).count())
@@ -212,7 +216,15 @@ impl Chooser {
                 let later = job.unprotected_columns_from(columns.end) * job.unprotected_rows();
                 let due = target.max(total.saturating_sub(later as u64));
                 let wanted = usize::try_from(due.saturating_sub(self.pruned)).unwrap_or(usize::MAX);
-                let count = self.part(wanted).max(count_of(&forced)).min(available);
+                // What has no choice in later blocks counts too.
+                let left =
+                    total.saturating_sub(self.pruned + forced_later.iter().sum::<usize>() as u64);
+                let most = usize::try_from(left).unwrap_or(usize::MAX);
+                let count = self
+                    .part(wanted)
+                    .min(most)
+                    .max(count_of(&forced))
+                    .min(available);
                 self.pruned += count as u64;
                 Ask::Lowest(Counts::All(count))
             }
@@ -223,7 +235,12 @@ impl Chooser {
                     .map(|row| {
                         let available = width - marked(&protected, row);
                         let wanted = due.saturating_sub(self.pruned_in_row[row]);
-                        self.part(wanted).max(marked(&forced, row)).min(available)
+                        let most =
+                            total.saturating_sub(self.pruned_in_row[row] + forced_later[row]);
+                        self.part(wanted)
+                            .min(most)
+                            .max(marked(&forced, row))
+                            .min(available)
                     })
                     .collect();
                 for (sum, count) in self.pruned_in_row.iter_mut().zip(&counts) {
@@ -251,6 +268,21 @@ impl Chooser {
             forced,
             protected,
         })
+    }
+
+    /// Of each row, the weights without a choice behind a block whose own are `forced`.
+    fn forced_after<B: Backend>(
+        &mut self,
+        job: &Job<'_, B>,
+        forced: Option<&Array2<bool>>,
+    ) -> Vec<usize> {
+        let later = self.forced_later.get_or_insert_with(|| forced_in_rows(job));
+        if let Some(forced) = forced {
+            for (later, row) in later.iter_mut().zip(forced.rows()) {
+                *later -= row.iter().filter(|&&marked| marked).count();
+            }
+        }
+        later.clone()
     }
 
     /// The choice for [`Ask::ByScores`].
@@ -342,4 +374,20 @@ impl Chooser {
         self.pruned += mask.iter().filter(|&&pruned| pruned).count() as u64;
         Ok(mask)
     }
+}
+
+/// Of each row, the weights that are pruned whatever their saliency: their input is dead or the policy says so, and the caller
+/// does not protect them.
+fn forced_in_rows<B: Backend>(job: &Job<'_, B>) -> Vec<usize> {
+    let by_policy = job.settings.mask.forced();
+    let free = || (0..job.cols).filter(|&column| !job.protected_columns[column]);
+    let dead = free().filter(|&column| job.is_dead(column)).count();
+    let in_row = |row: usize| match &by_policy {
+        _ if job.protected_rows[row] => 0,
+        Some(forced) => free()
+            .filter(|&column| job.is_dead(column) || forced[[row, column]])
+            .count(),
+        None => dead,
+    };
+    (0..job.rows).map(in_row).collect()
 }

@@ -7,7 +7,7 @@ use super::ahead::Ahead;
 use super::job::Job;
 use super::method::{MaskSource, Method, Parts, Refit, Rounding, WeightSolver};
 use super::order::ColumnOrder;
-use super::prepare::Factored;
+use super::prepare::{Diagonal, Factored};
 use super::refit::Judge;
 use super::rows;
 use super::settings::LayerSettings;
@@ -137,7 +137,7 @@ pub(super) fn held_out_error<B: Backend>(
     Ok(error.map(|(error, total)| if total > 0.0 { error / total } else { 0.0 }))
 }
 
-/// A mask chosen on the dense weights and refined, and then whatever the other parts make of it.
+/// A mask that is chosen and refined, and then whatever the other parts make of it.
 fn with_swaps<B: Backend>(
     job: &mut Job<'_, B>,
     dense: ArrayView2<'_, f32>,
@@ -149,10 +149,13 @@ fn with_swaps<B: Backend>(
         quantizer: None,
         measure: false,
         swaps: 0,
+        refit: Some(Refit::None),
         ..job.settings.clone()
     };
-    let chosen = job.stage(dense, &choosing, |stage| {
-        without_update(stage, dense, Some(&mut *hessian))
+    let by_solver = parts.mask == MaskSource::Solver && !job.mask_is_given()?;
+    let chosen = job.stage(dense, &choosing, |stage| match by_solver {
+        true => solve(stage, dense, Some(&mut *hessian), shared),
+        false => without_update(stage, dense, Some(&mut *hessian)),
     })?;
     let mask = job.timed(Stage::Select, |job| {
         rows::swap_refine(job, dense, hessian, chosen.mask.view(), parts.swaps)
@@ -177,6 +180,12 @@ fn sweep<B: Backend>(
     if job.settings.order != ColumnOrder::Best {
         return sparsegpt(job, dense, hessian, shared);
     }
+    let diagonal = Diagonal::of(hessian, job.layer)?;
+    let moves = |order: ColumnOrder| order.columns(job.settings, dense, &diagonal).is_some();
+    let others: Vec<ColumnOrder> = ColumnOrder::OTHERS
+        .into_iter()
+        .filter(|&order| moves(order))
+        .collect();
     let mut in_order = |order| {
         let settings = LayerSettings {
             order,
@@ -190,7 +199,7 @@ fn sweep<B: Backend>(
     // Where an error overflows, any that is known is better.
     let error = |solved: &Solved| solved.error.map_or(f64::INFINITY, |(error, _)| error);
     let mut best = in_order(ColumnOrder::Natural)?;
-    for order in ColumnOrder::OTHERS {
+    for order in others {
         let solved = in_order(order)?;
         if error(&solved) < error(&best) {
             best = solved;
@@ -229,6 +238,7 @@ fn in_stages<B: Backend>(
             })?;
             settings.mask = std::sync::Arc::new(GivenMask::keeping(solved.mask.view()));
         }
+        let choice = solved.factored();
         match parts.weights {
             WeightSolver::Keep => {}
             WeightSolver::Sweep => {
@@ -256,11 +266,11 @@ fn in_stages<B: Backend>(
                 })?;
             }
         }
-        let factored = job.timed(Stage::Refit, |job| {
+        let refitted = job.timed(Stage::Refit, |job| {
             let judge = Judge::new(job, dense, hessian)?;
             judge.refit(job, &mut solved.weights, solved.mask.view(), parts.refit)
         })?;
-        if let Some(factored) = factored {
+        for factored in [choice, refitted].into_iter().flatten() {
             solved.also_factored(factored);
         }
     }

@@ -132,18 +132,9 @@ impl<'a, B: Backend> Job<'a, B> {
         if self.settings.protected_columns.is_empty() && self.settings.protected_rows.is_empty() {
             return Ok(());
         }
-        let original: Vec<usize> = (0..self.cols).collect();
-        let whole = crate::mask::MaskBlock {
-            layer: self.layer,
-            rows: self.rows,
-            cols: self.cols,
-            columns: 0..self.cols,
-            original_columns: &original,
-            pruned_before: 0,
-        };
         let columns = self.unprotected_columns_from(0);
         let available = self.unprotected_rows() * columns;
-        let short = match self.checked(self.settings.mask.choose(&whole)?, self.cols)? {
+        let short = match self.checked(self.asked_whole()?, self.cols)? {
             BlockMask::Lowest { total, .. } => total > available as u64,
             BlockMask::LowestPerRow { total, .. } => total > columns,
             BlockMask::NofM { zeros, group } => self
@@ -171,6 +162,24 @@ impl<'a, B: Backend> Job<'a, B> {
             ));
         }
         Ok(())
+    }
+
+    /// What the policy asks of all columns together.
+    fn asked_whole(&self) -> Result<BlockMask> {
+        let original: Vec<usize> = (0..self.cols).collect();
+        self.settings.mask.choose(&crate::mask::MaskBlock {
+            layer: self.layer,
+            rows: self.rows,
+            cols: self.cols,
+            columns: 0..self.cols,
+            original_columns: &original,
+            pruned_before: 0,
+        })
+    }
+
+    /// Whether the policy leaves nothing to choose.
+    pub(super) fn mask_is_given(&self) -> Result<bool> {
+        Ok(matches!(self.asked_whole()?, BlockMask::Fixed(_)))
     }
 
     /// A policy's answer for `width` columns, held to what the rest of the solver relies on.

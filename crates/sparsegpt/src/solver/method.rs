@@ -44,7 +44,8 @@ pub enum Method {
     ///
     /// 6·r·c flops, and memory for W and the mask. As [`Wanda`](Self::Wanda), mostly a little better, and made for N:M.
     Ria,
-    /// ADMM with a gradual mask (Boža 2024, arXiv 2401.02938); the formulas stand at [`Admm`].
+    /// ADMM with a gradual mask (Boža 2024, arXiv 2401.02938); the formulas stand at [`Admm`]. A sparsity of the layer is read as
+    /// one of each row ([`Admm::per_row`]); V:N:M and blocks of weights are chosen whole from the start.
     ///
     /// c³ flops for an inverse and 2·r·c² for each of 20 iterations; memory for H, its inverse, and four matrices of the layer's
     /// size. [`Quality`](Self::Quality) without its refit, for those who bring their own.
@@ -75,19 +76,21 @@ pub enum Method {
     /// w² / \[H⁻¹\]_jj first, where H is that of the weights its row still has, and each time the rest of the row makes up for it;
     /// see [`obc_mask`](crate::rowwise::obc_mask).
     ///
-    /// Up to r·c³ flops on the host in f64; memory for a matrix of c² a thread, and the order and losses of all weights. For
-    /// small layers, and as the yardstick of greedy removal.
+    /// Up to r·c³ flops on the host in f64; memory for a matrix of c² a thread, and the order and losses of all weights. V:N:M
+    /// is chosen at once by the first prices. For small layers, and as the yardstick of greedy removal.
     Obc,
     /// OBQ (same paper): where a quantizer is given, weights are rounded one at a time, the cheapest first, and each time the
     /// rest of the row makes up for it; pruned before as by [`Obc`](Self::Obc). See [`obq`](crate::rowwise::obq).
     ///
-    /// 2/3·r·c³ flops on the host in f64 beside those of [`Obc`](Self::Obc). For small layers.
+    /// 2/3·r·c³ flops on the host in f64 beside those of [`Obc`](Self::Obc), and its memory. For small layers.
     Obq,
     /// The least error for the time: ADMM with a gradual mask, ten steps of conjugate gradients on its mask (Boža 2024 with
     /// the refit of Meng et al. 2024), and where a quantizer is given, [`SparseGpt`](Self::SparseGpt)'s sweep on that mask from the
     /// weights found so.
     ///
-    /// c³ + 60·r·c² flops, some r·c² + c³/3 more with a quantizer: a whole `prune` run takes less than twice that with SparseGPT.
+    /// A sparsity of the layer is read as one of each row, as by [`Admm`](Self::Admm).
+    ///
+    /// c³ + 62·r·c² flops, some r·c² + c³/3 more with a quantizer: a whole `prune` run takes less than twice that with SparseGPT.
     /// Memory for H, its inverse, and five matrices of the layer's size. Where SparseGPT's perplexity is not good enough.
     Quality,
 }
@@ -140,6 +143,10 @@ pub enum MaskSource {
     Wanda,
     /// (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·‖x_j‖^½ (Zhang et al. 2024, Eq. 5, a = ½).
     Ria,
+    /// w² / \[(H + λI)⁻¹\]_jj on the dense weights, all of the layer at once: the saliency of the optimal brain surgeon (Hassibi & Stork
+    /// 1993, Eq. 5; SparseGPT, Eq. 3), which [`Solver`](Self::Solver) with a sweep takes a block at a time on weights that have been made
+    /// good already. c³ flops for the inverse.
+    Obs,
 }
 
 /// What sets the weights that are kept.
@@ -160,7 +167,8 @@ pub enum WeightSolver {
     Obc,
 }
 
-/// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024).
+/// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024). Written as
+/// `iterations=20,ramp=15,damping=0.1,penalty=1,growing=false,per-row=true`.
 ///
 /// In coordinates in which H has a unit diagonal, with W the iterate, Z its projection on the mask and U the scaled
 /// multipliers: W ← D + ρ(Z − U − D)(H + (δ + ρ)I)⁻¹; Z ← P(W + U), which prunes the smallest |W + U|;
@@ -205,6 +213,98 @@ impl Admm {
         growing: true,
         per_row: false,
     };
+
+    /// These settings, changed where `changes` says so: `name=value` as they are written, comma between two.
+    ///
+    /// ```
+    /// use sparsegpt::solver::Admm;
+    /// let patient = Admm::GRADUAL.changed("iterations=40,ramp=30")?;
+    /// assert_eq!((patient.iterations, patient.ramp, patient.penalty), (40, 30, Admm::GRADUAL.penalty));
+    /// # Ok::<(), sparsegpt::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// For an unknown name, a value that cannot be read, a name given twice, or as [`validate`](Self::validate).
+    pub fn changed(mut self, changes: &str) -> Result<Self> {
+        fn read<T: FromStr>(to: &mut T, (name, value): (&str, &str), wanted: &str) -> Result<()> {
+            let unreadable = |_| Error::setting("ADMM", format!("{wanted} for {name}"), value);
+            *to = value.parse().map_err(unreadable)?;
+            Ok(())
+        }
+        const COUNT: &str = "a whole number";
+        const NUMBER: &str = "a number";
+        const CHOICE: &str = "true or false";
+        let mut seen = Vec::new();
+        for change in changes.split(',') {
+            let (name, value) = change.split_once('=').unwrap_or((change, ""));
+            let given = (name.trim(), value.trim());
+            match given.0 {
+                "iterations" => read(&mut self.iterations, given, COUNT)?,
+                "ramp" => read(&mut self.ramp, given, COUNT)?,
+                "damping" => read(&mut self.damping, given, NUMBER)?,
+                "penalty" => read(&mut self.penalty, given, NUMBER)?,
+                "growing" => read(&mut self.growing, given, CHOICE)?,
+                "per-row" => read(&mut self.per_row, given, CHOICE)?,
+                _ => {
+                    return Err(Error::setting(
+                        "ADMM",
+                        "name=value, of iterations, ramp, damping, penalty, growing and per-row, each once",
+                        change,
+                    ));
+                }
+            }
+            if seen.contains(&given.0) {
+                return Err(Error::setting("ADMM", "each setting once", changes));
+            }
+            seen.push(given.0);
+        }
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// Checks that the iterations can be made.
+    ///
+    /// # Errors
+    /// The first setting out of range: no iteration, a ramp beyond the iterations, a negative damping, a penalty that is not
+    /// positive.
+    pub fn validate(&self) -> Result<()> {
+        if self.iterations == 0 {
+            return Err(Error::setting("ADMM iterations", "at least 1", 0));
+        }
+        if self.ramp > self.iterations {
+            let most = format!("at most the iterations, {}", self.iterations);
+            return Err(Error::setting("ADMM ramp", most, self.ramp));
+        }
+        if !(0.0..=Self::MOST).contains(&self.damping) {
+            let range = format!("from 0 to {}", Self::MOST);
+            return Err(Error::setting("ADMM damping", range, self.damping));
+        }
+        if !(self.penalty > 0.0 && self.penalty <= Self::MOST) {
+            let range = format!("above 0, at most {}", Self::MOST);
+            return Err(Error::setting("ADMM penalty", range, self.penalty));
+        }
+        Ok(())
+    }
+
+    /// Of damping and penalty, in units of H's diagonal: with more, no weight makes up for another in f32.
+    const MOST: f64 = 1e3;
+}
+
+impl fmt::Display for Admm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            iterations,
+            ramp,
+            damping,
+            penalty,
+            growing,
+            per_row,
+        } = self;
+        write!(
+            f,
+            "iterations={iterations},ramp={ramp},damping={damping},penalty={penalty},growing={growing},per-row={per_row}"
+        )
+    }
 }
 
 /// What improves the weights on the mask that came out. Kept, row by row, only where the error drops. Written and read
@@ -382,7 +482,7 @@ impl Parts {
         match self.mask {
             MaskSource::Wanda => true,
             MaskSource::Solver => by_admm,
-            MaskSource::Magnitude | MaskSource::Ria => false,
+            MaskSource::Magnitude | MaskSource::Ria | MaskSource::Obs => false,
         }
     }
 
@@ -403,6 +503,7 @@ impl MaskSource {
             Self::Magnitude => "magnitude",
             Self::Wanda => "wanda",
             Self::Ria => "ria",
+            Self::Obs => "obs",
         }
     }
 }
@@ -427,10 +528,18 @@ impl fmt::Display for Refit {
 impl FromStr for MaskSource {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::Solver, Self::Magnitude, Self::Wanda, Self::Ria];
+        let all = [
+            Self::Solver,
+            Self::Magnitude,
+            Self::Wanda,
+            Self::Ria,
+            Self::Obs,
+        ];
         all.into_iter()
             .find(|source| source.name() == text)
-            .ok_or_else(|| Error::setting("mask source", "solver, magnitude, wanda or ria", text))
+            .ok_or_else(|| {
+                Error::setting("mask source", "solver, magnitude, wanda, ria or obs", text)
+            })
     }
 }
 

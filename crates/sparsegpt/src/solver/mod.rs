@@ -454,6 +454,21 @@ impl Solved {
         self.precision = self.precision.or(Some(other.precision));
     }
 
+    /// The factorization behind the result, where there was one.
+    fn factored(&self) -> Option<FactorReport> {
+        let Self {
+            damping,
+            precision,
+            attempts,
+            ..
+        } = *self;
+        precision.map(|precision| FactorReport {
+            damping,
+            precision,
+            attempts,
+        })
+    }
+
     fn nothing() -> Self {
         Self {
             weights: Array2::default((0, 0)),
@@ -485,10 +500,14 @@ fn without_update<B: Backend>(
     let start = in_processing_order(job, dense);
     let device = job.upload(start.view())?;
     let mut mask = Array2::from_elem((job.rows, job.cols), true);
+    let mut factored = None;
     if job.settings.mask.prunes() {
-        let diagonal = statistics.as_ref().map(|(diagonal, _)| diagonal);
+        let known = statistics
+            .as_ref()
+            .map(|(diagonal, hessian)| (diagonal, &**hessian));
         let chosen = job.timed(Stage::Select, |job| {
-            let scores = Scores::of(job, start.view(), diagonal)?;
+            let (scores, inverted) = Scores::of(job, start.view(), known)?;
+            factored = inverted;
             let weights = scores.weights.as_ref().unwrap_or(&device);
             let columns = 0..job.cols;
             Chooser::new(job).choose(job, weights, &scores.scales, columns, false)
@@ -523,14 +542,18 @@ fn without_update<B: Backend>(
         })?,
         None => None,
     };
-    Ok(Solved {
+    let mut solved = Solved {
         weights,
         mask,
         quantized,
         solver_loss: error.map(|(error, _)| 0.5 * error),
         error,
         ..Solved::nothing()
-    })
+    };
+    if let Some(factored) = factored {
+        solved.also_factored(factored);
+    }
+    Ok(solved)
 }
 
 /// Rounds `weights` to the grids of the dense weights; pruned ones are zero and stay so.

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ndarray::{ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView2, s};
 
 use super::prepare::Diagonal;
 use super::settings::LayerSettings;
 use crate::error::{Error, Result};
-use crate::mask::{BlockMask, MaskBlock};
+use crate::mask::{BlockMask, BlockScores, MaskBlock};
 
 /// Columns in a block of [`ColumnOrder::Rose`], as published.
 const ROSE_BLOCK: usize = 128;
@@ -27,10 +27,11 @@ pub enum ColumnOrder {
     /// As the columns are.
     #[default]
     Natural,
-    /// By descending diagonal of H: GPTQ's act-order.
+    /// By descending diagonal of H: GPTQ's act-order. A sort of the columns, and memory for H once more, permuted.
     Descending,
-    /// ROSE (Su et al. 2026, arXiv 2603.05878): by descending loss of what Wanda would prune, blocks of 128 columns and
-    /// columns within them, and only in layers where the blocks' losses differ by more than half of the largest.
+    /// ROSE (Su et al. 2026, arXiv 2603.05878): by descending loss of what Wanda would prune (or a mask that is given does), blocks of
+    /// 128 columns and columns within them, and only in layers where the blocks' losses differ by more than half of the largest.
+    /// Where nothing is moved, as where nothing is pruned, the report tells the natural order. Some 5·rows·cols flops, and memory for H once more.
     Rose,
     /// Each of these, and the result that leaves the least error: three solutions' time.
     Best,
@@ -88,7 +89,7 @@ fn rose(
     diagonal: &Diagonal,
     group: usize,
 ) -> Option<Vec<usize>> {
-    let fraction = fraction_of_zeros(settings, weights.dim())?;
+    let zeros = Zeros::asked(settings, weights, diagonal)?;
     let block = (ROSE_BLOCK / group).max(1) * group;
     let mut blocks = Vec::new();
     let mut first = 0;
@@ -98,7 +99,7 @@ fn rose(
             .iter()
             .map(|entry| entry.sqrt())
             .collect();
-        let losses = column_losses(weights.slice(s![.., columns.clone()]), &norms, fraction);
+        let losses = zeros.column_losses(weights.slice(s![.., columns.clone()]), &norms, first);
         let mut groups: Vec<(f64, Vec<usize>)> = losses
             .chunks(group)
             .enumerate()
@@ -125,39 +126,86 @@ fn rose(
     Some(columns.flat_map(|(_, columns)| columns).collect())
 }
 
-/// What each column loses if the least |w|·‖x_j‖ of a block are pruned: the sum of theirs.
-fn column_losses(weights: ArrayView2<'_, f32>, norms: &[f32], fraction: f64) -> Vec<f64> {
-    let mut scores: Vec<(f32, usize)> = weights
-        .indexed_iter()
-        .map(|((_, col), weight)| (weight.abs() * norms[col], col))
-        .collect();
-    let count = ((fraction * scores.len() as f64) as usize).min(scores.len());
-    if count > 0 && count < scores.len() {
-        scores.select_nth_unstable_by(count, |(a, _), (b, _)| a.total_cmp(b));
-    }
-    let mut losses = vec![0.0; norms.len()];
-    for &(score, col) in &scores[..count] {
-        losses[col] += f64::from(score);
-    }
-    losses
+/// What Wanda would prune.
+enum Zeros {
+    /// This part of each block, the least |w|·‖x_j‖ of it.
+    Fraction(f64),
+    /// rows x cols.
+    Mask(Array2<bool>),
 }
 
-/// The part of the weights that the policy prunes, where it can be told beforehand.
-fn fraction_of_zeros(settings: &LayerSettings, (rows, cols): (usize, usize)) -> Option<f64> {
-    let original: Vec<usize> = (0..cols).collect();
-    let whole = MaskBlock {
-        layer: "",
-        rows,
-        cols,
-        columns: 0..cols,
-        original_columns: &original,
-        pruned_before: 0,
-    };
-    match settings.mask.choose(&whole).ok()? {
-        BlockMask::Lowest { total, .. } => Some(total as f64 / (rows * cols) as f64),
-        BlockMask::LowestPerRow { total, .. } => Some(total as f64 / cols as f64),
-        BlockMask::NofM { zeros, group } => Some(zeros as f64 / group as f64),
-        _ => None,
+impl Zeros {
+    /// `None` where the policy prunes nothing, or cannot tell beforehand.
+    fn asked(
+        settings: &LayerSettings,
+        weights: ArrayView2<'_, f32>,
+        diagonal: &Diagonal,
+    ) -> Option<Self> {
+        let (rows, cols) = weights.dim();
+        let original: Vec<usize> = (0..cols).collect();
+        let whole = MaskBlock {
+            layer: "",
+            rows,
+            cols,
+            columns: 0..cols,
+            original_columns: &original,
+            pruned_before: 0,
+        };
+        let of_layer = |total: u64| Some(Self::Fraction(total as f64 / (rows * cols) as f64));
+        match settings.mask.choose(&whole).ok()? {
+            BlockMask::Keep => None,
+            BlockMask::Lowest { total, .. } | BlockMask::LowestRuns { total, .. } => {
+                of_layer(total)
+            }
+            BlockMask::LowestPerRow { total, .. } => of_layer((total * rows) as u64),
+            BlockMask::NofM { zeros, group } => Some(Self::Fraction(zeros as f64 / group as f64)),
+            BlockMask::Fixed(mask) => Some(Self::Mask(mask)),
+            BlockMask::ByScores => {
+                let scale = |&entry: &f32| {
+                    if entry > 0.0 {
+                        entry.sqrt().recip()
+                    } else {
+                        1.0
+                    }
+                };
+                let scales: Array1<f32> = diagonal.values.iter().map(scale).collect();
+                let scores = BlockScores {
+                    weights,
+                    scales: scales.view(),
+                    protected: None,
+                };
+                let mask = settings.mask.choose_by_scores(&whole, &scores).ok()?;
+                (mask.dim() == weights.dim()).then_some(Self::Mask(mask))
+            }
+        }
+    }
+
+    /// What each column of a block loses: the sum of its |w|·‖x_j‖ that are pruned. The block begins at column `first`.
+    fn column_losses(&self, weights: ArrayView2<'_, f32>, norms: &[f32], first: usize) -> Vec<f64> {
+        let score = |(row, col)| weights[(row, col)].abs() * norms[col];
+        let mut losses = vec![0.0; norms.len()];
+        let fraction = match self {
+            Self::Fraction(fraction) => fraction,
+            Self::Mask(mask) => {
+                let marked = mask.slice(s![.., first..first + norms.len()]);
+                for (at, _) in marked.indexed_iter().filter(|(_, pruned)| **pruned) {
+                    losses[at.1] += f64::from(score(at));
+                }
+                return losses;
+            }
+        };
+        let mut scores: Vec<(f32, usize)> = weights
+            .indexed_iter()
+            .map(|(at, _)| (score(at), at.1))
+            .collect();
+        let count = ((fraction * scores.len() as f64) as usize).min(scores.len());
+        if count > 0 && count < scores.len() {
+            scores.select_nth_unstable_by(count, |(a, _), (b, _)| a.total_cmp(b));
+        }
+        for &(score, col) in &scores[..count] {
+            losses[col] += f64::from(score);
+        }
+        losses
     }
 }
 

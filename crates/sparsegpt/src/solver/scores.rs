@@ -4,9 +4,11 @@ use ndarray::{Array2, ArrayView2, Axis};
 
 use super::job::Job;
 use super::method::MaskSource;
-use super::prepare::Diagonal;
+use super::prepare::{Diagonal, invert, ladder};
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Result, Stage};
+use crate::hessian::Hessian;
+use crate::report::FactorReport;
 
 /// The score of weight (i, j) is |w_ij| / scale_j, as in [`Select`](crate::backend::Select).
 #[derive(Debug)]
@@ -18,20 +20,31 @@ pub(super) struct Scores<B: Backend> {
 }
 
 impl<B: Backend> Scores<B> {
-    /// Of a job's mask source; where the solver chooses, as with magnitude.
+    /// Of a job's mask source; where the solver chooses, as with magnitude. Tells what an inverse took, where there is one.
     pub(super) fn of(
-        job: &Job<'_, B>,
+        job: &mut Job<'_, B>,
         dense: ArrayView2<'_, f32>,
-        diagonal: Option<&Diagonal>,
-    ) -> Result<Self> {
+        statistics: Option<(&Diagonal, &Hessian<B>)>,
+    ) -> Result<(Self, Option<FactorReport>)> {
         let source = job.settings.parts().mask;
+        let diagonal = statistics.map(|(diagonal, _)| diagonal);
+        let (inverse, factored) = match statistics {
+            Some((diagonal, hessian)) if source == MaskSource::Obs => {
+                let (inverse, factored) = inverse_diagonal(job, diagonal, hessian)?;
+                (Some(inverse), Some(factored))
+            }
+            _ => (None, None),
+        };
         // ‖x_j‖ to this power; w²·H_jj orders as |w|·‖x_j‖.
         let power = match source {
             MaskSource::Wanda => 1.0,
             MaskSource::Ria => 0.5,
-            MaskSource::Solver | MaskSource::Magnitude => 0.0,
+            MaskSource::Solver | MaskSource::Magnitude | MaskSource::Obs => 0.0,
         };
         let scales = Array2::from_shape_fn((1, job.cols), |(_, column)| match diagonal {
+            Some(diagonal) if !diagonal.dead[column] && inverse.is_some() => inverse
+                .as_ref()
+                .map_or(1.0, |inverse| inverse[column].sqrt()),
             Some(diagonal) if power > 0.0 && !diagonal.dead[column] => {
                 diagonal.values[column].sqrt().powf(power).recip()
             }
@@ -40,11 +53,29 @@ impl<B: Backend> Scores<B> {
         let weights = (source == MaskSource::Ria)
             .then(|| job.upload_owned(relative_importance(dense)))
             .transpose()?;
-        Ok(Self {
+        let scores = Self {
             weights,
             scales: job.upload(scales.view())?,
-        })
+        };
+        Ok((scores, factored))
     }
+}
+
+/// The diagonal of (H + λI)⁻¹, with as much damping as it takes.
+fn inverse_diagonal<B: Backend>(
+    job: &mut Job<'_, B>,
+    diagonal: &Diagonal,
+    hessian: &Hessian<B>,
+) -> Result<(Vec<f32>, FactorReport)> {
+    let rungs = ladder(job.settings.damping);
+    let (inverse, factored) = invert(job, hessian, rungs, |damping| {
+        diagonal.damped(damping, None)
+    })?;
+    let entries = job
+        .backend
+        .diagonal(&inverse)
+        .map_err(|error| job.failed(Stage::Factor, error))?;
+    Ok((entries, factored))
 }
 
 /// |w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij| (Zhang et al. 2024, Eq. 2).

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::method::{MaskSource, Method, Parts, Refit};
+use super::method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
@@ -35,8 +35,12 @@ pub struct LayerSettings {
     pub mask_source: Option<MaskSource>,
     /// Another refit than the method's own.
     pub refit: Option<Refit>,
-    /// Swaps in each row at most by which a mask that is chosen before the weights are set is refined, on the host; 0 for
-    /// none. See [`swap_refine`](crate::rowwise::swap_refine). The zeros of a [given mask](crate::mask::GivenMask) move too.
+    /// Other settings of ADMM than the method's own; an error with a method that has none, and with [`Method::Best`], whose
+    /// candidates differ in them.
+    pub admm: Option<Admm>,
+    /// Swaps in each row at most by which the mask is refined before the weights are set on it, on the host; 0 for none. See
+    /// [`swap_refine`](crate::rowwise::swap_refine). Where the solver chooses the mask, it runs once for the mask and once more for the
+    /// weights. The zeros of a [given mask](crate::mask::GivenMask) move too, those that an extended one has been given do not.
     pub swaps: usize,
     /// What to prune.
     pub mask: Arc<dyn MaskPolicy>,
@@ -65,7 +69,7 @@ pub struct LayerSettings {
     /// calibration data). It aims at W + strength·W·C·(H + λI)⁻¹ with C = 2/(sequences) Σ (X_d − X)ᵀX, X_d being what the dense model
     /// has in place of the inputs X; errors in the report are measured against that. It takes statistics that know of X_d
     /// ([`Hessian::update_from_dense`](crate::Hessian::update_from_dense)) and has no effect with others. An inverse and a product
-    /// of cols² by cols² a Hessian, and a product of the layer's size.
+    /// of cols² by cols² a Hessian, and a product of the layer's size; memory for C and two more matrices of cols², and one of the layer's size.
     pub dense_targets: f64,
 }
 
@@ -82,6 +86,7 @@ impl LayerSettings {
             method: Method::SparseGpt,
             mask_source: None,
             refit: None,
+            admm: None,
             swaps: 0,
             mask,
             quantizer: None,
@@ -123,7 +128,24 @@ impl LayerSettings {
         self
     }
 
-    /// With swaps, so many in each row at most; needs a mask source that looks at the dense weights.
+    /// Other settings of ADMM than the method's own.
+    ///
+    /// ```
+    /// use sparsegpt::solver::{Admm, LayerSettings, Method};
+    /// use sparsegpt::Pattern;
+    /// let settings = LayerSettings::new(Pattern::n_of_m(2, 4)?)
+    ///     .with_method(Method::Quality)
+    ///     .with_admm(Admm::GRADUAL.changed("iterations=40,ramp=30")?);
+    /// # let _ = settings;
+    /// # Ok::<(), sparsegpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_admm(mut self, admm: Admm) -> Self {
+        self.admm = Some(admm);
+        self
+    }
+
+    /// With swaps, so many in each row at most.
     #[must_use]
     pub fn with_swaps(mut self, swaps: usize) -> Self {
         self.swaps = swaps;
@@ -136,6 +158,10 @@ impl LayerSettings {
         let parts = self.method.parts();
         Parts {
             mask: self.mask_source.unwrap_or(parts.mask),
+            weights: match (parts.weights, self.admm) {
+                (WeightSolver::Admm(_), Some(admm)) => WeightSolver::Admm(admm),
+                (own, _) => own,
+            },
             refit: self.refit.unwrap_or(parts.refit),
             swaps: self.swaps,
             ..parts
@@ -156,6 +182,9 @@ impl LayerSettings {
                 text += &format!(", refit {refit}");
             }
             _ => {}
+        }
+        if let Some(admm) = self.admm {
+            text += &format!(", ADMM {admm}");
         }
         if self.dense_targets > 0.0 {
             text += &format!(", dense targets {}", self.dense_targets);
@@ -285,15 +314,25 @@ impl LayerSettings {
                 ));
             }
         }
-        if self.swaps > 0 && self.parts().mask == MaskSource::Solver {
-            return Err(Error::incompatible(
-                layer,
-                format!(
-                    "swaps refine a mask that is chosen before the weights are set, method {} chooses while it sets them",
-                    self.method
-                ),
-                "give a mask source (magnitude, wanda, ria) too, or no swaps",
-            ));
+        if let Some(admm) = &self.admm {
+            admm.validate()?;
+            let has_one = matches!(self.method.parts().weights, WeightSolver::Admm(_));
+            if !has_one || self.method == Method::Best {
+                return Err(Error::incompatible(
+                    layer,
+                    match has_one {
+                        true => format!(
+                            "the candidates of method {} have ADMM settings of their own",
+                            self.method
+                        ),
+                        false => format!(
+                            "settings of ADMM are given, and method {} has none",
+                            self.method
+                        ),
+                    },
+                    "give method admm, alps or quality, or no settings of ADMM",
+                ));
+            }
         }
         self.mask.validate(layer, rows, cols)?;
         if let Some(quantizer) = &self.quantizer {

@@ -12,6 +12,7 @@ use super::blocks::State;
 use super::compose::Shared;
 use super::job::Job;
 use super::levels::Levels;
+use super::order::ColumnOrder;
 use super::plan::Plan;
 use super::prepare::{Diagonal, FactorSettings, Factored};
 use super::{Solved, in_original_order, in_processing_order, measure, slices};
@@ -77,7 +78,10 @@ pub(super) fn sparsegpt<B: Backend>(
         damping: factored.damping,
         precision: Some(factored.precision),
         attempts: factored.attempts,
-        order: Some(job.settings.order),
+        order: Some(match job.order {
+            Some(_) => job.settings.order,
+            None => ColumnOrder::Natural,
+        }),
         ..solved
     })
 }

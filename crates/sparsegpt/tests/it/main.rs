@@ -1,5 +1,6 @@
 //! The library from the outside.
 
+mod admm;
 mod allocate;
 mod bf16_products;
 mod common;

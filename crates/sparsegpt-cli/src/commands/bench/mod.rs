@@ -77,7 +77,7 @@ pub(crate) struct BenchArgs {
     new_tokens: usize,
 
     /// Draw the result as an SVG file
-    #[arg(long, value_name = "FILE", requires = "model", help_heading = "Model")]
+    #[arg(value_parser = crate::bars::name_ending_in("svg"), long, value_name = "FILE", requires = "model", help_heading = "Model")]
     chart: Option<PathBuf>,
 
     /// Run once on these kernels alone and print the memory that took; the command starts itself with it

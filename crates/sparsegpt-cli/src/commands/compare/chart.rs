@@ -1,6 +1,6 @@
-//! The comparison as a picture: one bar a method, one group a pattern.
+//! The comparison as a picture: a panel for each figure, in it one bar for each method and pattern.
 
-use crate::bars;
+use crate::bars::{self, Panel};
 use crate::failure::Failure;
 
 /// A method with a pattern, and how it did.
@@ -8,69 +8,85 @@ use crate::failure::Failure;
 pub(super) struct Bar<'a> {
     pub(super) pattern: &'a str,
     pub(super) method: &'a str,
-    pub(super) value: Option<f64>,
+    pub(super) relative_error: Option<f64>,
+    pub(super) held_out_error: Option<f64>,
+    pub(super) seconds: f64,
+    pub(super) perplexity: Option<f64>,
 }
 
-/// What the bars are.
+/// What the bars are of.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Measure {
-    /// Geometric means of relative errors.
-    Layers,
+pub(super) enum Subject {
+    /// Geometric means of relative errors, and where a text was given the dense model's perplexity.
+    Model { dense: Option<f64> },
     /// Relative errors of one layer.
     Layer,
-    Perplexity {
-        /// The dense model's.
-        dense: f64,
-    },
 }
 
-impl Measure {
-    fn title(self) -> String {
-        match self {
-            Self::Layers => {
-                "relative error of the layers (geometric mean, logarithmic scale)".to_owned()
-            }
-            Self::Layer => "relative error of the layer (logarithmic scale)".to_owned(),
-            Self::Perplexity { dense } => {
-                format!("perplexity over the dense model's {dense:.2} (logarithmic scale)")
-            }
-        }
+/// An SVG document with a panel for each figure that was measured. Bars are on a logarithmic scale, since a collapsed model would
+/// leave nothing to see of the others.
+pub(super) fn draw(bars: &[Bar<'_>], subject: Subject) -> Result<String, Failure> {
+    let (of, dense) = match subject {
+        Subject::Model { dense } => ("layers, geometric mean", dense),
+        Subject::Layer => ("layer", None),
+    };
+    let scale = "(logarithmic scale)";
+    let mut panels = vec![
+        panel(
+            bars,
+            format!("relative error of the {of} {scale}"),
+            (4, None),
+            |bar| bar.relative_error,
+        ),
+        panel(
+            bars,
+            format!("relative error on what was held out {scale}"),
+            (4, None),
+            |bar| bar.held_out_error,
+        ),
+        panel(
+            bars,
+            format!("seconds of solving {scale}"),
+            (2, None),
+            |bar| Some(bar.seconds),
+        ),
+    ];
+    if let Some(dense) = dense {
+        let title = format!("perplexity over the dense model's {dense:.2} {scale}");
+        panels.push(panel(bars, title, (2, Some(dense)), |bar| bar.perplexity));
     }
-
-    fn digits(self) -> usize {
-        match self {
-            Self::Layers | Self::Layer => 4,
-            Self::Perplexity { .. } => 2,
-        }
-    }
+    panels.retain(|panel| !panel.bars.is_empty());
+    bars::draw_panels(&panels)
 }
 
-/// An SVG document. Bars are on a logarithmic scale, since a collapsed model would leave nothing to see of the others.
-pub(super) fn draw(bars: &[Bar<'_>], measure: Measure) -> Result<String, Failure> {
+/// The bars of one figure; `from` is where they begin, by default half of the least.
+fn panel(
+    bars: &[Bar<'_>],
+    title: String,
+    (digits, from): (usize, Option<f64>),
+    figure: impl Fn(&Bar<'_>) -> Option<f64>,
+) -> Panel {
     let shown: Vec<(&Bar<'_>, f64)> = bars
         .iter()
-        .filter_map(|bar| Some((bar, bar.value?)))
+        .filter_map(|bar| Some((bar, figure(bar)?)))
         .filter(|(_, value)| value.is_finite() && *value > 0.0)
         .collect();
     let values = shown.iter().map(|(_, value)| *value);
     let (least, most) = values.fold((f64::INFINITY, 0.0_f64), |(least, most), value| {
         (least.min(value), most.max(value))
     });
-    let least = match measure {
-        Measure::Perplexity { dense } => dense,
-        Measure::Layers | Measure::Layer => least * 0.5,
-    };
+    let least = from.unwrap_or(least * 0.5);
     let span = (most / least).ln().max(1e-9);
-    let drawn: Vec<bars::Bar> = shown
-        .iter()
-        .map(|(bar, value)| bars::Bar {
-            label: format!("{} {}", bar.pattern, bar.method),
-            number: format!("{value:.0$}", measure.digits()),
-            length: (value / least).ln() / span,
-            color: color_of(bars, bar.method),
-        })
-        .collect();
-    bars::draw(&measure.title(), &drawn)
+    let drawn = shown.iter().map(|(bar, value)| bars::Bar {
+        label: format!("{} {}", bar.pattern, bar.method),
+        number: format!("{value:.digits$}"),
+        length: (value / least).ln() / span,
+        color: color_of(bars, bar.method),
+    });
+    Panel {
+        title,
+        bars: drawn.collect(),
+    }
 }
 
 /// The same color for a method in every group.

@@ -9,7 +9,7 @@ use sparsegpt::mask::GivenMask;
 use sparsegpt::solver::{Refit, Rounding, WeightSolver};
 use sparsegpt::{LayerPruner, LayerSettings, LayerTask, Method, PrunedLayer, Statistics};
 
-use super::chart::{Bar, Measure};
+use super::chart::{Bar, Subject};
 use super::{CompareArgs, chart, methods};
 use crate::commands::prune::{PruneFlags, used};
 use crate::console::Console;
@@ -134,7 +134,7 @@ pub(super) fn run(
     console.print(&table(&report))?;
     if let Some(path) = &args.chart {
         let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
-        bars::write(path, &chart::draw(&bars, Measure::Layer)?)?;
+        bars::write(path, &chart::draw(&bars, Subject::Layer)?)?;
     }
     console.print_json(&report)
 }
@@ -217,7 +217,10 @@ impl Row {
         Bar {
             pattern: &self.pattern,
             method: &self.method,
-            value: self.relative_error,
+            relative_error: self.relative_error,
+            held_out_error: self.held_out_error,
+            seconds: self.seconds,
+            perplexity: None,
         }
     }
 }

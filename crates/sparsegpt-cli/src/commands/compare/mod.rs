@@ -19,7 +19,7 @@ use crate::flags::{LayerFlags, with_recipe};
 use crate::table::{Table, left, right};
 use crate::trial::Trial;
 use crate::{bars, model};
-use chart::{Bar, Measure};
+use chart::{Bar, Subject};
 
 /// The methods that are compared where none are named: all whose time is that of a few sweeps.
 const USUAL: [Method; 5] = [
@@ -70,7 +70,7 @@ pub(crate) struct CompareArgs {
     row_by_row: Option<bool>,
 
     /// Draw the comparison as an SVG file
-    #[arg(long, value_name = "FILE")]
+    #[arg(value_parser = crate::bars::name_ending_in("svg"), long, value_name = "FILE")]
     chart: Option<PathBuf>,
 
     /// A TOML file whose keys are the flags below (and threads); flags given here win. Paths in it are relative to it
@@ -213,13 +213,8 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
     console.print(&table(&report))?;
     if let Some(path) = &args.chart {
         let bars: Vec<Bar<'_>> = report.rows.iter().map(Row::bar).collect();
-        let measure = match &report.dense {
-            Some(dense) => Measure::Perplexity {
-                dense: dense.perplexity,
-            },
-            None => Measure::Layers,
-        };
-        bars::write(path, &chart::draw(&bars, measure)?)?;
+        let dense = report.dense.as_ref().map(|dense| dense.perplexity);
+        bars::write(path, &chart::draw(&bars, Subject::Model { dense })?)?;
     }
     console.print_json(&report)
 }
@@ -273,15 +268,14 @@ fn name(pattern: Option<Pattern>) -> String {
 }
 
 impl Row {
-    /// Perplexities where they were measured, else relative errors.
     fn bar(&self) -> Bar<'_> {
         Bar {
             pattern: &self.pattern,
             method: &self.method,
-            value: match &self.perplexity {
-                Some(result) => Some(result.perplexity),
-                None => self.relative_error,
-            },
+            relative_error: self.relative_error,
+            held_out_error: self.held_out_error,
+            seconds: self.solve_seconds,
+            perplexity: self.perplexity.as_ref().map(|result| result.perplexity),
         }
     }
 

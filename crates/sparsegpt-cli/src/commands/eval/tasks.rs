@@ -39,6 +39,7 @@ pub(super) struct TaskFlags {
 
     /// Draw the scores as an SVG file
     #[arg(
+        value_parser = crate::bars::name_ending_in("svg"),
         long,
         value_name = "FILE",
         requires = "tasks",

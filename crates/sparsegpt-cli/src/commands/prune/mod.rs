@@ -516,6 +516,7 @@ impl Job<'_> {
         let proven = writer
             .prove(&expected(&report.run))
             .map_err(Failure::writing)?;
+        proven.check_forward().map_err(Failure::writing)?;
         report.cast_zeros.clone_from(&proven.summary().cast_zeros);
         report.write(proven.staging())?;
         proven.put_in_place().map_err(Failure::writing)

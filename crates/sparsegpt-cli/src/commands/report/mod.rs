@@ -27,7 +27,7 @@ pub(crate) struct ReportArgs {
     runs: Vec<PathBuf>,
 
     /// The page to write: one HTML file, which loads nothing from elsewhere
-    #[arg(long, value_name = "FILE")]
+    #[arg(value_parser = crate::bars::name_ending_in("html"), long, value_name = "FILE")]
     out: PathBuf,
 
     /// The model that was pruned, to be measured beside

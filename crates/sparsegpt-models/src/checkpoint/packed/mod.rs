@@ -20,6 +20,7 @@ mod bits;
 mod config;
 mod grid;
 mod proof;
+pub(super) mod read;
 #[cfg(test)]
 mod tests;
 
