@@ -225,3 +225,55 @@ fn an_exported_model_says_what_it_said() {
     let (before, after) = (perplexity(text(&model)), perplexity(text(&out)));
     assert!((after / before - 1.0).abs() < 0.01, "{before} {after}");
 }
+
+#[test]
+fn quantized_folders_are_models_and_are_packed_by_their_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let joint = ["--pattern", "50%", "--bits", "4", "--group-size", "64"];
+    let held_out = model().join("heldout.txt");
+    let perplexity = |of: &Path| {
+        let args = [
+            "eval",
+            text(of),
+            "--text",
+            text(&held_out),
+            "--limit",
+            "4",
+            "--json",
+        ];
+        succeed(&args).json()["perplexity"].as_f64().unwrap()
+    };
+    let floats = path("floats");
+    run(&floats, &joint);
+    for (format, more) in [("gptq", &[][..]), ("compressed-tensors", &["--symmetric"])] {
+        let (out, packed, back) = (path(format), path("packed"), path("back"));
+        run(&out, &[&joint[..], &["--format", format], more].concat());
+        let of_codes = perplexity(&out);
+        if format == "gptq" {
+            // Where the scales are f16 and grids keep off the zero point 0.
+            let ratio = of_codes / perplexity(&floats);
+            assert!((ratio - 1.0).abs() < 0.02, "{ratio}");
+        }
+        let report = succeed(&["pack", text(&out), "--out", text(&packed), "--json"]).json();
+        let layers = report["layers"].as_array().unwrap();
+        let inner = layers
+            .iter()
+            .filter(|layer| layer["name"].as_str().unwrap().contains("layers"));
+        for layer in inner {
+            assert_eq!(layer["dtype"], "int4", "{layer}");
+            assert_eq!(layer["sparse"], true, "{layer}");
+            // A bit for each weight, half of 4 bits, and grids, of 32.
+            let bytes = layer["bytes"].as_f64().unwrap() / layer["dense_bytes"].as_f64().unwrap();
+            assert!(bytes < 0.13, "{layer}");
+        }
+        assert_eq!(perplexity(&packed), of_codes);
+        succeed(&["unpack", text(&packed), "--out", text(&back)]);
+        assert!(config(&back).get("quantization_config").is_none());
+        let ratio = perplexity(&back) / of_codes;
+        assert!((ratio - 1.0).abs() < 1e-4, "{ratio}");
+        for folder in [&packed, &back] {
+            fs::remove_dir_all(folder).unwrap();
+        }
+    }
+}

@@ -95,8 +95,31 @@ fn written(
         pattern: Some((2, 4)),
     };
     let result = writer.finish(&[expected]);
-    let out = Checkpoint::open(&root.join("out")).unwrap();
+    let out = Checkpoint::as_stored(&root.join("out")).unwrap();
     (result, out, layer)
+}
+
+/// The weights of the written folder, opened as the float checkpoint that it stands for. Readers that compute in f16 round them.
+fn read_as_model(root: &Path) -> Array2<f32> {
+    let model = Checkpoint::open(&root.join("out")).unwrap();
+    assert!(model.config().get("quantization_config").is_none());
+    let tensors = model.tensors();
+    let name = format!("{LAYER}.weight");
+    assert_eq!(tensors.names(), ["model.embed_tokens.weight", &name]);
+    let info = tensors.info(&name).unwrap();
+    assert_eq!((info.dtype, info.shape), (Dtype::F32, vec![ROWS, COLS]));
+    let values = tensors.read_f32(&name).unwrap();
+    if let Some(layer) = tensors.layer(&name).unwrap() {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        assert_eq!(layer.unpack_bytes(false), bytes);
+    }
+    let rounded = values
+        .into_iter()
+        .map(|value| f16::from_f32(value).to_f32());
+    Array2::from_shape_vec((ROWS, COLS), rounded.collect()).unwrap()
 }
 
 fn words_of(source: &dyn CheckpointSource, part: &str) -> Vec<u32> {
@@ -185,6 +208,8 @@ fn gptq_reads_the_same_bits() {
             result.unwrap();
             let read = read_gptq(out.source.as_ref(), bits);
             assert_eq!(bits_of(&read), bits_of(&layer.weights), "{scheme:?}");
+            let read = read_as_model(root.path());
+            assert_eq!(bits_of(&read), bits_of(&layer.weights), "{scheme:?}");
             let config = &out.config()["quantization_config"];
             assert_eq!(config["quant_method"], "gptq");
             assert_eq!(config["desc_act"], permuted);
@@ -208,6 +233,8 @@ fn compressed_tensors_reads_the_same_bits() {
             let (result, out, layer) = written(scheme, root.path());
             result.unwrap();
             let read = read_compressed(out.source.as_ref(), &scheme);
+            assert_eq!(bits_of(&read), bits_of(&layer.weights), "{scheme:?}");
+            let read = read_as_model(root.path());
             assert_eq!(bits_of(&read), bits_of(&layer.weights), "{scheme:?}");
             let shape = out
                 .source
@@ -360,4 +387,95 @@ fn scales_that_their_type_does_not_hold_are_named() {
         let error = round_to_scales(LAYER, &mut layer, Dtype::F16).unwrap_err();
         assert!(error.to_string().contains(LAYER), "{error}");
     }
+}
+
+/// A folder in GPTQ's layout, made by hand: 8 x 8, groups of 4 columns, every code 5, zero points of 2 as version 2 stores them.
+struct ByHand {
+    config: serde_json::Value,
+    tensors: Vec<crate::checkpoint::fixtures::Tensor>,
+}
+
+impl ByHand {
+    fn new() -> Self {
+        let words = |name: &str, shape: &[usize], word: u32| crate::checkpoint::fixtures::Tensor {
+            name: format!("{LAYER}.{name}"),
+            dtype: Dtype::I32,
+            shape: shape.to_vec(),
+            bytes: word.to_le_bytes().repeat(shape.iter().product()),
+        };
+        Self {
+            config: serde_json::json!({
+                "quant_method": "gptq", "bits": 4, "group_size": 4, "checkpoint_format": "gptq_v2",
+            }),
+            tensors: vec![
+                words("qweight", &[1, 8], 0x5555_5555),
+                words("qzeros", &[2, 1], 0x2222_2222),
+                tensor_of(&format!("{LAYER}.scales"), Dtype::F16, &[2, 8], &[0.5; 16]),
+            ],
+        }
+    }
+
+    /// The first weight, or what is wrong.
+    fn read(self) -> std::result::Result<f32, String> {
+        let folder = tempdir().unwrap();
+        let mut model = Model::new(self.tensors);
+        model.config["quantization_config"] = self.config;
+        model.write(folder.path());
+        let read = || {
+            let model = Checkpoint::open(folder.path())?;
+            let values = model.tensors().read_f32(&format!("{LAYER}.weight"))?;
+            assert_eq!(values.len(), 64);
+            Ok(values[0])
+        };
+        read().map_err(|error: Error| error.to_string())
+    }
+}
+
+#[test]
+fn versions_of_gptq_differ_in_their_zero_points() {
+    assert_eq!(ByHand::new().read(), Ok(1.5));
+    for format in [serde_json::json!("gptq"), serde_json::Value::Null] {
+        let mut first = ByHand::new();
+        first.config["checkpoint_format"] = format;
+        assert_eq!(first.read(), Ok(1.0));
+    }
+}
+
+#[test]
+fn damaged_quantized_layers_are_named() {
+    let refused = |change: &dyn Fn(&mut ByHand), named: &str| {
+        let mut folder = ByHand::new();
+        change(&mut folder);
+        let error = folder.read().unwrap_err();
+        assert!(error.contains(named), "expected {named:?} in {error}");
+    };
+    refused(&|f| f.config["quant_method"] = "awq".into(), "quant_method");
+    refused(&|f| f.config["bits"] = 5.into(), "quantization_config.bits");
+    refused(&|f| f.config["group_size"] = 0.into(), "group_size");
+    refused(
+        &|f| f.config["checkpoint_format"] = "marlin".into(),
+        "marlin",
+    );
+    refused(&|f| f.config = serde_json::json!({}), "quant_method");
+    refused(&|f| f.config["group_size"] = 2.into(), "for 2");
+    refused(&|f| drop(f.tensors.remove(0)), "qweight");
+    refused(&|f| drop(f.tensors.remove(1)), "qzeros");
+    refused(&|f| f.tensors[0].dtype = Dtype::U32, "qweight");
+    refused(&|f| f.tensors[0].shape = vec![8], "qweight");
+    refused(&|f| f.tensors[1].shape = vec![1, 2], "qzeros");
+    refused(
+        &|f| f.tensors[2] = tensor_of(&format!("{LAYER}.scales"), Dtype::F32, &[8, 2], &[0.5; 16]),
+        "scales",
+    );
+    refused(
+        &|f| f.tensors[2].bytes[..2].copy_from_slice(&f16::NAN.to_le_bytes()),
+        "NaN",
+    );
+    refused(
+        &|f| {
+            let weight = tensor_of(&format!("{LAYER}.weight"), Dtype::F32, &[1], &[0.0]);
+            f.tensors.push(weight);
+        },
+        "beside its own quantized form",
+    );
 }
