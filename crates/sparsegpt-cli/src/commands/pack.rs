@@ -19,7 +19,7 @@ are stored dense, as that is faster; the table says so. unpack gives back the ch
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct PackArgs {
-    /// A HuggingFace folder or a .gguf file, pruned
+    /// A HuggingFace folder or a .gguf file, pruned; of one written with --format gptq or compressed-tensors the codes are packed
     model: PathBuf,
 
     /// The folder to write; it must not exist or be empty

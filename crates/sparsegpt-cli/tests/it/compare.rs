@@ -221,7 +221,7 @@ fn flags_of_a_model_are_refused_for_a_layer() {
 #[test]
 fn the_methods_are_listed_with_their_papers() {
     let listed = succeed(&["methods", "--json"]).json();
-    let names: Vec<_> = listed
+    let names: Vec<_> = listed["methods"]
         .as_array()
         .unwrap()
         .iter()
@@ -243,4 +243,29 @@ fn the_methods_are_listed_with_their_papers() {
     }
     let table = succeed(&["methods"]).stdout;
     assert!(table.contains("arXiv 2301.00774"), "{table}");
+    // What flags name is listed, and what is listed is taken.
+    for part in listed["parts"].as_array().unwrap() {
+        let flag = part["flag"].as_str().unwrap();
+        assert!(table.contains(flag), "{flag}");
+        let Some((flag, value)) = flag.split_once(' ') else {
+            continue;
+        };
+        let value = value
+            .replace("STEPS", "3")
+            .replace("COUNT", "3")
+            .replace("STRENGTH", "0.5");
+        let (model, calibration) = (model(), calibration());
+        let mut args = vec!["prune", text(&model), "--calibration", text(&calibration)];
+        args.extend([
+            "--pattern",
+            "50%",
+            "--dry-run",
+            "--quiet",
+            "--out",
+            "none",
+            flag,
+            &value,
+        ]);
+        succeed(&args);
+    }
 }
