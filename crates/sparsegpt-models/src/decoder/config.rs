@@ -610,7 +610,7 @@ impl<'a> Keys<'a> {
 
     fn experts(&self, spec: &ExpertSpec, blocks: usize) -> Result<Experts> {
         let count = self.required(spec.count)?;
-        let active = self.required("num_experts_per_tok")?;
+        let active = self.count("num_experts_per_tok")?.unwrap_or(spec.active);
         if active > count {
             return Err(Error::config(
                 "num_experts_per_tok",

@@ -242,6 +242,8 @@ pub(super) struct ExpertSpec {
     pub(super) shared: Option<[&'static str; 2]>,
     /// The key of their number.
     pub(super) count: &'static str,
+    /// Experts of a token where the key is absent.
+    pub(super) active: usize,
     /// The key of an expert's width.
     pub(super) width: &'static str,
     /// Whether the weights of a token's experts are made to sum to 1.
@@ -767,6 +769,7 @@ const MIXTRAL: FamilySpec = FamilySpec {
         parts: ["w1", "w3", "w2"],
         shared: None,
         count: "num_local_experts",
+        active: 2,
         width: "intermediate_size",
         normalized: Choice::Always(true),
     }),
@@ -779,6 +782,7 @@ const QWEN_EXPERTS: ExpertSpec = ExpertSpec {
     parts: ["gate_proj", "up_proj", "down_proj"],
     shared: None,
     count: "num_experts",
+    active: 8,
     width: "moe_intermediate_size",
     normalized: Choice::flag("norm_topk_prob"),
 };
@@ -791,6 +795,7 @@ const QWEN2_MOE: FamilySpec = FamilySpec {
     windows: Windows::Listed,
     experts: Some(ExpertSpec {
         shared: Some(["mlp.shared_expert", "mlp.shared_expert_gate"]),
+        active: 4,
         ..QWEN_EXPERTS
     }),
     ..QWEN2
