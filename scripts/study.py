@@ -33,6 +33,9 @@ def parse():
     flags.add_argument("--chunk-length", type=int, default=256)
     flags.add_argument("--limit", type=int, default=40)
     flags.add_argument("--sources", default=f"{BUNDLED}/calibration.txt", help="files to calibrate on, of the study of sources")
+    flags.add_argument("--tasks", help="zero-shot tasks, with commas between, that the study of sources asks too; of an English model")
+    flags.add_argument("--data", default="../shared/data", help="the folder with their questions")
+    flags.add_argument("--questions", type=int, default=200, help="of each task")
     flags.add_argument("--methods", default="magnitude,adaprune,wanda,sparsegpt,quality", help="of the study of sparsity")
     return flags.parse_args()
 
@@ -178,6 +181,16 @@ def sources(flags):
     print("SparseGPT at 50 % by what it was calibrated on: perplexity, the part of next tokens chosen as by the dense model, and the\n"
           "divergence from its distributions (KL, nats)\n")
 
+    def zero_shot(model):
+        """Per cent of right answers, by task and on the average."""
+        if not flags.tasks:
+            return []
+        found = json.loads(run([
+            flags.binary, "eval", model, "--tasks", flags.tasks, "--data", flags.data, "--limit", flags.questions, "--json", "--quiet",
+        ]))["models"][0]
+        scores = [task["acc"]["value"] for task in found["tasks"]] + [found["average"]]
+        return [f"{100 * score:.1f}" for score in scores]
+
     def line(source, seed):
         with tempfile.TemporaryDirectory() as folder:
             run([
@@ -188,14 +201,18 @@ def sources(flags):
                 flags.binary, "eval", f"{folder}/out", "--text", flags.text, "--sequence-length", flags.chunk_length, "--limit", flags.limit,
                 "--against", flags.model, "--json", "--quiet",
             ]))
+            scores = zero_shot(f"{folder}/out")
         choice, divergence = (found["against"][key] for key in ("same_choice", "divergence"))
         return [
             pathlib.Path(source).name, str(seed), f"{found['perplexity']:.2f}", f"{choice['value']:.3f} ± {choice['standard_error']:.3f}",
-            f"{divergence['value']:.3f} ± {divergence['standard_error']:.3f}",
+            f"{divergence['value']:.3f} ± {divergence['standard_error']:.3f}", *scores,
         ]
 
+    asked = [*flags.tasks.split(","), "average"] if flags.tasks else []
+    if asked:
+        print(f"zero-shot: per cent of {flags.questions} questions each; the dense model {', '.join(zero_shot(flags.model))}\n")
     rows = (line(source, seed) for source in flags.sources.split(",") for seed in range(2))
-    table(["calibrated on", "seed", "perplexity", "same choice", "divergence"], rows)
+    table(["calibrated on", "seed", "perplexity", "same choice", "divergence", *asked], rows)
 
 
 STUDIES = {
