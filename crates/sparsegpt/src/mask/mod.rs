@@ -204,6 +204,13 @@ pub trait MaskPolicy: Debug + Send + Sync {
         self.group() > 1
     }
 
+    /// Of a mask that this policy has chosen by scores (rows x cols, `true` = pruned), the zeros that stay where they are when zeros and
+    /// kept weights of a row change places within a [`group`](Self::group); `None` where any such swap could break the pattern.
+    fn fixed_zeros(&self, pruned: ArrayView2<'_, bool>) -> Option<Array2<bool>> {
+        let _ = pruned;
+        None
+    }
+
     /// Where the number of zeros in a layer (rows x cols) is a free choice: the number of which it is a multiple.
     /// `None` where the pattern itself fixes it.
     fn zeros_step(&self, rows: usize, cols: usize) -> Option<u64> {

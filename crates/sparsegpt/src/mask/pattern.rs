@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use std::sync::Arc;
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 
 use super::{BlockMask, BlockScores, MaskBlock, MaskPolicy, vnm};
 use crate::error::{Error, Result};
@@ -433,6 +433,13 @@ impl MaskPolicy for Pattern {
 
     fn chosen_by_group(&self) -> bool {
         matches!(self, Self::NofM { .. })
+    }
+
+    fn fixed_zeros(&self, pruned: ArrayView2<'_, bool>) -> Option<Array2<bool>> {
+        match *self {
+            Self::VNofM { rows, group, .. } => Some(vnm::outside_survivors(pruned, (rows, group))),
+            _ => None,
+        }
     }
 
     fn zeros_step(&self, rows: usize, _cols: usize) -> Option<u64> {

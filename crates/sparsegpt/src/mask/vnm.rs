@@ -1,9 +1,32 @@
 //! V:N:M: the same columns for some rows, and N zeros in M within each.
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 
 use super::BlockScores;
 use crate::error::{Error, Result};
+
+/// The zeros of a mask that stand in columns which none of a block's rows keeps. A row without zeros is a protected one, and has no say.
+pub(super) fn outside_survivors(
+    pruned: ArrayView2<'_, bool>,
+    (block_rows, group): (usize, usize),
+) -> Array2<bool> {
+    let (rows, width) = pruned.dim();
+    let mut outside = Array2::from_elem((rows, width), false);
+    for first_row in (0..rows).step_by(block_rows) {
+        let block = first_row..(first_row + block_rows).min(rows);
+        for first in (0..width).step_by(group) {
+            let columns = first..(first + group).min(width);
+            let has_zeros = |&row: &usize| columns.clone().any(|column| pruned[[row, column]]);
+            let free: Vec<usize> = block.clone().filter(has_zeros).collect();
+            for column in columns.clone() {
+                if free.iter().all(|&row| pruned[[row, column]]) {
+                    free.iter().for_each(|&row| outside[[row, column]] = true);
+                }
+            }
+        }
+    }
+    outside
+}
 
 /// The mask of some columns, a multiple of M of them, `true` = prune. Ties go to the earlier column.
 pub(super) fn choose(

@@ -155,17 +155,25 @@ pub(super) fn swap_refine<B: Backend>(
     let original: Vec<usize> = (0..job.cols).collect();
     let mut chooser = Chooser::new(job);
     let block = chooser.block(job, 0..job.cols, &original);
+    let pruned = kept.mapv(|kept| !kept);
+    let mut forced = job.forced_block(&original);
     if let Ask::ByScores(_) = chooser.ask(job, &block)?.ask {
-        return Err(Error::incompatible(
-            job.layer,
-            format!(
-                "pattern {} is more than a number of zeros in each row or group, and swaps would break it",
-                job.settings.mask.describe()
-            ),
-            "leave out the swaps, or take another pattern",
-        ));
+        let Some(fixed) = job.settings.mask.fixed_zeros(pruned.view()) else {
+            return Err(Error::incompatible(
+                job.layer,
+                format!(
+                    "pattern {} is more than a number of zeros in each row or group, and swaps would break it",
+                    job.settings.mask.describe()
+                ),
+                "leave out the swaps, or take another pattern",
+            ));
+        };
+        match &mut forced {
+            Some(forced) => forced.zip_mut_with(&fixed, |forced, &fixed| *forced |= fixed),
+            None => forced = Some(fixed),
+        }
     }
-    let (forced, protected) = (job.forced_block(&original), job.protected_block(&original));
+    let protected = job.protected_block(&original);
     let bounds = Bounds {
         forced: forced.as_ref().map(|mask| mask.view()),
         protected: protected.as_ref().map(|mask| mask.view()),
@@ -178,7 +186,6 @@ pub(super) fn swap_refine<B: Backend>(
         },
     };
     let start = in_processing_order(job, dense);
-    let pruned = kept.mapv(|kept| !kept);
     let h = symmetric(hessian)?;
     let refined = rowwise::swap_refine(start.view(), pruned.view(), h.view(), swaps, bounds)
         .map_err(|error| error.for_layer(job.layer))?;

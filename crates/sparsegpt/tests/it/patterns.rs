@@ -107,6 +107,44 @@ proptest! {
 }
 
 #[test]
+fn swaps_stay_within_the_surviving_columns() {
+    let (rows, cols, v, group, kept) = (12, 40, 4, 8, 2);
+    let weights = random(rows, cols, 9);
+    for method in [Method::SparseGpt, Method::Wanda, Method::Quality] {
+        let settings = LayerSettings::new(Pattern::v_n_of_m(v, group - kept, group).unwrap())
+            .with_method(method);
+        let plain = prune(weights.view(), &settings, 9).unwrap();
+        let swapped = prune(weights.view(), &settings.with_swaps(30), 9).unwrap();
+        assert_ne!(plain.mask, swapped.mask, "{method}");
+        for first_row in (0..rows).step_by(v) {
+            for first in (0..cols).step_by(group) {
+                let at = s![first_row..first_row + v, first..first + group];
+                let used = |mask: &Array2<bool>| -> Vec<bool> {
+                    let block = mask.slice(at);
+                    let columns = block.columns().into_iter();
+                    columns
+                        .map(|column| column.iter().any(|kept| *kept))
+                        .collect()
+                };
+                for row in swapped.mask.slice(at).rows() {
+                    assert_eq!(row.iter().filter(|kept| **kept).count(), kept);
+                }
+                let (before, after) = (used(&plain.mask), used(&swapped.mask));
+                assert!(
+                    before
+                        .iter()
+                        .zip(after)
+                        .all(|(before, after)| *before || !after)
+                );
+            }
+        }
+    }
+    let blocks = LayerSettings::new(Pattern::blocks(4, 0.5).unwrap()).with_swaps(3);
+    let error = prune(weights.view(), &blocks, 9).unwrap_err().to_string();
+    assert!(error.contains("swaps would break it"), "{error}");
+}
+
+#[test]
 fn the_least_blocks_go() {
     let weights = ndarray::arr2(&[[3.0_f32, 0.1, 1.0, 1.0], [2.0, 2.0, -1.1, 0.9]]);
     let settings =
