@@ -36,6 +36,7 @@ def parse():
     flags.add_argument("--tasks", help="zero-shot tasks, with commas between, that the study of sources asks too; of an English model")
     flags.add_argument("--data", default="../shared/data", help="the folder with their questions")
     flags.add_argument("--questions", type=int, default=200, help="of each task")
+    flags.add_argument("--patterns", help="of the studies of settings, with commas between, in place of each one's own")
     flags.add_argument("--methods", default="magnitude,adaprune,wanda,sparsegpt,quality", help="of the study of sparsity")
     return flags.parse_args()
 
@@ -83,6 +84,7 @@ def sparsity(flags):
 
 def one_by_one(flags, name, values, of, patterns=("50%", "2:4")):
     """SparseGPT for each value of a setting."""
+    patterns = flags.patterns.split(",") if flags.patterns else patterns
 
     def line(value):
         _, rows = compare(flags, "sparsegpt", patterns, *of(value))
@@ -115,7 +117,7 @@ def samples(flags):
 
 def seeds(flags):
     print("Seeds of the calibration windows\n")
-    patterns = ["50%", "2:4"]
+    patterns = flags.patterns.split(",") if flags.patterns else ["50%", "2:4"]
     found = [compare(flags, "sparsegpt", patterns, "--seed", seed)[1] for seed in range(5)]
 
     def line(pattern):

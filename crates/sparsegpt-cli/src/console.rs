@@ -1,6 +1,6 @@
 //! What a command says and where: results on stdout, notes and progress on stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -50,6 +50,13 @@ impl Console {
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             eprintln!("{text}");
+        }
+    }
+
+    /// What is being done, for somebody who looks on.
+    pub(crate) fn step(&self, text: &str) {
+        if io::stderr().is_terminal() {
+            self.note(text);
         }
     }
 

@@ -211,6 +211,8 @@ fn contradicted(hessian: ArrayView2<'_, f32>) -> Option<(usize, usize)> {
     above().find(|&(row, col)| {
         let most = (hessian[[row, row]] * hessian[[col, col]]).abs().sqrt();
         let apart = (hessian[[row, col]] - hessian[[col, row]]).abs();
-        apart.is_nan() || apart > ROUNDING * most
+        // Where both are no numbers, that is what is wrong, and what will be told.
+        let numbers = hessian[(row, col)].is_finite() || hessian[(col, row)].is_finite();
+        numbers && (apart.is_nan() || apart > ROUNDING * most)
     })
 }

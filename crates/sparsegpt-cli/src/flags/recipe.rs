@@ -79,6 +79,14 @@ pub(crate) fn with_recipe<F: Flags>(
         return Ok((given, Origin::default()));
     };
     let text = read_text(path, "the recipe")?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| Failure::file(path, error))?;
+    if let Some((key, value)) = table.iter().find(|(_, value)| has_no_number(value)) {
+        // JSON, which the flags are read from, would have it for a value that was not given.
+        return Err(Failure::file(
+            path,
+            format!("{key} = {value}: expected a finite number"),
+        ));
+    }
     let recipe: Map<String, Value> =
         toml::from_str(&text).map_err(|error| Failure::file(path, error))?;
     let known = object(&F::default())?;
@@ -108,6 +116,16 @@ pub(crate) fn with_recipe<F: Flags>(
         serde_json::from_value(merged.into()).map_err(|error| Failure::file(path, error))?;
     let file = path.to_path_buf();
     Ok((flags, Origin { file, keys }))
+}
+
+/// Whether there is a number in it that is infinite or none.
+fn has_no_number(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => !number.is_finite(),
+        toml::Value::Array(values) => values.iter().any(has_no_number),
+        toml::Value::Table(table) => table.values().any(has_no_number),
+        _ => false,
+    }
 }
 
 /// A value of a recipe: a path in it taken from the recipe's folder.

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, Tensor, calibration, entries, fail, load, model, save, succeed, text};
+use crate::common::{
+    self, Tensor, calibration, entries, fail, load, model, perplexity, save, succeed, text,
+};
 use serde_json::Value;
 
 /// A short run to `out`.
@@ -209,20 +211,7 @@ fn an_exported_model_says_what_it_said() {
     let export = ["export", text(&model), text(&out), "--type", "q8_0"];
     succeed(&export);
     fail(&export, 2, "--force");
-    let held_out = model.join("heldout.txt");
-    let perplexity = |model: &str| {
-        let args = [
-            "eval",
-            model,
-            "--text",
-            text(&held_out),
-            "--limit",
-            "3",
-            "--json",
-        ];
-        succeed(&args).json()["perplexity"].as_f64().unwrap()
-    };
-    let (before, after) = (perplexity(text(&model)), perplexity(text(&out)));
+    let (before, after) = (perplexity(&model), perplexity(&out));
     assert!((after / before - 1.0).abs() < 0.01, "{before} {after}");
 }
 
@@ -231,19 +220,6 @@ fn quantized_folders_are_models_and_are_packed_by_their_codes() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let joint = ["--pattern", "50%", "--bits", "4", "--group-size", "64"];
-    let held_out = model().join("heldout.txt");
-    let perplexity = |of: &Path| {
-        let args = [
-            "eval",
-            text(of),
-            "--text",
-            text(&held_out),
-            "--limit",
-            "4",
-            "--json",
-        ];
-        succeed(&args).json()["perplexity"].as_f64().unwrap()
-    };
     let floats = path("floats");
     run(&floats, &joint);
     for (format, more) in [("gptq", &[][..]), ("compressed-tensors", &["--symmetric"])] {

@@ -501,6 +501,18 @@ fn mistakes_are_named() {
             named,
         );
     }
+    let mut values = vec![0.0; COLS * COLS];
+    for column in 0..COLS {
+        values[column * (COLS + 1)] = 1.0;
+    }
+    (values[COLS + 4], values[4 * COLS + 1]) = (f32::INFINITY, f32::INFINITY);
+    let hessian = Tensor::f32(&[COLS, COLS], &values);
+    fails(
+        &[("weight", weight()), ("hessian", hessian)],
+        &fifty,
+        3,
+        "inf in the Hessian",
+    );
     // What lies above the diagonal is not read: it must not say something else.
     for (above, named) in [(f32::NAN, "NaN"), (0.5, "row 1, column 4")] {
         let mut values = vec![0.0; COLS * COLS];

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::common::{Tensor, entries, fail, load, model, save, succeed, text};
+use crate::common::{Tensor, entries, fail, load, model, perplexity, save, succeed, text};
 use serde_json::Value;
 
 /// The bundled model pruned by magnitude, in `dtype`, and packed.
@@ -52,20 +52,6 @@ fn generated(model: &Path) -> Value {
     ])
     .json();
     report["models"][0]["samples"].clone()
-}
-
-fn perplexity(of: &Path) -> f64 {
-    let held_out = model().join("heldout.txt");
-    let args = [
-        "eval",
-        text(of),
-        "--text",
-        text(&held_out),
-        "--limit",
-        "6",
-        "--json",
-    ];
-    succeed(&args).json()["perplexity"].as_f64().unwrap()
 }
 
 fn weights(folder: &Path) -> Vec<u8> {

@@ -285,6 +285,11 @@ fn a_layer_takes_a_recipe_file() {
     assert_eq!(zeros(&["--pattern", "50%"]), 16);
     fs::write(&recipe, "skip = ['x']\n").unwrap();
     fail(&args, 3, "recipe.toml: unknown key \"skip\"");
+    // Which JSON would take for values that were not given.
+    for line in ["damping = nan", "bits = inf", "pattern = [-inf]"] {
+        fs::write(&recipe, line).unwrap();
+        fail(&args, 3, "expected a finite number");
+    }
     fs::write(&recipe, "pattern = '50%'\nthreads = 100000\n").unwrap();
     let run = fail(&[&args[..], &["--force"]].concat(), 2, "--threads from");
     assert!(run.stderr.contains(text(&recipe)), "{run:?}");

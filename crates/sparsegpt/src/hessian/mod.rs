@@ -362,8 +362,8 @@ impl<B: Backend> Hessian<B> {
         Some((drift, (1.0 / self.sequences as f64) as f32))
     }
 
-    /// Takes in the statistics of another part of the calibration set; the result is, up to rounding, that
-    /// of the whole set.
+    /// Takes in the statistics of another part of the calibration set, what was held out of it included; the result is, up to
+    /// rounding, that of the whole set.
     ///
     /// # Errors
     /// If the other Hessian has another number of columns, and where the device fails, as [`update`](Self::update).
@@ -379,6 +379,13 @@ impl<B: Backend> Hessian<B> {
         }
         self.check_counted()?;
         other.check_counted()?;
+        if let Some(others) = &other.held_out {
+            let own = match self.held_out.take() {
+                Some(own) => own,
+                None => Box::new(Self::new(self.backend.clone(), &self.layer, self.cols)?),
+            };
+            self.held_out.insert(own).merge(others)?;
+        }
         let sum = self.sequences.saturating_add(other.sequences);
         if other.sequences == 0 {
             return Ok(());

@@ -6,6 +6,7 @@ mod bf16_products;
 mod common;
 mod contract;
 mod driver;
+mod hessian;
 mod kernels;
 mod patterns;
 mod resume;

@@ -510,7 +510,7 @@ impl Job<'_> {
         let of = report
             .pattern
             .map_or_else(String::new, |pattern| format!(" of {pattern}"));
-        self.console.note(&format!(
+        self.console.step(&format!(
             "writing and checking the rest of the checkpoint{of}"
         ));
         let proven = writer

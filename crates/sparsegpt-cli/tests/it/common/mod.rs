@@ -76,6 +76,21 @@ pub(crate) fn fail(args: &[&str], code: i32, named: &str) -> Run {
     run
 }
 
+/// Of the beginning of the bundled model's held-out text.
+pub(crate) fn perplexity(of: &Path) -> f64 {
+    let held_out = model().join("heldout.txt");
+    let args = [
+        "eval",
+        text(of),
+        "--text",
+        text(&held_out),
+        "--limit",
+        "6",
+        "--json",
+    ];
+    succeed(&args).json()["perplexity"].as_f64().unwrap()
+}
+
 /// Names in a folder, sorted.
 pub(crate) fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)

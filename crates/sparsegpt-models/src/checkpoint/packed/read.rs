@@ -169,6 +169,10 @@ impl ReadScheme {
         let at = |part: &str| format!("{name}.{part}");
         let (row_words, zero_words) = (words(cols, bits), words(rows, bits));
         let group = self.group_size.unwrap_or(cols).min(cols);
+        let listed = |part: &str| match tensors.tensor(&at(part))? {
+            Some(_) => read_words(tensors, &at(part), [cols]).map(Some),
+            None => Ok(None),
+        };
         let mut codes = Array2::zeros((rows, cols));
         let mut put = |row: usize, stream: &mut dyn Iterator<Item = u32>| {
             let unpacked = unpack(stream, bits, cols);
@@ -194,10 +198,7 @@ impl ReadScheme {
                         zeros[[row, group]] = zero as u16 + self.zero_offset;
                     }
                 }
-                let listed = match tensors.tensor(&at("g_idx"))? {
-                    Some(_) => Some(read_words(tensors, &at("g_idx"), [cols])?),
-                    None => None,
-                };
+                let listed = listed("g_idx")?;
                 (
                     scales,
                     zeros,
@@ -221,10 +222,7 @@ impl ReadScheme {
                         }
                     }
                 }
-                let listed = match tensors.tensor(&at("weight_g_idx"))? {
-                    Some(_) => Some(read_words(tensors, &at("weight_g_idx"), [cols])?),
-                    None => None,
-                };
+                let listed = listed("weight_g_idx")?;
                 (
                     scales,
                     zeros,
