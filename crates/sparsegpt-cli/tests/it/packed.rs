@@ -314,7 +314,7 @@ fn shards_of_a_packed_index_stay_in_their_folder() {
         fail(&["inspect", text(&made.packed)], 3, name);
         assert_eq!(entries(made.packed.parent().unwrap()), before, "{file}");
     }
-    let mut twice = sound.clone();
+    let mut twice = sound;
     let shard = twice["shards"][0].clone();
     twice["shards"].as_array_mut().unwrap().push(shard);
     fs::write(&index, twice.to_string()).unwrap();
