@@ -87,8 +87,9 @@ pub(crate) fn with_recipe<F: Flags>(
             format!("{key} = {value}: expected a finite number"),
         ));
     }
-    let recipe: Map<String, Value> =
-        toml::from_str(&text).map_err(|error| Failure::file(path, error))?;
+    let recipe: Map<String, Value> = table
+        .try_into()
+        .map_err(|error| Failure::file(path, error))?;
     let known = object(&F::default())?;
     for (key, value) in &recipe {
         if !known.contains_key(key) {

@@ -10,7 +10,7 @@ use sparsegpt_runtime::{LinearLayer, QuantizedLinear};
 
 use super::folder::SafetensorsFolder;
 use super::packed::PackedShape;
-use super::packed::read::{ReadScheme, Tensors};
+use super::packed::read::ReadScheme;
 use super::shard::{ShardLayout, StoredBytes};
 use super::{CONFIG_FILE, CheckpointSource, Dtype, element_count, write_json};
 use crate::decoder::TransformerConfig;
@@ -42,13 +42,6 @@ impl fmt::Debug for QuantizedFolder {
     }
 }
 
-impl Tensors for SafetensorsFolder {
-    fn tensor(&self, name: &str) -> Result<Option<(TensorInfo, StoredBytes<'_>)>> {
-        let bytes = self.stored_bytes(name)?;
-        Ok(self.info(name).zip(bytes))
-    }
-}
-
 impl QuantizedFolder {
     /// Opens a folder whose config.json, given here, has a `quantization_config`. Headers are checked, codes are read later.
     pub(super) fn open(path: &Path, mut config: Value) -> Result<Self> {
@@ -59,9 +52,7 @@ impl QuantizedFolder {
         let scheme = ReadScheme::of(&quantization)
             .map_err(|error| error.of_config(path.join(CONFIG_FILE)))?;
         let folder = SafetensorsFolder::open(path)?;
-        let [codes, ..] = scheme.endings() else {
-            return Err(Error::format(path, "a format without tensors"));
-        };
+        let codes = scheme.endings()[0];
         let mut layers = BTreeMap::new();
         for name in folder.names() {
             let Some(layer) = name.strip_suffix(codes) else {

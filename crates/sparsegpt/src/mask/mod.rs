@@ -38,6 +38,20 @@ pub struct MaskBlock<'a> {
     pub pruned_before: u64,
 }
 
+impl<'a> MaskBlock<'a> {
+    /// All columns of a layer of so many rows, before anything is pruned.
+    pub(crate) fn whole(layer: &'a str, rows: usize, columns: &'a [usize]) -> Self {
+        Self {
+            layer,
+            rows,
+            cols: columns.len(),
+            columns: 0..columns.len(),
+            original_columns: columns,
+            pruned_before: 0,
+        }
+    }
+}
+
 /// A policy's answer for one block.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

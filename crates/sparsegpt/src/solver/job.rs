@@ -10,7 +10,7 @@ use super::settings::LayerSettings;
 use crate::backend::{Backend, BackendInfo, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::finite::first_non_finite;
-use crate::mask::BlockMask;
+use crate::mask::{BlockMask, MaskBlock};
 use crate::report::StageSeconds;
 
 /// One layer under treatment.
@@ -167,14 +167,8 @@ impl<'a, B: Backend> Job<'a, B> {
     /// What the policy asks of all columns together.
     fn asked_whole(&self) -> Result<BlockMask> {
         let original: Vec<usize> = (0..self.cols).collect();
-        self.settings.mask.choose(&crate::mask::MaskBlock {
-            layer: self.layer,
-            rows: self.rows,
-            cols: self.cols,
-            columns: 0..self.cols,
-            original_columns: &original,
-            pruned_before: 0,
-        })
+        let whole = MaskBlock::whole(self.layer, self.rows, &original);
+        self.settings.mask.choose(&whole)
     }
 
     /// Whether the policy leaves nothing to choose.

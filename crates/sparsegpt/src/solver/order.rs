@@ -143,14 +143,7 @@ impl Zeros {
     ) -> Option<Self> {
         let (rows, cols) = weights.dim();
         let original: Vec<usize> = (0..cols).collect();
-        let whole = MaskBlock {
-            layer: "",
-            rows,
-            cols,
-            columns: 0..cols,
-            original_columns: &original,
-            pruned_before: 0,
-        };
+        let whole = MaskBlock::whole("", rows, &original);
         let of_layer = |total: u64| Some(Self::Fraction(total as f64 / (rows * cols) as f64));
         match settings.mask.choose(&whole).ok()? {
             BlockMask::Keep => None,

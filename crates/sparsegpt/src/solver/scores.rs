@@ -41,15 +41,15 @@ impl<B: Backend> Scores<B> {
             MaskSource::Ria => 0.5,
             MaskSource::Solver | MaskSource::Magnitude | MaskSource::Obs => 0.0,
         };
-        let scales = Array2::from_shape_fn((1, job.cols), |(_, column)| match diagonal {
-            Some(diagonal) if !diagonal.dead[column] && inverse.is_some() => inverse
-                .as_ref()
-                .map_or(1.0, |inverse| inverse[column].sqrt()),
-            Some(diagonal) if power > 0.0 && !diagonal.dead[column] => {
-                diagonal.values[column].sqrt().powf(power).recip()
-            }
-            _ => 1.0,
-        });
+        let scales =
+            Array2::from_shape_fn((1, job.cols), |(_, column)| match (diagonal, &inverse) {
+                (Some(diagonal), _) if diagonal.dead[column] => 1.0,
+                (_, Some(inverse)) => inverse[column].sqrt(),
+                (Some(diagonal), None) if power > 0.0 => {
+                    diagonal.values[column].sqrt().powf(power).recip()
+                }
+                _ => 1.0,
+            });
         let weights = (source == MaskSource::Ria)
             .then(|| job.upload_owned(relative_importance(dense)))
             .transpose()?;

@@ -7,7 +7,8 @@ use serde_json::Value;
 use sparsegpt_runtime::{BLOCK_COLS, Codes, QuantizedLinear, QuantizedMatrix, Width};
 
 use super::bits::{unpack, words};
-use super::{PackedFormat, PackedShape};
+use super::{PackedFormat, PackedScheme, PackedShape};
+use crate::checkpoint::CheckpointSource;
 use crate::checkpoint::dtype::decode;
 use crate::checkpoint::shard::StoredBytes;
 use crate::{Error, Result, TensorInfo};
@@ -15,17 +16,12 @@ use crate::{Error, Result, TensorInfo};
 /// What `quantization_config` says of the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct ReadScheme {
-    pub(in super::super) format: PackedFormat,
+    format: PackedFormat,
     bits: u32,
     /// Columns of a group; `None`: all.
     group_size: Option<usize>,
     /// Added to what is stored of a zero point.
     zero_offset: u16,
-}
-
-/// What a layer is read from: bytes, type and shape of a tensor by its name.
-pub(in super::super) trait Tensors {
-    fn tensor(&self, name: &str) -> Result<Option<(TensorInfo, StoredBytes<'_>)>>;
 }
 
 /// Codes and grids of one layer.
@@ -41,6 +37,21 @@ pub(in super::super) struct ReadLayer {
     /// rows x groups; version 1 of GPTQ's goes one beyond the codes.
     zeros: Array2<u16>,
     group_of_column: Vec<usize>,
+}
+
+impl From<PackedScheme> for ReadScheme {
+    /// Of what this project writes.
+    fn from(scheme: PackedScheme) -> Self {
+        Self {
+            format: scheme.format,
+            bits: scheme.bits,
+            group_size: scheme.group_size,
+            zero_offset: match scheme.format {
+                PackedFormat::Gptq => 1,
+                PackedFormat::CompressedTensors => 0,
+            },
+        }
+    }
 }
 
 impl ReadScheme {
@@ -113,7 +124,11 @@ impl ReadScheme {
     }
 
     /// Name, rows and columns of a layer, by the shapes of its tensors alone.
-    pub(in super::super) fn shape(self, tensors: &dyn Tensors, name: &str) -> Result<PackedShape> {
+    pub(in super::super) fn shape(
+        self,
+        tensors: &dyn CheckpointSource,
+        name: &str,
+    ) -> Result<PackedShape> {
         let bits = self.bits as usize;
         let (rows, cols) = match self.format {
             PackedFormat::Gptq => {
@@ -161,7 +176,7 @@ impl ReadScheme {
     /// Reads a layer.
     pub(in super::super) fn read(
         self,
-        tensors: &dyn Tensors,
+        tensors: &dyn CheckpointSource,
         shape: &PackedShape,
     ) -> Result<ReadLayer> {
         let PackedShape { name, rows, cols } = shape;
@@ -169,7 +184,7 @@ impl ReadScheme {
         let at = |part: &str| format!("{name}.{part}");
         let (row_words, zero_words) = (words(cols, bits), words(rows, bits));
         let group = self.group_size.unwrap_or(cols).min(cols);
-        let listed = |part: &str| match tensors.tensor(&at(part))? {
+        let listed = |part: &str| match tensors.info(&at(part)) {
             Some(_) => read_words(tensors, &at(part), [cols]).map(Some),
             None => Ok(None),
         };
@@ -212,7 +227,7 @@ impl ReadScheme {
                 }
                 let (scales, groups) = read_scales(tensors, &at("weight_scale"), rows, false)?;
                 let mut zeros = Array2::from_elem((rows, groups), 1_u16 << (bits - 1));
-                if tensors.tensor(&at("weight_zero_point"))?.is_some() {
+                if tensors.info(&at("weight_zero_point")).is_some() {
                     let packed =
                         read_words(tensors, &at("weight_zero_point"), [zero_words, groups])?;
                     for group in 0..groups {
@@ -248,6 +263,14 @@ impl ReadScheme {
 }
 
 impl ReadLayer {
+    /// Which weights are zero: those whose code is their zero point.
+    pub(super) fn zeros(&self) -> Array2<bool> {
+        Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
+            let group = self.group_of_column[col];
+            u16::from(self.codes[[row, col]]) == self.zeros[[row, group]]
+        })
+    }
+
     /// w = (c - z) s, in f32.
     pub(in super::super) fn weights(&self) -> Array2<f32> {
         Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
@@ -330,15 +353,21 @@ fn group_size(of: &Value) -> Result<Option<usize>> {
     }
 }
 
-fn required<'t>(tensors: &'t dyn Tensors, name: &str) -> Result<(TensorInfo, StoredBytes<'t>)> {
-    tensors
-        .tensor(name)?
-        .ok_or_else(|| Error::tensor(name, "is missing; a quantized layer needs it"))
+fn missing(name: &str) -> Error {
+    Error::tensor(name, "is missing; a quantized layer needs it")
+}
+
+fn required<'t>(
+    tensors: &'t dyn CheckpointSource,
+    name: &str,
+) -> Result<(TensorInfo, StoredBytes<'t>)> {
+    let bytes = tensors.stored_bytes(name)?;
+    tensors.info(name).zip(bytes).ok_or_else(|| missing(name))
 }
 
 /// The two sides of a tensor of this type.
-fn sides(tensors: &dyn Tensors, name: &str, dtype: Dtype) -> Result<[usize; 2]> {
-    let (info, _) = required(tensors, name)?;
+fn sides(tensors: &dyn CheckpointSource, name: &str, dtype: Dtype) -> Result<[usize; 2]> {
+    let info = tensors.info(name).ok_or_else(|| missing(name))?;
     match info.shape.as_slice() {
         &[first, second] if info.dtype == dtype && first > 0 && second > 0 => Ok([first, second]),
         _ => Err(Error::tensor(
@@ -353,7 +382,7 @@ fn sides(tensors: &dyn Tensors, name: &str, dtype: Dtype) -> Result<[usize; 2]> 
 
 /// Integers of 32 bits in a given shape.
 fn read_words<const N: usize>(
-    tensors: &dyn Tensors,
+    tensors: &dyn CheckpointSource,
     name: &str,
     shape: [usize; N],
 ) -> Result<Vec<u32>> {
@@ -373,7 +402,7 @@ fn read_words<const N: usize>(
 
 /// Scales, rows x groups, and the number of groups. `turned`: stored groups x rows.
 fn read_scales(
-    tensors: &dyn Tensors,
+    tensors: &dyn CheckpointSource,
     name: &str,
     rows: usize,
     turned: bool,
