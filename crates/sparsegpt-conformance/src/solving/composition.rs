@@ -3,6 +3,7 @@
 use sparsegpt::backend::Backend;
 use sparsegpt::mask::GivenMask;
 use sparsegpt::ndarray::{Array2, Zip};
+use sparsegpt::solver::own::{LayerProblem, ScoreWeights};
 use sparsegpt::solver::{ColumnOrder, MaskSource, Refit};
 use sparsegpt::{LayerSettings, Method, Pattern, UniformGrid};
 
@@ -61,6 +62,44 @@ pub(super) fn add_cases<B: Backend>(cases: &mut Cases<B>) {
     cases.add("solver/mask_source/is_kept_by_the_sweep", source_is_kept);
     cases.add("solver/mask_source/obs_is_the_first_saliency", obs_source);
     cases.add("solver/order/rose_knows_a_given_mask", rose_on_a_mask);
+    cases.add("solver/own/scores_choose_as_wanda_does", own_scores);
+}
+
+/// |w|·‖x_j‖ of each row, by a stranger.
+#[derive(Debug)]
+struct OwnWanda;
+
+impl ScoreWeights for OwnWanda {
+    fn describe(&self) -> String {
+        "Wanda once more".to_owned()
+    }
+    fn scores(&self, problem: &LayerProblem<'_>) -> sparsegpt::Result<Array2<f32>> {
+        let norms = problem.hessian()?.diag().mapv(|entry| entry.sqrt() as f32);
+        Ok(problem.weights().mapv(f32::abs) * &norms)
+    }
+    fn within_rows(&self) -> bool {
+        true
+    }
+}
+
+fn own_scores<B: Backend>(subject: &Subject<B>) -> Verdict {
+    let layer = layer();
+    for pattern in ["50%", "2:4"] {
+        let settings = with(Method::SparseGpt, pattern)?;
+        let named = settings.clone().with_mask_source(MaskSource::Wanda);
+        let named = layer.solve(&subject.solver, &named)?;
+        let own = settings.with_own_mask_source(OwnWanda);
+        let own = layer.solve(&subject.solver, &own)?;
+        ensure!(
+            own.mask == named.mask,
+            "{pattern}: the same scores chose another mask"
+        );
+        ensure!(
+            own.weights == named.weights,
+            "{pattern}: the same mask came to other weights"
+        );
+    }
+    Ok(())
 }
 
 fn layer() -> Layer {

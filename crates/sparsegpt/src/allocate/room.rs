@@ -83,7 +83,7 @@ pub(super) fn rooms(planned: &[Vec<PlannedLayer>], budget: &Budget) -> Result<Ve
 fn step(settings: &LayerSettings, rows: usize, cols: usize) -> Option<u64> {
     let of_pattern = settings.mask.zeros_step(rows, cols)?.max(1);
     // Wanda reads a sparsity of the layer as one of each row; blocks are no such sparsity.
-    let by_row = settings.parts().compares_within_rows() && settings.mask.group() == 1;
+    let by_row = settings.compares_within_rows() && settings.mask.group() == 1;
     Some(if by_row {
         least_common_multiple(of_pattern, rows as u64)?
     } else {

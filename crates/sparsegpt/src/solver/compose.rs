@@ -7,6 +7,7 @@ use super::ahead::Ahead;
 use super::job::Job;
 use super::method::{MaskSource, Method, Parts, Refit, Rounding, WeightSolver};
 use super::order::ColumnOrder;
+use super::own;
 use super::prepare::{Diagonal, Factored};
 use super::refit::Judge;
 use super::rows;
@@ -48,7 +49,7 @@ pub(super) fn solve<B: Backend>(
 ) -> Result<Solved> {
     let parts = job.settings.parts();
     let Some(hessian) = hessian else {
-        if parts.needs_hessian() {
+        if job.settings.reads_hessian() {
             return Err(Error::incompatible(
                 job.layer,
                 format!(
@@ -181,7 +182,10 @@ fn sweep<B: Backend>(
         return sparsegpt(job, dense, hessian, shared);
     }
     let diagonal = Diagonal::of(hessian, job.layer)?;
-    let moves = |order: ColumnOrder| order.columns(job.settings, dense, &diagonal).is_some();
+    let moves = |order: ColumnOrder| {
+        let columns = order.columns(job.settings, job.layer, dense, &diagonal);
+        matches!(columns, Ok(Some(_)))
+    };
     let others: Vec<ColumnOrder> = ColumnOrder::OTHERS
         .into_iter()
         .filter(|&order| moves(order))
@@ -246,20 +250,17 @@ fn in_stages<B: Backend>(
                     sweep(stage, dense, hessian, shared)
                 })?;
             }
-            WeightSolver::Admm(_) | WeightSolver::Obc => {
+            WeightSolver::Admm(_) | WeightSolver::Obc | WeightSolver::Own => {
                 solved = job.stage(dense, &settings, |stage| match parts.weights {
                     WeightSolver::Admm(settings) => {
                         admm(stage, dense, hessian, settings, &mut shared.inverse)
                     }
+                    WeightSolver::Own => own::solve(stage, dense, hessian),
                     _ => rows::obc(stage, dense, hessian),
                 })?;
                 // Never above what its own mask leaves without any update.
                 let mut masked = dense.to_owned();
-                masked.zip_mut_with(&solved.mask, |weight, &kept| {
-                    if !kept {
-                        *weight = 0.0;
-                    }
-                });
+                own::on_mask(&mut masked, solved.mask.view());
                 job.timed(Stage::Refit, |job| {
                     let judge = Judge::new(job, dense, hessian)?;
                     judge.take_better_rows(job, &mut solved.weights, masked.view())

@@ -198,7 +198,7 @@ impl<'a, B: Backend> Job<'a, B> {
     /// becomes one of each row.
     fn per_row_where_needed(&self, answer: BlockMask) -> BlockMask {
         match answer {
-            BlockMask::Lowest { target, total } if self.settings.parts().compares_within_rows() => {
+            BlockMask::Lowest { target, total } if self.settings.compares_within_rows() => {
                 BlockMask::LowestPerRow {
                     target: target as usize / self.rows,
                     total: total as usize / self.rows,

@@ -147,6 +147,8 @@ pub enum MaskSource {
     /// 1993, Eq. 5; SparseGPT, Eq. 3), which [`Solver`](Self::Solver) with a sweep takes a block at a time on weights that have been made
     /// good already. c³ flops for the inverse.
     Obs,
+    /// Of one's own: [`OwnParts::mask_source`](super::own::OwnParts::mask_source).
+    Own,
 }
 
 /// What sets the weights that are kept.
@@ -165,6 +167,8 @@ pub enum WeightSolver {
     /// cheapest at its time. See [`obc_mask`](crate::rowwise::obc_mask) and [`exact_refit`](crate::rowwise::exact_refit),
     /// on the host and in f64: up to rows·cols³ flops.
     Obc,
+    /// Of one's own: [`OwnParts::solver`](super::own::OwnParts::solver).
+    Own,
 }
 
 /// ADMM on min ½ tr((W − D)H(W − D)ᵀ) over the W with the asked-for zeros (Boža 2024; ALPS: Meng et al. 2024). Written as
@@ -339,6 +343,8 @@ pub enum Refit {
     /// The least error there is on the mask, up to damping: a Cholesky factorization a row, on the host and in f64. For
     /// small layers; see [`exact_refit`](crate::rowwise::exact_refit).
     Exact,
+    /// Of one's own: [`OwnParts::refit`](super::own::OwnParts::refit). Has no name to be read by.
+    Own,
 }
 
 /// The learning rate of [`Refit::Adam`].
@@ -475,14 +481,14 @@ impl Method {
 }
 
 impl Parts {
-    /// Whether a sparsity of the layer is read as one of each row.
+    /// Whether a sparsity of the layer is read as one of each row, by parts that are not one's own.
     #[must_use]
-    pub(crate) fn compares_within_rows(&self) -> bool {
+    pub(super) fn compares_within_rows(&self) -> bool {
         let by_admm = matches!(self.weights, WeightSolver::Admm(Admm { per_row: true, .. }));
         match self.mask {
             MaskSource::Wanda => true,
             MaskSource::Solver => by_admm,
-            MaskSource::Magnitude | MaskSource::Ria | MaskSource::Obs => false,
+            MaskSource::Magnitude | MaskSource::Ria | MaskSource::Obs | MaskSource::Own => false,
         }
     }
 
@@ -504,6 +510,7 @@ impl MaskSource {
             Self::Wanda => "wanda",
             Self::Ria => "ria",
             Self::Obs => "obs",
+            Self::Own => "own",
         }
     }
 }
@@ -521,6 +528,7 @@ impl fmt::Display for Refit {
             Self::ConjugateGradients { steps } => write!(f, "cg:{steps}"),
             Self::Adam { steps } => write!(f, "adam:{steps}"),
             Self::Exact => f.write_str("exact"),
+            Self::Own => f.write_str("own"),
         }
     }
 }

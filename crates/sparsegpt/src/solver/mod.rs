@@ -12,6 +12,7 @@ mod job;
 mod levels;
 mod method;
 mod order;
+pub mod own;
 mod plan;
 mod prepare;
 mod refit;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ndarray::{Array1, Array2, ArrayView2, s};
 
+use super::own;
 use super::prepare::Diagonal;
 use super::settings::LayerSettings;
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ pub enum ColumnOrder {
     Rose,
     /// Each of these, and the result that leaves the least error: three solutions' time.
     Best,
+    /// Of one's own: [`OwnParts::order`](super::own::OwnParts::order). Has no name to be read by.
+    Own,
 }
 
 impl ColumnOrder {
@@ -48,23 +51,59 @@ impl ColumnOrder {
             Self::Descending => "descending",
             Self::Rose => "rose",
             Self::Best => "best",
+            Self::Own => "own",
         }
     }
 
-    /// The column of each place; `None` for the natural order.
+    /// The column of each place; `None` for the natural order. Only an order of one's own can fail.
     pub(super) fn columns(
         self,
         settings: &LayerSettings,
+        layer: &str,
         weights: ArrayView2<'_, f32>,
         diagonal: &Diagonal,
-    ) -> Option<Vec<usize>> {
+    ) -> Result<Option<Vec<usize>>> {
         let group = settings.mask.group().max(1);
-        match self {
+        Ok(match self {
             Self::Natural | Self::Best => None,
             Self::Descending => Some(diagonal.descending(group)),
             Self::Rose => rose(settings, weights, diagonal, group),
+            Self::Own => {
+                let order = own::given(settings.own.order.as_ref(), layer, "a column order")?;
+                let columns = order
+                    .order(weights, &diagonal.values, group)
+                    .map_err(|error| error.for_layer(layer))?;
+                if let Some(wrong) = not_an_order(&columns, weights.ncols(), group) {
+                    return Err(Error::incompatible(
+                        layer,
+                        format!("{}: {wrong}", order.describe()),
+                        "return each column once, and groups whole",
+                    ));
+                }
+                Some(columns)
+            }
+        })
+    }
+}
+
+/// What is wrong with `columns` as an order of `cols` columns whose groups stay together.
+fn not_an_order(columns: &[usize], cols: usize, group: usize) -> Option<String> {
+    let mut seen = vec![false; cols];
+    for &column in columns {
+        match seen.get_mut(column) {
+            None => return Some(format!("column {column} of {cols}")),
+            Some(true) => return Some(format!("column {column} comes twice")),
+            Some(seen) => *seen = true,
         }
     }
+    if let Some(missing) = seen.iter().position(|seen| !seen) {
+        return Some(format!("column {missing} is missing"));
+    }
+    let torn = |columns: &&[usize]| columns.iter().any(|at| at / group != columns[0] / group);
+    let torn = columns.chunks(group).find(torn)?;
+    Some(format!(
+        "columns {torn:?} stand where one group of {group} should"
+    ))
 }
 
 impl fmt::Display for ColumnOrder {
@@ -218,7 +257,9 @@ mod tests {
             mean: 1.0,
         };
         let settings = LayerSettings::new(pattern);
-        ColumnOrder::Rose.columns(&settings, weights.view(), &diagonal)
+        ColumnOrder::Rose
+            .columns(&settings, "", weights.view(), &diagonal)
+            .unwrap()
     }
 
     #[test]

@@ -118,14 +118,14 @@ impl FactorSettings {
     pub(super) fn of(
         settings: &LayerSettings,
         plan: &Plan,
-        weights: ArrayView2<'_, f32>,
+        (layer, weights): (&str, ArrayView2<'_, f32>),
         diagonal: &Diagonal,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             damping: settings.damping,
-            order: settings.order.columns(settings, weights, diagonal),
+            order: settings.order.columns(settings, layer, weights, diagonal)?,
             blocks: plan.blocks.iter().map(|block| block.columns.end).collect(),
-        }
+        })
     }
 }
 

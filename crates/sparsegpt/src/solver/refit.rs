@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView2};
 
 use super::job::Job;
 use super::method::{self, ADAM_RATE};
+use super::own;
 use super::prepare::Diagonal;
 use super::rows;
 use crate::backend::{Adam, AdamPace, Backend, Operation, Refit};
@@ -72,6 +73,7 @@ impl<'a, B: Backend> Judge<'a, B> {
             method::Refit::ConjugateGradients { steps } => {
                 self.conjugate_gradients(job, weights.view(), mask, steps)?
             }
+            method::Refit::Own => self.own(job, weights.view(), mask)?,
             method::Refit::Adam { steps } => self.adam(job, weights.view(), mask, steps)?,
             method::Refit::Exact => {
                 let pruned = mask.mapv(|kept| !kept);
@@ -87,6 +89,22 @@ impl<'a, B: Backend> Judge<'a, B> {
         };
         self.take_better_rows(job, weights, refitted.view())?;
         Ok(factored)
+    }
+
+    fn own(
+        &self,
+        job: &mut Job<'_, B>,
+        weights: ArrayView2<'_, f32>,
+        mask: ArrayView2<'_, bool>,
+    ) -> Result<Array2<f32>> {
+        let refit = own::given(job.settings.own.refit.as_ref(), job.layer, "a refit")?;
+        let part = (&*refit.describe(), Operation::Refit);
+        let statistics = Some((&self.diagonal, self.hessian));
+        let mut refitted = own::ask(job, part, self.dense, statistics, |problem| {
+            refit.refit(problem, weights, mask)
+        })?;
+        own::on_mask(&mut refitted, mask);
+        Ok(refitted)
     }
 
     fn adam(

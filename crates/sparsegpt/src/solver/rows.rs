@@ -250,7 +250,7 @@ fn damped_enough<B: Backend, T>(
 }
 
 /// Both triangles of H, in f64.
-fn symmetric<B: Backend>(hessian: &Hessian<B>) -> Result<Array2<f64>> {
+pub(super) fn symmetric<B: Backend>(hessian: &Hessian<B>) -> Result<Array2<f64>> {
     let lower = hessian.to_array()?;
     Ok(Array2::from_shape_fn(lower.dim(), |(row, col)| {
         f64::from(lower[[row.max(col), row.min(col)]])

@@ -4,8 +4,9 @@ use ndarray::{Array2, ArrayView2, Axis};
 
 use super::job::Job;
 use super::method::MaskSource;
+use super::own;
 use super::prepare::{Diagonal, invert, ladder};
-use crate::backend::Backend;
+use crate::backend::{Backend, Operation};
 use crate::error::{Result, Stage};
 use crate::hessian::Hessian;
 use crate::report::FactorReport;
@@ -27,6 +28,9 @@ impl<B: Backend> Scores<B> {
         statistics: Option<(&Diagonal, &Hessian<B>)>,
     ) -> Result<(Self, Option<FactorReport>)> {
         let source = job.settings.parts().mask;
+        if source == MaskSource::Own {
+            return Ok((Self::own(job, dense, statistics)?, None));
+        }
         let diagonal = statistics.map(|(diagonal, _)| diagonal);
         let (inverse, factored) = match statistics {
             Some((diagonal, hessian)) if source == MaskSource::Obs => {
@@ -39,7 +43,7 @@ impl<B: Backend> Scores<B> {
         let power = match source {
             MaskSource::Wanda => 1.0,
             MaskSource::Ria => 0.5,
-            MaskSource::Solver | MaskSource::Magnitude | MaskSource::Obs => 0.0,
+            MaskSource::Solver | MaskSource::Magnitude | MaskSource::Obs | MaskSource::Own => 0.0,
         };
         let scales =
             Array2::from_shape_fn((1, job.cols), |(_, column)| match (diagonal, &inverse) {
@@ -58,6 +62,24 @@ impl<B: Backend> Scores<B> {
             scales: job.upload(scales.view())?,
         };
         Ok((scores, factored))
+    }
+
+    fn own(
+        job: &mut Job<'_, B>,
+        dense: ArrayView2<'_, f32>,
+        statistics: Option<(&Diagonal, &Hessian<B>)>,
+    ) -> Result<Self> {
+        let own = job.settings.own.mask_source.as_ref();
+        let source = own::given(own, job.layer, "a mask source")?;
+        let part = (&*source.describe(), Operation::Select);
+        let scores = own::ask(job, part, dense, statistics, |problem| {
+            source.scores(problem)
+        })?;
+        own::from_zero(job, scores.view())?;
+        Ok(Self {
+            weights: Some(job.upload_owned(scores)?),
+            scales: job.upload(Array2::ones((1, job.cols)).view())?,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
+use super::own::{OrderColumns, OwnParts, RefitWeights, ScoreWeights, SolveWeights};
 use crate::error::{Error, Result};
 use crate::mask::{MaskPolicy, Pattern};
 use crate::quant::Quantizer;
@@ -71,6 +72,9 @@ pub struct LayerSettings {
     /// ([`Hessian::update_from_dense`](crate::Hessian::update_from_dense)) and has no effect with others. An inverse and a product
     /// of cols² by cols² a Hessian, and a product of the layer's size; memory for C and two more matrices of cols², and one of the layer's size.
     pub dense_targets: f64,
+    /// Parts of one's own. A mask source, a refit and an order among them are used where the fields above say `Own`; a weight solver
+    /// stands in for the method's.
+    pub own: OwnParts,
 }
 
 impl LayerSettings {
@@ -99,6 +103,7 @@ impl LayerSettings {
             measure: true,
             measure_always: false,
             dense_targets: 0.0,
+            own: OwnParts::default(),
         }
     }
 
@@ -126,6 +131,34 @@ impl LayerSettings {
     pub fn with_refit(mut self, refit: Refit) -> Self {
         self.refit = Some(refit);
         self
+    }
+
+    /// A mask source of one's own.
+    #[must_use]
+    pub fn with_own_mask_source(mut self, source: impl ScoreWeights + 'static) -> Self {
+        self.own.mask_source = Some(Arc::new(source));
+        self.with_mask_source(MaskSource::Own)
+    }
+
+    /// A weight solver of one's own; where no other mask source is given and the method's solver would choose the mask, it does.
+    #[must_use]
+    pub fn with_own_solver(mut self, solver: impl SolveWeights + 'static) -> Self {
+        self.own.solver = Some(Arc::new(solver));
+        self
+    }
+
+    /// A refit of one's own.
+    #[must_use]
+    pub fn with_own_refit(mut self, refit: impl RefitWeights + 'static) -> Self {
+        self.own.refit = Some(Arc::new(refit));
+        self.with_refit(Refit::Own)
+    }
+
+    /// An order of one's own.
+    #[must_use]
+    pub fn with_own_order(mut self, order: impl OrderColumns + 'static) -> Self {
+        self.own.order = Some(Arc::new(order));
+        self.with_order(ColumnOrder::Own)
     }
 
     /// Other settings of ADMM than the method's own.
@@ -159,6 +192,7 @@ impl LayerSettings {
         Parts {
             mask: self.mask_source.unwrap_or(parts.mask),
             weights: match (parts.weights, self.admm) {
+                _ if self.own.solver.is_some() => WeightSolver::Own,
                 (WeightSolver::Admm(_), Some(admm)) => WeightSolver::Admm(admm),
                 (own, _) => own,
             },
@@ -171,17 +205,26 @@ impl LayerSettings {
     /// The method and what stands in for its parts, for reports.
     pub(super) fn describe_method(&self) -> String {
         let mut text = self.method.to_string();
-        if let Some(source) = self.mask_source {
-            text += &format!(", mask by {source}");
+        match (self.mask_source, &self.own.mask_source) {
+            (Some(MaskSource::Own), Some(own)) => text += &format!(", mask by {}", own.describe()),
+            (Some(source), _) => text += &format!(", mask by {source}"),
+            (None, _) => {}
+        }
+        if let Some(own) = &self.own.solver {
+            text += &format!(", weights by {}", own.describe());
         }
         if self.swaps > 0 {
             text += &format!(", at most {} swaps a row", self.swaps);
         }
-        match self.refit {
-            Some(refit) if refit != self.method.parts().refit => {
+        match (self.refit, &self.own.refit) {
+            (Some(Refit::Own), Some(own)) => text += &format!(", refit {}", own.describe()),
+            (Some(refit), _) if refit != self.method.parts().refit => {
                 text += &format!(", refit {refit}");
             }
             _ => {}
+        }
+        if let (ColumnOrder::Own, Some(own)) = (self.order, &self.own.order) {
+            text += &format!(", order {}", own.describe());
         }
         if let Some(admm) = self.admm {
             text += &format!(", ADMM {admm}");
@@ -274,7 +317,28 @@ impl LayerSettings {
     /// Whether a driver must collect a Hessian for a layer with these settings.
     #[must_use]
     pub fn needs_hessian(&self) -> bool {
-        self.measure_always || self.parts().needs_hessian()
+        self.measure_always || self.reads_hessian()
+    }
+
+    /// Whether a part reads the Hessian.
+    pub(super) fn reads_hessian(&self) -> bool {
+        let mut parts = self.parts();
+        if parts.mask == MaskSource::Own
+            && let Some(own) = &self.own.mask_source
+            && !own.needs_hessian()
+        {
+            parts.mask = MaskSource::Magnitude;
+        }
+        parts.needs_hessian()
+    }
+
+    /// Whether a sparsity of the layer is read as one of each row.
+    pub(crate) fn compares_within_rows(&self) -> bool {
+        let parts = self.parts();
+        match (parts.mask, &self.own.mask_source) {
+            (MaskSource::Own, Some(own)) => own.within_rows(),
+            _ => parts.compares_within_rows(),
+        }
     }
 
     /// Checks the settings, alone and against a layer (rows x cols).
@@ -333,6 +397,16 @@ impl LayerSettings {
                     "give method admm, alps or quality, or no settings of ADMM",
                 ));
             }
+        }
+        if self.own.solver.is_some() && (self.method == Method::Best || self.admm.is_some()) {
+            return Err(Error::incompatible(
+                layer,
+                format!(
+                    "a weight solver of one's own takes the place of those of method {}",
+                    self.method
+                ),
+                "give another method, without settings of ADMM",
+            ));
         }
         self.mask.validate(layer, rows, cols)?;
         if let Some(quantizer) = &self.quantizer {

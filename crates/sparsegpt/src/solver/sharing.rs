@@ -44,5 +44,9 @@ fn asked(diagonal: &Diagonal, task: &LayerTask<'_>) -> Option<FactorSettings> {
     let sound = settings.parts().weights == WeightSolver::Sweep
         && cols == diagonal.values.len()
         && settings.validate(task.name, rows, cols).is_ok();
-    sound.then(|| FactorSettings::of(settings, &Plan::new(settings, cols), task.weights, diagonal))
+    if !sound {
+        return None;
+    }
+    let plan = Plan::new(settings, cols);
+    FactorSettings::of(settings, &plan, (task.name, task.weights), diagonal).ok()
 }

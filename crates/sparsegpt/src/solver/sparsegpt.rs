@@ -29,7 +29,7 @@ pub(super) fn sparsegpt<B: Backend>(
 ) -> Result<Solved> {
     let diagonal = Diagonal::of(hessian, job.layer)?;
     let plan = Plan::new(job.settings, job.cols);
-    let asked = FactorSettings::of(job.settings, &plan, dense, &diagonal);
+    let asked = FactorSettings::of(job.settings, &plan, (job.layer, dense), &diagonal)?;
     job.order.clone_from(&asked.order);
     job.dead.clone_from(&diagonal.dead);
 

@@ -8,6 +8,7 @@ mod contract;
 mod driver;
 mod hessian;
 mod kernels;
+mod own_parts;
 mod patterns;
 mod resume;
 mod rowwise;
