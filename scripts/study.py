@@ -37,6 +37,7 @@ def parse():
     flags.add_argument("--data", default="../shared/data", help="the folder with their questions")
     flags.add_argument("--questions", type=int, default=200, help="of each task")
     flags.add_argument("--patterns", help="of the studies of settings, with commas between, in place of each one's own")
+    flags.add_argument("--values", help="of the studies of block sizes and samples, with commas between, in place of their own")
     flags.add_argument("--methods", default="magnitude,adaprune,wanda,sparsegpt,quality", help="of the study of sparsity")
     return flags.parse_args()
 
@@ -93,9 +94,13 @@ def one_by_one(flags, name, values, of, patterns=("50%", "2:4")):
     table([name, *patterns], map(line, values))
 
 
+def whole_numbers(flags, own):
+    return [int(value) for value in flags.values.split(",")] if flags.values else own
+
+
 def block_size(flags):
     print("Columns whose zeros are chosen together\n")
-    sizes = [1, 8, 32, 64, 128, 256, 512]
+    sizes = whole_numbers(flags, [1, 8, 32, 64, 128, 256, 512])
     one_by_one(flags, "columns", sizes, lambda size: ["--mask-block-size", size, "--block-size", size], ["50%", "60%"])
 
 
@@ -106,7 +111,7 @@ def damping(flags):
 
 def samples(flags):
     print(f"Calibration sequences of {flags.sequence_length} tokens\n")
-    counts = [1, 2, 4, 8, 16, 32, 64]
+    counts = whole_numbers(flags, [1, 2, 4, 8, 16, 32, 64])
 
     def line(count):
         _, rows = compare(flags, "sparsegpt,quality", ["50%"], samples=count)

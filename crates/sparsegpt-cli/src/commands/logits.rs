@@ -55,6 +55,7 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
     };
     let shape = [tokens.len(), time, config.vocab_size];
     let mut out = StreamedTensor::create(&args.out, "logits", &shape, console)?;
+    let mut wrong = 0;
     let bar = console.progress(tokens.len() as u64);
     for sequence in &tokens {
         interrupt::check()?;
@@ -62,11 +63,16 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console) -> Result<(), Failure> {
         let values = logits
             .flatten_all()
             .and_then(|logits| logits.to_vec1::<f32>());
-        out.append(&values.map_err(sparsegpt_models::Error::from)?)?;
+        let values = values.map_err(sparsegpt_models::Error::from)?;
+        wrong += values.iter().filter(|value| !value.is_finite()).count();
+        out.append(&values)?;
         bar.inc(1);
     }
     bar.finish_and_clear();
     out.finish()?;
+    if wrong > 0 {
+        console.note(&format!("{wrong} logits are not finite numbers"));
+    }
     let [batch, time, vocabulary] = shape;
     console.print(&format!(
         "{}: logits {batch} x {time} x {vocabulary}\n",

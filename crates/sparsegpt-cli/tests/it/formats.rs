@@ -179,6 +179,16 @@ fn masks_go_out_and_come_in() {
     let report = run(&extended, &more).json();
     let pruned = &report["layers"][0]["pruned"];
     assert_eq!(pruned.as_u64().unwrap(), 192 * 192 * 7 / 10);
+    // Nothing to extend: half is more than a tenth.
+    let more = ["--masks", text(&masks), "--pattern", "10%", "--json"];
+    let fewer = run(&path("fewer"), &more);
+    assert!(
+        fewer.stderr.contains("7 of 7 masks have more zeros"),
+        "{}",
+        fewer.stderr
+    );
+    let pruned = &fewer.json()["layers"][0]["pruned"];
+    assert_eq!(pruned.as_u64().unwrap(), 192 * 192 / 2);
 
     let out = path("none");
     refused(

@@ -209,6 +209,35 @@ fn what_a_plan_cannot_be_made_of_is_told() {
 }
 
 #[test]
+fn a_plan_refuses_the_output_that_the_run_would_refuse() {
+    let folder = tempfile::tempdir().unwrap();
+    let (taken, free) = (folder.path().join("taken"), folder.path().join("a/free"));
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("kept"), "x").unwrap();
+    let (model, calibration) = (model(), calibration());
+    let mut args = vec!["prune", text(&model), "--calibration", text(&calibration)];
+    args.extend([
+        "--pattern",
+        "50%",
+        "--plan-rates",
+        RATES,
+        "--dry-run",
+        "--out",
+    ]);
+    fail(&[&args[..], &[text(&taken)]].concat(), 2, "--force");
+    fail(&[&args[..], &[text(&model)]].concat(), 2, "--calibration");
+    fail(
+        &[&args[..], &[text(&model.join("inside"))]].concat(),
+        2,
+        "the source",
+    );
+    succeed(&[&args[..], &[text(&taken), "--force"]].concat());
+    succeed(&[&args[..], &[text(&free)]].concat());
+    assert_eq!(entries(folder.path()), ["taken"]);
+    assert_eq!(entries(&taken), ["kept"]);
+}
+
+#[test]
 fn opt_175b_is_solved_in_the_time_that_was_measured() {
     let plan = plan(
         &scaling("opt-175b.json"),

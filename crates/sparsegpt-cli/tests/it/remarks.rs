@@ -340,3 +340,33 @@ fn a_byte_order_mark_is_no_part_of_a_file() {
     succeed(&prune);
     assert_eq!(perplexity(&out, "plain.txt", &words), expected);
 }
+
+#[test]
+fn logits_that_are_no_numbers_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let broken = changed(
+        &at("broken"),
+        |config| config,
+        |tensors| {
+            let large = Tensor::f32(&[192], &[3e38; 192]);
+            tensors.insert("model.norm.weight".to_owned(), large);
+        },
+    );
+    let (tokens, out) = (at("tokens.safetensors"), at("logits.safetensors"));
+    save(&tokens, &[("tokens", Tensor::i32(&[1, 4], &[5, 6, 7, 8]))]);
+    let run = succeed(&[
+        "logits",
+        text(&broken),
+        "--tokens",
+        text(&tokens),
+        "--out",
+        text(&out),
+    ]);
+    let logits = load(&out).remove("logits").unwrap();
+    let values = logits.to_f32().into_iter();
+    let wrong = values.filter(|value| !value.is_finite()).count();
+    assert!(wrong > 0);
+    let told = format!("{wrong} logits are not finite");
+    assert!(run.stderr.contains(&told), "{}", run.stderr);
+}

@@ -193,7 +193,7 @@ impl CheckpointSource for SafetensorsFolder {
 /// Folders within folders beyond this depth are refused: a link back up would never end.
 const MAX_DEPTH: usize = 16;
 
-/// Copies all files but weights, and folders with what is in them.
+/// Copies all files but weights, and folders where there is something to copy in them.
 pub(super) fn copy_companions(from: &Path, to: &Path, depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::format(
@@ -215,6 +215,8 @@ pub(super) fn copy_companions(from: &Path, to: &Path, depth: usize) -> Result<()
             let inner = to.join(&name);
             fs::create_dir(&inner).map_err(|source| Error::io("create", &inner, source))?;
             copy_companions(&path, &inner, depth + 1)?;
+            // Of a folder of other weights nothing is left; one that holds anything stays.
+            let _ = fs::remove_dir(&inner);
         }
     }
     Ok(())

@@ -334,6 +334,14 @@ impl Checkpoint {
         CheckpointWriter::create(self, out, options, None)
     }
 
+    /// Whether an output could be named `out` now; what [`create_output`](Self::create_output) checks first.
+    ///
+    /// # Errors
+    /// If `out` is refused as there.
+    pub fn check_output(&self, out: &Path, force: bool) -> Result<()> {
+        writer::OutputFolder::check(out, self.path(), force).map(drop)
+    }
+
     /// Starts a copy in which some layers are quantized and packed: their weights are not stored, but
     /// [packed](CheckpointWriter::store_packed).
     ///

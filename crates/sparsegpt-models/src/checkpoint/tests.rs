@@ -434,6 +434,8 @@ fn shards_and_companions_are_carried_along() {
     fs::create_dir(folder.join("original")).unwrap();
     fs::write(folder.join("original/params.json"), b"{}").unwrap();
     fs::write(folder.join("original/consolidated.00.bin"), [1]).unwrap();
+    fs::create_dir(folder.join("onnx")).unwrap();
+    fs::write(folder.join("onnx/model.onnx"), [1]).unwrap();
     let mut read_only = fs::metadata(folder.join(CONFIG_FILE))
         .unwrap()
         .permissions();

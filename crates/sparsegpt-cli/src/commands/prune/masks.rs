@@ -9,6 +9,7 @@ use sparsegpt_models::checkpoint::{Checkpoint, Overlay};
 use sparsegpt_models::masks::MaskFile;
 
 use super::PruneFlags;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::model;
 
@@ -37,6 +38,7 @@ impl Masks {
         checkpoint: &Checkpoint,
         flags: &PruneFlags,
         patterns: &[Option<Pattern>],
+        console: &Console,
     ) -> Result<ModelPlan, Failure> {
         let extended_to = match patterns {
             [None] => None,
@@ -52,6 +54,7 @@ impl Masks {
         let mut left: Vec<String> = self.file.names();
         let mut settings = Vec::new();
         let mut index = 0;
+        let mut beyond = 0;
         for block in 0..adapter.blocks() {
             for layer in adapter.layers(block)? {
                 if let Some(at) = left.iter().position(|name| *name == layer.name) {
@@ -60,7 +63,11 @@ impl Masks {
                         None => Arc::new(self.file.policy(&layer.name).map_err(Failure::reading)?),
                         Some(sparsity) => {
                             let kept = self.file.read(&layer.name).map_err(Failure::reading)?;
-                            Arc::new(GivenMask::keeping(kept.view()).extended_to(sparsity))
+                            let mask = GivenMask::keeping(kept.view());
+                            beyond += usize::from(
+                                mask.pruned() as u64 > sparsity.count(kept.len() as u64),
+                            );
+                            Arc::new(mask.extended_to(sparsity))
                         }
                     };
                     policy.validate(&layer.name, layer.rows, layer.cols)?;
@@ -74,6 +81,12 @@ impl Masks {
             return Err(Failure::file(
                 &self.path,
                 format!("names {name:?}, and the model has no layer of that name"),
+            ));
+        }
+        if beyond > 0 {
+            console.note(&format!(
+                "{beyond} of {} masks have more zeros than --pattern asks for and stay as they are",
+                settings.len()
             ));
         }
         let plan = flags.plan.plan_of(&flags.layer, settings)?;

@@ -302,7 +302,7 @@ fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Resul
         }
     };
     if let Some(masks) = &masks {
-        plans = vec![masks.plan(&checkpoint, &flags, &patterns)?];
+        plans = vec![masks.plan(&checkpoint, &flags, &patterns, console)?];
     }
     let planned = plans
         .iter()
@@ -322,13 +322,20 @@ fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Resul
         pruner: &*pruner,
         console,
     };
+    if let Some(out) = &args.out {
+        spares_inputs(out, &flags)?;
+    }
     if args.dry_run {
+        if let Some(out) = &args.out {
+            checkpoint
+                .check_output(out, args.force)
+                .map_err(Failure::writing)?;
+        }
         return dry_run::run(&job);
     }
     let Some(out) = &args.out else {
         return Err(Failure::usage("--out DIR is missing"));
     };
-    spares_inputs(out, &flags)?;
     let options = OutputOptions {
         dtype,
         force: args.force,
