@@ -153,6 +153,11 @@ pub struct Timing {
     pub dense_seconds: f64,
     /// The packed layer.
     pub sparse_seconds: f64,
+    /// The dense layer's fastest run. On a shared machine medians tell of the neighbours, too, with whom cores and memory are shared; the
+    /// fastest of many runs is nearest to what the kernel itself takes.
+    pub dense_least_seconds: f64,
+    /// The packed layer's fastest run.
+    pub sparse_least_seconds: f64,
     /// The packed bytes over the bandwidth, or the nonzero multiply-adds over their rate, whichever is more.
     pub floor_seconds: f64,
     /// The same for the dense layer.
@@ -242,6 +247,8 @@ fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timin
         }
         run += 1;
     }
+    let [dense_least_seconds, sparse_least_seconds] =
+        [0, 1].map(|which: usize| seconds[which].iter().copied().fold(f64::INFINITY, f64::min));
     let [
         dense_seconds,
         sparse_seconds,
@@ -255,6 +262,8 @@ fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timin
     Ok(Timing {
         dense_seconds,
         sparse_seconds,
+        dense_least_seconds,
+        sparse_least_seconds,
         floor_seconds: floor(sparse_bytes, density),
         dense_floor_seconds: floor(dense_bytes, 1.0),
         dense_bytes,

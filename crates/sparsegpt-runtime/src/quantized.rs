@@ -44,6 +44,11 @@ impl Width {
         }
     }
 
+    /// The largest code.
+    pub(crate) fn most(self) -> u8 {
+        u8::MAX >> (8 - self.bits())
+    }
+
     /// Of some codes.
     pub(crate) fn bytes(self, codes: usize) -> usize {
         (codes * self.bits()).div_ceil(8)
@@ -95,7 +100,7 @@ impl Codes<'_> {
                 ));
             }
         }
-        let most = u8::MAX >> (8 - self.width.bits());
+        let most = self.width.most();
         let all = self.codes.iter().chain(self.zeros);
         match all.into_iter().find(|&&code| code > most) {
             Some(code) => refuse(format!(
@@ -285,6 +290,10 @@ impl QuantizedMatrix {
         // As many as masks at most, so that they can be counted.
         expect_entries("scales", self.rows * groups, self.scales.len())?;
         expect_entries("zeros", self.rows * groups, self.zeros.len())?;
+        let most = self.width.most();
+        if let Some(zero) = self.zeros.iter().find(|&&zero| zero > most) {
+            return Err(format!("expected zeros up to {most}, found {zero}"));
+        }
         let behind = &self.codes[self.codes.len() - CODE_PADDING..];
         match behind.iter().any(|&byte| byte != 0) {
             true => Err("the padding behind the codes is not zero".to_owned()),

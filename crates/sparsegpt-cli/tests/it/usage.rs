@@ -446,6 +446,9 @@ fn bench_measures_a_layer() {
     for seconds in ["dense_seconds", "sparse_seconds", "floor_seconds"] {
         assert!(report[seconds].as_f64().unwrap() > 0.0, "{report}");
     }
+    let seconds = |key: &str| report[key].as_f64().unwrap();
+    assert!(seconds("sparse_least_seconds") <= seconds("sparse_seconds"));
+    assert!(seconds("dense_least_seconds") <= seconds("dense_seconds"));
     let text = succeed(&args[1..]).stdout;
     assert!(
         text.contains("dense") && text.contains("medians of 5 runs"),

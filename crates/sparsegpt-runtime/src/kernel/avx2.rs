@@ -4,21 +4,23 @@
 //! long as their documentation says. The drivers in `vector` and `tokens` see to both.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, _mm_and_si128, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_set_epi64x, _mm_set1_epi8, _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpacklo_epi64,
-    _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss, _mm256_broadcastsi128_si256,
-    _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepi16_epi32,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32, _pdep_u64,
+    __m128i, __m256, __m256i, __m512, _mm_and_si128, _mm_cmpgt_epi8, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_set1_epi8, _mm_setr_epi8, _mm_shuffle_epi8, _mm_srli_epi16,
+    _mm_srli_si128, _mm_storeu_si128, _mm_sub_epi8, _mm_unpackhi_epi8, _mm_unpacklo_epi8,
+    _mm_unpacklo_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss,
+    _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8, _mm256_slli_epi32,
+    _mm256_storeu_ps, _mm256_sub_epi16, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32,
 };
 
 use half::{bf16, f16};
 
-use super::tables::{BYTES, QUARTERS, SPREAD, WIDEN};
-use super::{Index, QuantizedTile, Stored, lines_a_unit, prefetch};
+use super::tables::{PLACES, QUARTERS, SPREAD, WIDEN};
+use super::{Bits, Index, QuantizedTile, Stored, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
@@ -274,7 +276,13 @@ unsafe fn to_f32(numbers: __m256i) -> [__m256; 2] {
     }
 }
 
+/// Bytes for a unit's codes of four bits, one each: 64 from an even place on, one more, and what is read behind them.
+const UNPACKED: usize = 80;
+
 /// The product of a tile of codes of BITS bits with one token, as [`Tile::vector`](super::Tile::vector).
+///
+/// A byte shuffle moves the codes of sixteen columns to their places. Those of four bits are unpacked to bytes before, and their zero
+/// subtracted by a second shuffle, for all rows of a block: reading across two stores waits until both are done.
 ///
 /// # Safety
 /// The level; the invariant of [`QuantizedTile`]; blocks · 64 values of `x`.
@@ -286,52 +294,139 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
 ) {
     debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
     let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
+    let mut unpacked = [[0_u8; UNPACKED]; TILE_ROWS];
+    let mut bytes = [tile.codes.as_ptr(); TILE_ROWS];
     let mut at = tile.start;
-    // The codes of a group's columns and ones in the bytes of those that have some.
-    let mut spread = |byte: u8| {
-        let columns = BYTES[byte as usize];
-        // SAFETY: there are eight bytes from each code's on.
-        let raw = unsafe {
-            tile.codes
-                .as_ptr()
-                .add(at * BITS / 8)
-                .cast::<u64>()
-                .read_unaligned()
-        };
-        let raw = raw >> (at * BITS % 8);
-        at += byte.count_ones() as usize;
-        let halves = match BITS {
-            4 => columns & 0x0F0F_0F0F_0F0F_0F0F,
-            _ => columns,
-        };
-        (_pdep_u64(raw, halves) as i64, columns as i64)
-    };
     for block in 0..tile.blocks {
         // SAFETY: the level; `x` has 64 values for each block.
         let x = unsafe { block_of(x, block) };
-        for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
-            let mask = tile.masks[block * tile.rows + row];
-            let (scale, zero) = tile.grid(block, row);
+        let (masks, scales, zeros) = tile.units(block);
+        for (((mask, zero), unpacked), bytes) in
+            masks.iter().zip(zeros).zip(&mut unpacked).zip(&mut bytes)
+        {
+            let count = mask.count_ones() as usize;
+            // SAFETY: there are `count` codes from `at` on.
+            unsafe {
+                *bytes = match BITS {
+                    4 => unpack(tile.codes, (at, count), *zero, unpacked),
+                    _ => tile.codes.as_ptr().add(at),
+                };
+            }
+            at += count;
+        }
+        for ((((mask, zero), scale), bytes), partial) in masks
+            .iter()
+            .zip(zeros)
+            .zip(scales)
+            .zip(bytes)
+            .zip(&mut partial)
+        {
             let zeros = _mm_set1_epi8(zero.cast_signed());
             let mut steps = [_mm256_setzero_ps(); 2];
-            for (pair, [first, second]) in mask.to_le_bytes().as_chunks::<2>().0.iter().enumerate()
-            {
-                let (first, second) = (spread(*first), spread(*second));
-                let codes = _mm_set_epi64x(second.0, first.0);
-                let zeros = _mm_and_si128(zeros, _mm_set_epi64x(second.1, first.1));
-                let difference =
-                    _mm256_sub_epi16(_mm256_cvtepu8_epi16(codes), _mm256_cvtepu8_epi16(zeros));
-                // SAFETY: the level.
-                let [low, high] = unsafe { to_f32(difference) };
+            for pair in 0..BLOCK_COLS / (2 * LANES) {
+                // SAFETY: eight bytes can be read from each code's place on, and from that of the first behind them.
+                let [low, high] = unsafe {
+                    let (codes, columns) = columns_of(*mask, pair, bytes);
+                    let moved = _mm_shuffle_epi8(codes, columns);
+                    if BITS == 4 {
+                        let second = _mm_srli_si128::<8>(moved);
+                        [
+                            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(moved)),
+                            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)),
+                        ]
+                    } else {
+                        // Where there is a code, its place is no negative number.
+                        let there = _mm_cmpgt_epi8(columns, _mm_set1_epi8(-1));
+                        let zeros = _mm_and_si128(zeros, there);
+                        to_f32(_mm256_sub_epi16(
+                            _mm256_cvtepu8_epi16(moved),
+                            _mm256_cvtepu8_epi16(zeros),
+                        ))
+                    }
+                };
                 steps[0] = _mm256_fmadd_ps(low, x[2 * pair], steps[0]);
                 steps[1] = _mm256_fmadd_ps(high, x[2 * pair + 1], steps[1]);
             }
             let steps = _mm256_add_ps(steps[0], steps[1]);
-            *partial = _mm256_fmadd_ps(steps, _mm256_set1_ps(scale), *partial);
+            *partial = _mm256_fmadd_ps(steps, _mm256_set1_ps(*scale), *partial);
         }
     }
     for (sum, partial) in sums.iter_mut().zip(partial) {
         *sum += total(partial);
+    }
+}
+
+/// The codes of a pair of groups of a unit whose codes are at `bytes`, each group's in a half, and where its columns find theirs.
+///
+/// # Safety
+/// The level; eight readable bytes at the first code of each group.
+#[inline(always)]
+unsafe fn columns_of(mask: u64, pair: usize, bytes: *const u8) -> (__m128i, __m128i) {
+    let [first, second] = [2 * pair, 2 * pair + 1];
+    // SAFETY: as required of the caller; the tables have an entry for every byte.
+    unsafe {
+        let load = |low: *const u8, high: *const u8| {
+            _mm_unpacklo_epi64(_mm_loadl_epi64(low.cast()), _mm_loadl_epi64(high.cast()))
+        };
+        let codes = load(
+            bytes.add(Bits::before(mask, first)),
+            bytes.add(Bits::before(mask, second)),
+        );
+        let columns = load(
+            PLACES[0].0[Bits::byte(mask, first) as usize].as_ptr(),
+            PLACES[1].0[Bits::byte(mask, second) as usize].as_ptr(),
+        );
+        (codes, columns)
+    }
+}
+
+/// Writes code − zero for `count` codes of four bits from code `at` on, and for some behind them; returns where the first is.
+///
+/// # Safety
+/// The level; `codes` has so many.
+#[inline(always)]
+unsafe fn unpack(
+    codes: &[u8],
+    (at, count): (usize, usize),
+    zero: u8,
+    to: &mut [u8; UNPACKED],
+) -> *const u8 {
+    /// Bytes that are read: 64 codes, and sixteen for the one more.
+    const READ: usize = 40;
+    let (first, odd) = (at / 2, at % 2);
+    let mut end = [0; READ];
+    let from = match codes.get(first..first + READ) {
+        Some(codes) => codes.as_ptr(),
+        None => {
+            let rest = codes.get(first..).unwrap_or_default();
+            end[..rest.len()].copy_from_slice(rest);
+            end.as_ptr()
+        }
+    };
+    // SAFETY: 40 bytes are read, 80 written.
+    unsafe {
+        let four = _mm_set1_epi8(15);
+        let all = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        // By code.
+        let steps = _mm_sub_epi8(all, _mm_set1_epi8(zero.cast_signed()));
+        let halves = |raw: __m128i| {
+            let upper = _mm_srli_epi16::<4>(raw);
+            [_mm_and_si128(raw, four), _mm_and_si128(upper, four)]
+        };
+        let mut put = |place: usize, codes: __m128i| {
+            let to = to.as_mut_ptr().add(place).cast();
+            _mm_storeu_si128(to, _mm_shuffle_epi8(steps, codes));
+        };
+        for place in [0, 16] {
+            let [lower, upper] = halves(_mm_loadu_si128(from.add(place).cast()));
+            put(2 * place, _mm_unpacklo_epi8(lower, upper));
+            put(2 * place + 16, _mm_unpackhi_epi8(lower, upper));
+        }
+        if odd + count > BLOCK_COLS {
+            let [lower, upper] = halves(_mm_loadl_epi64(from.add(32).cast()));
+            put(64, _mm_unpacklo_epi8(lower, upper));
+        }
+        to.as_ptr().add(odd)
     }
 }
 

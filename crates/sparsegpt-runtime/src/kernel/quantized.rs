@@ -35,6 +35,18 @@ pub(crate) struct QuantizedTile<'a> {
 }
 
 impl QuantizedTile<'_> {
+    /// Masks, scales and zeros of the rows of a block.
+    #[inline(always)]
+    pub(super) fn units(&self, block: usize) -> (&[u64], &[f32], &[u8]) {
+        let of_rows = |at: usize| at * self.rows..(at + 1) * self.rows;
+        let grid = of_rows(block / self.group_blocks);
+        (
+            &self.masks[of_rows(block)],
+            &self.scales[grid.clone()],
+            &self.zeros[grid],
+        )
+    }
+
     /// Scale and zero of a unit.
     #[inline(always)]
     pub(super) fn grid(&self, block: usize, row: usize) -> (f32, u8) {

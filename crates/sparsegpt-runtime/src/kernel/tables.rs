@@ -15,8 +15,8 @@ pub(super) static WIDEN: Table<[u8; 32]> = Table(widen());
 /// For eight 16-bit values: the bytes that make word i the value of column i, or zero.
 pub(super) static SPREAD: Table<[u8; 16]> = Table(spread());
 
-/// A byte of ones for each bit: where a deposit of bits puts a byte, or with four of them a half.
-pub(super) static BYTES: [u64; 256] = bytes();
+/// For eight bytes: the bytes that make byte i the one of column i, or zero; and the same where they are the second eight of sixteen.
+pub(super) static PLACES: [Table<[u8; 8]>; 2] = [Table(places(0)), Table(places(8))];
 
 /// A byte shuffle writes zero there.
 const ZERO: u8 = 0x80;
@@ -82,14 +82,15 @@ const fn spread() -> [[u8; 16]; 256] {
     table
 }
 
-const fn bytes() -> [u64; 256] {
-    let mut table = [0; 256];
+const fn places(first: u8) -> [[u8; 8]; 256] {
+    let mut table = [[ZERO; 8]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let mut column = 0;
+        let (mut column, mut value) = (0, first);
         while column < 8 {
             if byte >> column & 1 == 1 {
-                table[byte] |= 0xFF << (8 * column);
+                table[byte][column] = value;
+                value += 1;
             }
             column += 1;
         }
