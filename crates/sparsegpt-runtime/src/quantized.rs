@@ -543,3 +543,48 @@ impl Dense for QuantizedDense {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ndarray::Array2;
+
+    use super::*;
+
+    #[test]
+    fn zeros_beyond_the_codes_are_refused() {
+        let (codes, scale, zero) = (
+            Array2::from_elem((1, 64), 9),
+            Array2::from_elem((1, 1), 1.0),
+            Array2::from_elem((1, 1), 15),
+        );
+        let codes = Codes {
+            width: Width::Four,
+            codes: codes.view(),
+            scales: scale.view(),
+            zeros: zero.view(),
+            group: 64,
+        };
+        let packed = QuantizedMatrix::from_codes(&codes).unwrap();
+        let with = |zero: u8| {
+            let copy = |words: &[u64]| Buffer::from(words.to_vec());
+            QuantizedMatrix::from_buffers(
+                (1, 64),
+                &[4, 64],
+                [copy(&packed.masks), copy(&packed.offsets)],
+                [
+                    Buffer::from(packed.codes.to_vec()),
+                    Buffer::from(vec![zero]),
+                ],
+                Buffer::from(packed.scales.to_vec()),
+            )
+        };
+        assert_eq!(with(15).unwrap().unpack(), packed.unpack());
+        let error = with(16).unwrap_err().to_string();
+        assert!(
+            error.contains("expected zeros up to 15, found 16"),
+            "{error}"
+        );
+    }
+}
