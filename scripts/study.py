@@ -33,6 +33,7 @@ def parse():
     flags.add_argument("--chunk-length", type=int, default=256)
     flags.add_argument("--limit", type=int, default=40)
     flags.add_argument("--sources", default=f"{BUNDLED}/calibration.txt", help="files to calibrate on, of the study of sources")
+    flags.add_argument("--seeds", type=int, default=2, help="of each file that the study of sources calibrates on")
     flags.add_argument("--tasks", help="zero-shot tasks, with commas between, that the study of sources asks too; of an English model")
     flags.add_argument("--data", default="../shared/data", help="the folder with their questions")
     flags.add_argument("--questions", type=int, default=200, help="of each task")
@@ -218,7 +219,7 @@ def sources(flags):
     asked = [*flags.tasks.split(","), "average"] if flags.tasks else []
     if asked:
         print(f"zero-shot: per cent of {flags.questions} questions each; the dense model {', '.join(zero_shot(flags.model))}\n")
-    rows = (line(source, seed) for source in flags.sources.split(",") for seed in range(2))
+    rows = (line(source, seed) for source in flags.sources.split(",") for seed in range(flags.seeds))
     table(["calibrated on", "seed", "perplexity", "same choice", "divergence", *asked], rows)
 
 

@@ -211,6 +211,17 @@ impl MaskWriter {
             .map_err(|e| Error::io("write", &self.path, e))
     }
 
+    /// Whether a file of that name is there and holds these masks, byte for byte, all of which have been [added](Self::add).
+    ///
+    /// # Errors
+    /// If either cannot be read, or these not be written.
+    pub fn equals_existing(&mut self) -> Result<bool> {
+        self.file
+            .flush()
+            .map_err(|e| Error::io("write", &self.path, e))?;
+        Ok(self.missing.is_empty() && self.path.exists() && self.staged.equals_final()?)
+    }
+
     /// Gives the file its name.
     ///
     /// # Errors

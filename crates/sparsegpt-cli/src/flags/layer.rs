@@ -120,6 +120,11 @@ pub(crate) struct LayerFlags {
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) least_zero: bool,
+
+    /// Not a flag: whether flags that the method does not read are meant for others that it is compared with.
+    #[arg(skip)]
+    #[serde(skip)]
+    compared: bool,
 }
 
 impl Flags for LayerFlags {
@@ -200,6 +205,23 @@ impl LayerFlags {
         Ok(self.pattern.iter().copied().map(Some).collect())
     }
 
+    /// These flags for one of several methods that are compared. What any of them reads is no mistake.
+    pub(crate) fn of_method(&self, method: Method, compared: &[Method]) -> Self {
+        let of = |method: Method| Self {
+            method: Some(method),
+            ..self.clone()
+        };
+        let reads_all = |&method: &Method| {
+            let flags = of(method);
+            let settings = flags.with_parts(Arc::new(Pattern::Dense));
+            flags.admm().is_ok() && flags.check_solving(&settings).is_ok()
+        };
+        Self {
+            compared: compared.iter().any(reads_all),
+            ..of(method)
+        }
+    }
+
     fn order(&self) -> ColumnOrder {
         match self.order {
             Some(order) => order,
@@ -266,6 +288,7 @@ impl LayerFlags {
                     Failure::usage(format!("--admm: {error}"))
                 })?))
             }
+            _ if self.compared => Ok(None),
             _ => Err(Failure::usage(format!(
                 "--admm has no effect with --method {}: give --method admm, alps or quality",
                 self.method()
@@ -379,6 +402,7 @@ impl LayerFlags {
             ),
         ];
         match given.iter().find(|(_, useless, _)| *useless) {
+            _ if self.compared => Ok(()),
             None => Ok(()),
             Some((flag, _, reason)) => Err(Failure::usage(format!(
                 "{flag} has no effect with --method {}: {reason}; leave it out",

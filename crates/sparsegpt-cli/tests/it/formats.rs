@@ -190,6 +190,30 @@ fn masks_go_out_and_come_in() {
     let pruned = &fewer.json()["layers"][0]["pruned"];
     assert_eq!(pruned.as_u64().unwrap(), 192 * 192 / 2);
 
+    // A run that was killed behind its masks goes on over them, and over no others.
+    let left = path("again");
+    let again = path("again.safetensors");
+    let more = [
+        "--pattern",
+        "2:4",
+        "--only",
+        "block:3",
+        "--save-masks",
+        text(&again),
+    ];
+    fs::copy(&masks, &again).unwrap();
+    refused(&left, &more, "--force");
+    fs::create_dir(path(".again.unfinished")).unwrap();
+    run(&left, &more);
+    assert_eq!(fs::read(&masks).unwrap(), fs::read(&again).unwrap());
+    fs::remove_dir_all(&left).unwrap();
+    fs::create_dir(path(".again.unfinished")).unwrap();
+    let mut other = fs::read(&again).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&again, &other).unwrap();
+    refused(&left, &more, "other masks");
+    assert_eq!(fs::read(&again).unwrap(), other);
+
     let out = path("none");
     refused(
         &out,

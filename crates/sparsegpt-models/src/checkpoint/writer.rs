@@ -21,6 +21,7 @@ use super::{
     WeightSink, read_json,
 };
 use crate::decoder::{TransformerConfig, check_forward};
+use crate::resume::StateFolder;
 use crate::staging::{Leftovers, MadeParents, Staging, canonical, parent_of, rename, sync_names};
 use crate::{Error, Result, TensorInfo};
 
@@ -546,10 +547,17 @@ impl OutputFolder {
             );
         }
         if is_taken(&target)? && !force {
-            return refuse(
+            let mut reason =
                 "exists and is not empty; choose another folder, or allow replacing it (--force)"
-                    .to_owned(),
-            );
+                    .to_owned();
+            let kept = StateFolder::place(&target);
+            if kept.is_dir() {
+                reason += &format!(
+                    "; {} is what a run that was killed has kept, and can be removed if this is its result",
+                    kept.display()
+                );
+            }
+            return refuse(reason);
         }
         Ok(Self {
             path: target,

@@ -352,7 +352,11 @@ impl TransformerConfig {
             positions,
             residual,
             score_scales: keys.score_scales(spec, head_dim, blocks)?,
-            score_softcap: keys.softcap("attn_logit_softcapping", spec.softcaps[0])?,
+            // Gemma 3 has the key too, and transformers does not use it there.
+            score_softcap: match spec.softcaps[0] {
+                None => None,
+                default => keys.softcap("attn_logit_softcapping", default)?,
+            },
             logit_softcap: keys.softcap("final_logit_softcapping", spec.softcaps[1])?,
             sliding_windows: keys.sliding_windows(spec.windows, blocks)?,
             qkv_bias: keys.choose(spec.qkv_bias)?,
@@ -566,6 +570,8 @@ impl<'a> Keys<'a> {
         }
         let scaled = match self.flag("scale_decoder_outputs")? {
             Some(scaled) => scaled,
+            // What is no number scales nothing.
+            None if self.object.contains_key("scale_decoder_outputs") => false,
             None => self.flag("tie_word_embeddings")? != Some(false),
         };
         Ok(match scaled {
@@ -576,17 +582,23 @@ impl<'a> Keys<'a> {
 
     /// The activation, and whether it gates, where `feed_forward_proj` says both.
     fn activation(&self, spec: &FamilySpec) -> Result<(Activation, bool)> {
-        let key = match spec.names.feed_forward {
-            FeedForward::GatedOrPlain { .. } => "feed_forward_proj",
-            _ => "hidden_act",
+        let both = matches!(spec.names.feed_forward, FeedForward::GatedOrPlain { .. });
+        let key = match both {
+            true => "feed_forward_proj",
+            false => "hidden_act",
         };
         let name = self.text(key)?.unwrap_or(spec.activation);
-        let (name, gated) = match (key, name.strip_prefix("gated-")) {
+        let (mut name, mut gated) = match (both, name.strip_prefix("gated-")) {
             // transformers takes "gelu" for its approximation here.
-            ("feed_forward_proj", Some("gelu")) => ("gelu_new", true),
-            ("feed_forward_proj", Some(name)) => (name, true),
+            (true, Some("gelu")) => ("gelu_new", true),
+            (true, Some(name)) => (name, true),
             _ => (name, false),
         };
+        if both {
+            // Written beside it by transformers, which goes by them where they differ.
+            name = self.text("dense_act_fn")?.unwrap_or(name);
+            gated = self.flag("is_gated_act")?.unwrap_or(gated);
+        }
         let activation = match name {
             // transformers takes "gelu" for a slip of old Gemma files.
             "gelu" if spec.family == Family::Gemma => Activation::GeluTanh,
@@ -1140,6 +1152,47 @@ mod tests {
             config[key] = value.clone();
         }
         config
+    }
+
+    #[test]
+    fn gemma_3_caps_logits_and_no_scores() {
+        let config = |model_type: &str| {
+            let config = with(json!({
+                "model_type": model_type, "head_dim": 16, "num_key_value_heads": 4,
+                "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0,
+            }));
+            TransformerConfig::from_json(&config).unwrap()
+        };
+        let (second, third) = (config("gemma2"), config("gemma3_text"));
+        assert_eq!(
+            (second.score_softcap, second.logit_softcap),
+            (Some(4.0), Some(8.0))
+        );
+        assert_eq!(
+            (third.score_softcap, third.logit_softcap),
+            (None, Some(8.0))
+        );
+    }
+
+    #[test]
+    fn t5_goes_by_the_activation_that_is_written_beside() {
+        let config = |changes: Value| {
+            let mut config = json!({
+                "model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2,
+                "num_heads": 4, "vocab_size": 64,
+            });
+            for (key, value) in changes.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            let config = TransformerConfig::from_json(&config).unwrap();
+            (config.activation, config.gated)
+        };
+        let gated = json!({"feed_forward_proj": "gated-gelu"});
+        assert_eq!(config(gated), (Activation::GeluTanh, true));
+        let beside = json!({"feed_forward_proj": "gated-gelu", "dense_act_fn": "relu"});
+        assert_eq!(config(beside), (Activation::Relu, true));
+        let alone = json!({"dense_act_fn": "gelu_new", "is_gated_act": true});
+        assert_eq!(config(alone), (Activation::GeluTanh, true));
     }
 
     #[test]

@@ -93,12 +93,7 @@ impl<A: ModelAdapter> ModelSurvey<'_, A> {
     /// A plan for a pass that only looks at the layers; the method says whether at their inputs too.
     fn plan_to_look(&self, method: Method) -> Result<ModelPlan> {
         let low: Vec<u64> = self.layers.iter().map(|layer| layer.low).collect();
-        let planned = self.with_settings(|settings| LayerSettings {
-            mask_source: None,
-            refit: None,
-            swaps: 0,
-            ..settings.with_method(method)
-        });
+        let planned = self.with_settings(|settings| settings.replaced_by(method));
         with_zeros(&planned, self.layers, &low)
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{BlockLayer, PlannedLayer, Starved};
 use crate::error::{Error, Result};
 use crate::report::StarvedLayer;
-use crate::solver::{ColumnOrder, LayerSettings, Method};
+use crate::solver::{LayerSettings, Method};
 
 /// One block under all plans: the layers are the same, what is done to them is not.
 #[derive(Clone, Debug)]
@@ -141,14 +141,8 @@ impl<'p> Treatment<'p> {
         };
         match self.starved {
             Starved::Magnitude => Ok(Cow::Owned(LayerSettings {
-                method: Method::Magnitude,
-                mask_source: None,
-                refit: None,
-                swaps: 0,
-                dense_targets: 0.0,
-                order: ColumnOrder::Natural,
                 measure_always: false,
-                ..self.settings.clone()
+                ..self.settings.clone().replaced_by(Method::Magnitude)
             })),
             Starved::Share if shared > 0 => Ok(Cow::Borrowed(self.settings)),
             Starved::Share => {

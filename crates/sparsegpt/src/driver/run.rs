@@ -574,8 +574,11 @@ impl<'a, A: ModelAdapter> Run<'a, A> {
                 reports,
                 ..
             } = self;
-            pruner.prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, pruned| {
+            pruner.prune_layers(hessian.as_deref_mut(), &tasks, &mut |task, mut pruned| {
                 let treatment = &group[task];
+                if let Some(tokens) = starved(treatment) {
+                    pruned.report.tokens = pruned.report.tokens.max(tokens);
+                }
                 let name = &treatment.layer.name;
                 let mut layer = FinishedLayer {
                     variant: treatment.variant,

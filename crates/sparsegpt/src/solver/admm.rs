@@ -84,7 +84,8 @@ pub(super) fn admm<B: Backend>(
         }
         if settings.growing && (iteration + 1).is_multiple_of(GROWTH_PERIOD) {
             let (changed, total) = moved.since(job.download_mask(mask)?);
-            if changed == Some(0) {
+            // A ramp that has not moved a zero for a while has yet to reach their full number.
+            if changed == Some(0) && iteration + 1 >= settings.ramp {
                 break;
             }
             // The multipliers stay as they are, where the paper scales them by 1/growth.

@@ -61,16 +61,6 @@ pub(super) fn solve<B: Backend>(
         }
         return without_update(job, dense, None);
     };
-    if parts.mask == MaskSource::Solver && parts.weights == WeightSolver::Keep {
-        return Err(Error::incompatible(
-            job.layer,
-            format!(
-                "method {} leaves weights as they are, so there is no solver that could choose the mask",
-                job.settings.method
-            ),
-            "give another mask source (magnitude, wanda, ria), or none",
-        ));
-    }
     if job.settings.method == Method::Best {
         return best(job, dense, hessian, shared);
     }

@@ -18,8 +18,8 @@ use crate::hessian::Hessian;
 
 /// A mask source of one's own, by the score of each weight; in place of a [`MaskSource`](super::MaskSource).
 ///
-/// What the pattern asks for is pruned of the least scores, exactly so many, ties in favour of the earlier weight; protected weights
-/// stay and weights of dead inputs go first whatever their scores.
+/// What the pattern asks for is pruned of the least scores, exactly so many, of equal ones the earlier weights; protected weights
+/// stay, and weights of dead inputs count as if their score was 0.
 ///
 /// ```
 /// use sparsegpt::solver::own::{LayerProblem, ScoreWeights};
@@ -156,6 +156,9 @@ pub(super) fn given<'p, T: ?Sized>(
     })
 }
 
+/// Whom errors of [`LayerProblem::keep`] speak of.
+const PART: &str = "a part of one's own";
+
 type Keep<'a> = dyn Fn(ArrayView2<'_, f32>) -> Result<Array2<bool>> + 'a;
 
 /// A layer as its parts see it.
@@ -233,12 +236,18 @@ impl LayerProblem<'_> {
     }
 }
 
+/// The dense weights, what is known of their inputs, and the mask (`true` = kept), where one has been chosen.
+type Given<'g, B> = (
+    ArrayView2<'g, f32>,
+    Option<(&'g Diagonal, &'g Hessian<B>)>,
+    Option<ArrayView2<'g, bool>>,
+);
+
 /// Shows the problem to a part and checks the shape of what it returns, and that it is finite.
 pub(super) fn ask<B: Backend>(
     job: &mut Job<'_, B>,
     (part, operation): (&str, Operation),
-    dense: ArrayView2<'_, f32>,
-    statistics: Option<(&Diagonal, &Hessian<B>)>,
+    (dense, statistics, chosen): Given<'_, B>,
     answer: impl FnOnce(&LayerProblem<'_>) -> Result<Array2<f32>>,
 ) -> Result<Array2<f32>> {
     job.host_operation(operation);
@@ -252,7 +261,10 @@ pub(super) fn ask<B: Backend>(
         weights: start.view(),
         hessian,
         damping: job.settings.damping,
-        keep: &|scores| keep(job, scores),
+        keep: &|scores| match chosen {
+            Some(kept) => check(job, PART, scores).map(|()| kept.to_owned()),
+            None => keep(job, scores),
+        },
     })
     .map_err(|error| error.for_layer(job.layer))?;
     check(job, part, found.view())?;
@@ -283,11 +295,12 @@ fn check<B: Backend>(job: &Job<'_, B>, part: &str, found: ArrayView2<'_, f32>) -
 
 /// See [`LayerProblem::keep`].
 fn keep<B: Backend>(job: &Job<'_, B>, scores: ArrayView2<'_, f32>) -> Result<Array2<bool>> {
-    check(job, "a part of one's own", scores)?;
-    from_zero(job, scores)?;
+    check(job, PART, scores)?;
+    let mut scores = scores.to_owned();
+    check_scores(job, &mut scores)?;
     let mut job = job.of_rows(0..job.rows);
     let (weights, scales) = (
-        job.upload(scores)?,
+        job.upload_owned(scores)?,
         job.upload(Array2::ones((1, job.cols)).view())?,
     );
     let columns = 0..job.cols;
@@ -298,16 +311,22 @@ fn keep<B: Backend>(job: &Job<'_, B>, scores: ArrayView2<'_, f32>) -> Result<Arr
     })
 }
 
-/// Scores are compared by their magnitude, so that one below 0 would mean something else than it says.
-pub(super) fn from_zero<B: Backend>(job: &Job<'_, B>, scores: ArrayView2<'_, f32>) -> Result<()> {
-    match scores.indexed_iter().find(|(_, score)| **score < 0.0) {
-        None => Ok(()),
-        Some((at, score)) => Err(Error::incompatible(
+/// Scores are compared by their magnitude, so that one below 0 would mean something else than it says. Weights of dead inputs go
+/// first: N:M patterns, runs and policies of the caller's are not told which they are.
+pub(super) fn check_scores<B: Backend>(job: &Job<'_, B>, scores: &mut Array2<f32>) -> Result<()> {
+    if let Some((at, score)) = scores.indexed_iter().find(|(_, score)| **score < 0.0) {
+        return Err(Error::incompatible(
             job.layer,
             format!("weight {at:?} has the score {score}"),
             "give scores from 0; the least go",
-        )),
+        ));
     }
+    for (column, mut scores) in scores.columns_mut().into_iter().enumerate() {
+        if job.is_dead(column) {
+            scores.fill(0.0);
+        }
+    }
+    Ok(())
 }
 
 /// Zero outside the mask.
@@ -341,8 +360,7 @@ pub(super) fn solve<B: Backend>(
         ask(
             job,
             (&part, Operation::UpdateRows),
-            dense,
-            Some((&diagonal, hessian)),
+            (dense, Some((&diagonal, hessian)), None),
             |problem| solver.solve(problem, chosen.as_ref().map(|kept| kept.view())),
         )
     })?;

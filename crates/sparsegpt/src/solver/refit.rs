@@ -43,7 +43,8 @@ impl<'a, B: Backend> Judge<'a, B> {
     ) -> Result<()> {
         let (now, then) = (self.errors(job, weights.view())?, self.errors(job, other)?);
         for (row, (now, then)) in now.iter().zip(&then).enumerate() {
-            if then < now {
+            // An error that overflows is worse than any that is known.
+            if then < now || (now.is_nan() && !then.is_nan()) {
                 weights.row_mut(row).assign(&other.row(row));
             }
         }
@@ -100,7 +101,8 @@ impl<'a, B: Backend> Judge<'a, B> {
         let refit = own::given(job.settings.own.refit.as_ref(), job.layer, "a refit")?;
         let part = (&*refit.describe(), Operation::Refit);
         let statistics = Some((&self.diagonal, self.hessian));
-        let mut refitted = own::ask(job, part, self.dense, statistics, |problem| {
+        let given = (self.dense, statistics, Some(mask));
+        let mut refitted = own::ask(job, part, given, |problem| {
             refit.refit(problem, weights, mask)
         })?;
         own::on_mask(&mut refitted, mask);

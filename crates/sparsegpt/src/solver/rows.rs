@@ -6,6 +6,7 @@ use super::chooser::{Ask, Asked, Chooser};
 use super::job::Job;
 use super::levels::Levels;
 use super::prepare::{Diagonal, ladder};
+use super::settings::no_swaps;
 use super::{Solved, in_processing_order};
 use crate::backend::{Backend, Operation, Precision};
 use crate::error::{Error, Result, Stage};
@@ -159,14 +160,7 @@ pub(super) fn swap_refine<B: Backend>(
     let mut forced = job.forced_block(&original);
     if let Ask::ByScores(_) = chooser.ask(job, &block)?.ask {
         let Some(fixed) = job.settings.mask.fixed_zeros(pruned.view()) else {
-            return Err(Error::incompatible(
-                job.layer,
-                format!(
-                    "pattern {} is more than a number of zeros in each row or group, and swaps would break it",
-                    job.settings.mask.describe()
-                ),
-                "leave out the swaps, or take another pattern",
-            ));
+            return Err(no_swaps(job.layer, &*job.settings.mask));
         };
         match &mut forced {
             Some(forced) => forced.zip_mut_with(&fixed, |forced, &fixed| *forced |= fixed),

@@ -72,10 +72,9 @@ impl<B: Backend> Scores<B> {
         let own = job.settings.own.mask_source.as_ref();
         let source = own::given(own, job.layer, "a mask source")?;
         let part = (&*source.describe(), Operation::Select);
-        let scores = own::ask(job, part, dense, statistics, |problem| {
-            source.scores(problem)
-        })?;
-        own::from_zero(job, scores.view())?;
+        let given = (dense, statistics, None);
+        let mut scores = own::ask(job, part, given, |problem| source.scores(problem))?;
+        own::check_scores(job, &mut scores)?;
         Ok(Self {
             weights: Some(job.upload_owned(scores)?),
             scales: job.upload(Array2::ones((1, job.cols)).view())?,

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::method::{Admm, MaskSource, Method, Parts, Refit, WeightSolver};
 use super::order::ColumnOrder;
-use super::own::{OrderColumns, OwnParts, RefitWeights, ScoreWeights, SolveWeights};
+use super::own::{self, OrderColumns, OwnParts, RefitWeights, ScoreWeights, SolveWeights};
 use crate::error::{Error, Result};
-use crate::mask::{MaskPolicy, Pattern};
+use crate::mask::{BlockMask, MaskBlock, MaskPolicy, Pattern};
 use crate::quant::Quantizer;
 
 /// The largest damping: λ as large as the mean diagonal of H itself, where a factorization that keeps failing is given
@@ -314,6 +314,22 @@ impl LayerSettings {
         self
     }
 
+    /// Another method as it is by itself, without parts and settings that were meant for the one before.
+    #[must_use]
+    pub(crate) fn replaced_by(self, method: Method) -> Self {
+        Self {
+            method,
+            mask_source: None,
+            refit: None,
+            admm: None,
+            swaps: 0,
+            order: ColumnOrder::Natural,
+            dense_targets: 0.0,
+            own: OwnParts::default(),
+            ..self
+        }
+    }
+
     /// Whether a driver must collect a Hessian for a layer with these settings.
     #[must_use]
     pub fn needs_hessian(&self) -> bool {
@@ -338,6 +354,49 @@ impl LayerSettings {
         match (parts.mask, &self.own.mask_source) {
             (MaskSource::Own, Some(own)) => own.within_rows(),
             _ => parts.compares_within_rows(),
+        }
+    }
+
+    /// Checks that there is what the parts speak of.
+    fn check_parts(&self, layer: &str) -> Result<()> {
+        let (parts, own) = (self.parts(), &self.own);
+        if parts.mask == MaskSource::Own {
+            own::given(own.mask_source.as_ref(), layer, "a mask source")?;
+        }
+        if parts.refit == Refit::Own {
+            own::given(own.refit.as_ref(), layer, "a refit")?;
+        }
+        if self.order == ColumnOrder::Own {
+            own::given(own.order.as_ref(), layer, "a column order")?;
+        }
+        Ok(())
+    }
+
+    /// Checks that something can choose the mask, and that swaps can leave the pattern whole.
+    fn check_choice(&self, layer: &str, rows: usize, cols: usize) -> Result<()> {
+        let parts = self.parts();
+        let nobody = parts.mask == MaskSource::Solver && parts.weights == WeightSolver::Keep;
+        if !self.mask.prunes() || !(nobody || parts.swaps > 0) {
+            return Ok(());
+        }
+        let original: Vec<usize> = (0..cols).collect();
+        match self
+            .mask
+            .choose(&MaskBlock::whole(layer, rows, &original))?
+        {
+            // Nothing to choose.
+            BlockMask::Fixed(_) => Ok(()),
+            _ if nobody => Err(Error::incompatible(
+                layer,
+                format!(
+                    "method {} leaves weights as they are, so there is no solver that could choose the mask",
+                    self.method
+                ),
+                "give another mask source (magnitude, wanda, ria), or none",
+            )),
+            // Of what a policy chooses by scores itself only the mask tells.
+            BlockMask::LowestRuns { .. } if parts.swaps > 0 => Err(no_swaps(layer, &*self.mask)),
+            _ => Ok(()),
         }
     }
 
@@ -408,7 +467,9 @@ impl LayerSettings {
                 "give another method, without settings of ADMM",
             ));
         }
+        self.check_parts(layer)?;
         self.mask.validate(layer, rows, cols)?;
+        self.check_choice(layer, rows, cols)?;
         if let Some(quantizer) = &self.quantizer {
             quantizer.validate()?;
             quantizer.granularity().validate()?;
@@ -422,4 +483,16 @@ impl LayerSettings {
         }
         Ok(())
     }
+}
+
+/// A pattern that swaps would break.
+pub(super) fn no_swaps(layer: &str, mask: &dyn MaskPolicy) -> Error {
+    Error::incompatible(
+        layer,
+        format!(
+            "pattern {} is more than a number of zeros in each row or group, and swaps would break it",
+            mask.describe()
+        ),
+        "leave out the swaps, or take another pattern",
+    )
 }

@@ -54,6 +54,26 @@ fn settings_as_the_methods_own_change_nothing_and_others_do() {
 }
 
 #[test]
+fn a_long_ramp_reaches_the_full_number_of_zeros_whatever_stands_still_on_the_way() {
+    for pattern in ["50%", "row:10%", "2:4", "4:8"] {
+        for admm in [
+            "iterations=40,ramp=40,growing=true",
+            "iterations=200,ramp=180,growing=true",
+        ] {
+            let settings = LayerSettings::new(pattern.parse::<Pattern>().unwrap())
+                .with_method(Method::Admm)
+                .with_admm(Admm::GRADUAL.changed(admm).unwrap());
+            let zeros = match pattern {
+                "row:10%" => 12 * 3,
+                _ => 12 * 16,
+            };
+            let layer = solve(&settings).unwrap();
+            assert_eq!(layer.report.pruned, zeros, "{pattern} {admm}");
+        }
+    }
+}
+
+#[test]
 fn written_settings_are_read_back() {
     for own in [Admm::GRADUAL, Admm::ALPS] {
         let written = own.to_string();

@@ -8,6 +8,7 @@ use sparsegpt::allocate::{
     apportion,
 };
 use sparsegpt::backend::Host;
+use sparsegpt::solver::Admm;
 use sparsegpt::{
     Allocator, Budget, Error, LayerSettings, LeastTokens, Method, ModelAdapter, ModelPlan, NoTap,
     Pattern, Result, Selector, Solver, Sparsity, Starved, prune_model,
@@ -228,6 +229,30 @@ fn one_threshold_for_all_layers_prunes_the_smallest_weights_of_the_model() {
                 .iter()
                 .all(|call| call.contains("begin") || call.contains("end"))
         );
+    }
+}
+
+#[test]
+fn what_a_method_is_made_of_does_not_matter_to_those_who_only_look() {
+    let plain = ModelPlan::new(half().with_method(Method::Quality));
+    let admm = Admm::GRADUAL.changed("iterations=5,ramp=3").unwrap();
+    let changed = half().with_method(Method::Quality).with_admm(admm);
+    let changed = ModelPlan::new(changed.with_swaps(2));
+    for allocator in [
+        &Owl::default() as &dyn Allocator,
+        &GlobalMagnitude,
+        &Uniform,
+    ] {
+        let zeros = |plan: &ModelPlan| {
+            let found = find(&mut Model::new(2, 9), plan, &budget(50), allocator).unwrap();
+            found
+                .report
+                .layers
+                .iter()
+                .map(|layer| layer.zeros)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(zeros(&plain), zeros(&changed), "{allocator:?}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use crate::common::model::{Model, WIDTH, go_on, half, sequences};
 use ndarray::Array2;
 use sparsegpt::backend::Host;
+use sparsegpt::solver::Admm;
 use sparsegpt::{
     Error, LayerSettings, Method, ModelAdapter, ModelPlan, NoTap, Pattern, ProgressEvent, Selector,
     Solver, Starved, prune_model, prune_model_variants,
@@ -599,6 +600,33 @@ fn starved_layers_can_share_the_tokens_of_the_whole_block() {
     assert_ne!(weights[0], weights[1]);
     let (fed, _) = run(&Model::new(2, 7), ModelPlan::new(half()));
     assert!(weights.contains(&fed.blocks[0][2]));
+}
+
+#[test]
+fn starved_layers_are_left_to_magnitude_whatever_the_method_is_made_of() {
+    let starving = || Model {
+        starve: Some((1, 0)),
+        ..Model::new(2, 7)
+    };
+    let run = |settings: LayerSettings| {
+        let mut model = starving();
+        let plan = ModelPlan::new(settings);
+        let report = prune_model(
+            &mut model,
+            &Solver::new(Host),
+            &sequences(3),
+            &plan,
+            &mut go_on,
+        );
+        (model.blocks[1][2].clone(), report.unwrap())
+    };
+    let (by_magnitude, _) = run(half());
+    let admm = half()
+        .with_method(Method::Quality)
+        .with_admm(Admm::GRADUAL.changed("iterations=5,ramp=3").unwrap());
+    let (weights, report) = run(admm);
+    assert_eq!(report.starved.len(), 1);
+    assert_eq!(weights, by_magnitude);
 }
 
 #[test]

@@ -328,6 +328,85 @@ fn an_order_is_swept_and_shared() {
 }
 
 #[test]
+fn weights_of_dead_inputs_go_first_whatever_their_scores() {
+    let mut loud = random(ROWS, COLS, 4).mapv(f32::abs);
+    loud.column_mut(COLS - 1).fill(1e6);
+    let dead =
+        |layer: &sparsegpt::PrunedLayer| layer.mask.column(COLS - 1).iter().all(|kept| !kept);
+    for pattern in ["50%", "row:40%", "2:4", "1:4"] {
+        let settings = settings(pattern).with_own_mask_source(Says(loud.clone()));
+        assert!(dead(&prune(&settings).unwrap()), "{pattern}");
+    }
+}
+
+/// Remembers what the mask is that the problem speaks of, and the one it is given.
+#[derive(Clone, Debug, Default)]
+struct Masks(std::sync::Arc<std::sync::Mutex<Vec<[Array2<bool>; 2]>>>);
+
+impl RefitWeights for Masks {
+    fn describe(&self) -> String {
+        "a test".to_owned()
+    }
+    fn refit(
+        &self,
+        problem: &LayerProblem<'_>,
+        weights: ArrayView2<'_, f32>,
+        kept: ArrayView2<'_, bool>,
+    ) -> Result<Array2<f32>> {
+        let chosen = problem.keep(problem.weights().mapv(f32::abs).view())?;
+        self.0.lock().unwrap().push([chosen, kept.to_owned()]);
+        Ok(weights.to_owned())
+    }
+}
+
+#[test]
+fn a_refit_is_shown_the_mask_that_was_chosen() {
+    for method in [Method::SparseGpt, Method::Wanda, Method::Quality] {
+        for pattern in ["50%", "2:4"] {
+            let masks = Masks::default();
+            let layer = prune(
+                &settings(pattern)
+                    .with_method(method)
+                    .with_own_refit(masks.clone()),
+            );
+            let layer = layer.unwrap();
+            let seen = masks.0.lock().unwrap();
+            assert_eq!(seen.len(), 1);
+            assert!(
+                seen[0].iter().all(|mask| *mask == layer.mask),
+                "{method} {pattern}"
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_whose_error_overflows_are_not_taken() {
+    let huge = random(ROWS, COLS, 9).mapv(|weight| weight.signum() * 1e37);
+    let settings = settings("50%").with_own_solver(Says(huge));
+    let mut hessian = hessian().to_array().unwrap();
+    hessian.mapv_inplace(|entry| entry * 1e6);
+    let weights = random(ROWS, COLS, 3);
+    let layer = {
+        let solver = Solver::new(Host);
+        let mut hessian = solver.hessian_from(hessian.view()).unwrap();
+        solver
+            .prune(weights.view(), &mut hessian, &settings)
+            .unwrap()
+    };
+    assert!(layer.weights.iter().all(|weight| weight.abs() <= 1.0));
+    #[cfg(feature = "cpu")]
+    {
+        let solver = Solver::new(sparsegpt::backend::Cpu::new(1).unwrap());
+        let mut hessian = solver.hessian_from(hessian.view()).unwrap();
+        let layer = solver
+            .prune(weights.view(), &mut hessian, &settings)
+            .unwrap();
+        assert!(layer.weights.iter().all(|weight| weight.abs() <= 1.0));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let refused = |settings: LayerSettings, words: &str| {
         let error = prune(&settings).unwrap_err();
@@ -379,6 +458,25 @@ fn what_is_wrong_is_named() {
         settings("50%").with_order(ColumnOrder::Own),
         "none is given",
     );
+    refused(
+        settings("50%")
+            .with_method(Method::Wanda)
+            .with_mask_source(MaskSource::Solver),
+        "no solver that could choose",
+    );
+    refused(
+        settings("block:4:50%").with_swaps(2),
+        "swaps would break it",
+    );
+    // A mask that leaves no choice needs nobody who makes it.
+    let given = Array2::from_elem((ROWS, COLS), true);
+    let given = LayerSettings::new(sparsegpt::mask::GivenMask::keeping(given.view()));
+    prune(
+        &given
+            .with_method(Method::Wanda)
+            .with_mask_source(MaskSource::Solver),
+    )
+    .unwrap();
     refused(
         settings("50%")
             .with_own_solver(Exact)

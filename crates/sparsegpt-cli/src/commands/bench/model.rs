@@ -15,6 +15,7 @@ use super::{BenchArgs, chart};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::table::{self, Table, left, right};
+use crate::tensor_file::check_output;
 use crate::{bars, interrupt, model};
 
 /// Tokens of the prompt where the user gives no number.
@@ -147,6 +148,9 @@ pub(super) fn run(
     threads: usize,
     console: &Console,
 ) -> Result<(), Failure> {
+    if let Some(path) = &args.chart {
+        check_output(path, true)?;
+    }
     let (checkpoint, config) = model::open_decoder(path, "bench", console)?;
     let task = Task::new(args, &config)?;
     let mut peaks = [None; 2];

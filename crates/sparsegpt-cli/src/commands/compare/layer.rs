@@ -77,10 +77,7 @@ pub(super) fn run(
     let mut runs = Vec::new();
     for &pattern in &flags.layer.patterns()? {
         for &method in &methods {
-            let flags = LayerFlags {
-                method: Some(method),
-                ..flags.layer.clone()
-            };
+            let flags = flags.layer.of_method(method, &methods);
             let settings = layer.settings(&flags, pattern)?;
             settings.validate(&layer.name, rows, cols)?;
             runs.push((method, settings));

@@ -15,8 +15,9 @@ use super::prune::{self, PruneFlags};
 use crate::console::Console;
 use crate::evaluation_text::EvaluationText;
 use crate::failure::Failure;
-use crate::flags::{LayerFlags, with_recipe};
+use crate::flags::with_recipe;
 use crate::table::{Table, left, right};
+use crate::tensor_file::check_output;
 use crate::trial::Trial;
 use crate::{bars, model};
 use chart::{Bar, Subject};
@@ -121,6 +122,9 @@ pub(crate) fn run(
 
 fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result<(), Failure> {
     let threads = flags.layer.start_threads()?;
+    if let Some(path) = &args.chart {
+        check_output(path, true)?;
+    }
     if flags.layer.method.is_some() {
         return Err(Failure::usage(
             "--method names one: give --methods A,B,… to compare",
@@ -148,10 +152,7 @@ fn run_with(args: &CompareArgs, flags: &PruneFlags, console: &Console) -> Result
     let mut plans = Vec::new();
     for &pattern in &patterns {
         for &method in &methods {
-            let layer = LayerFlags {
-                method: Some(method),
-                ..flags.layer.clone()
-            };
+            let layer = flags.layer.of_method(method, &methods);
             let plan = flags.model_plan(&layer, pattern)?.measuring_all();
             prune::resolve(&checkpoint, &plan)?;
             plans.push((pattern, method, plan));

@@ -13,6 +13,7 @@ use crate::bars::{self, Bar};
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::table::{Table, left, right};
+use crate::tensor_file::check_output;
 use crate::{interrupt, model};
 
 /// Flags of `eval --tasks`.
@@ -93,6 +94,9 @@ pub(super) fn run(
         return Err(Failure::usage(
             "--limit: expected at least 1 question, found 0",
         ));
+    }
+    if let Some(path) = &flags.chart {
+        check_output(path, true)?;
     }
     let asked = asked(flags, recipe, limit, console)?;
     // All models are looked at before the first is run.

@@ -153,6 +153,7 @@ impl Keeper {
     pub(super) fn save_masks(
         &self,
         path: &Path,
+        force: bool,
         planned: &[Vec<PlannedLayer>],
     ) -> Result<(), Failure> {
         let treated = planned.iter().flatten().filter(|l| l.settings.is_some());
@@ -165,6 +166,13 @@ impl Keeper {
             file.add(&kept.name, kept.mask.view())
                 .map_err(Failure::writing)
         })?;
+        // Only masks that this run has written itself, before it was killed.
+        if path.exists() && !force && !file.equals_existing().map_err(Failure::writing)? {
+            return Err(Failure::usage(format!(
+                "--save-masks {}: exists and holds other masks; choose another name, or allow replacing it (--force)",
+                path.display()
+            )));
+        }
         file.finish().map_err(Failure::writing)
     }
 

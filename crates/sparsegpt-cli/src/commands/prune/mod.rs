@@ -272,7 +272,14 @@ fn run_with(args: &PruneArgs, mut flags: PruneFlags, console: &Console) -> Resul
         )));
     }
     if let Some(path) = &args.save_masks {
-        check_output(path, args.force)?;
+        // A run that goes on may have written them before it was killed; it compares what it finds.
+        let goes_on = !args.fresh
+            && path.is_file()
+            && args
+                .out
+                .as_ref()
+                .is_some_and(|out| StateFolder::place(out).is_dir());
+        check_output(path, args.force || goes_on)?;
     }
     let masks = flags.masks.as_deref().map(masks::Masks::open).transpose()?;
     // What can be known before the model is looked at.
@@ -431,7 +438,7 @@ impl Job<'_> {
         };
         interrupt::check()?;
         if let Some(path) = &self.args.save_masks {
-            keeper.save_masks(path, &self.planned[0])?;
+            keeper.save_masks(path, self.args.force, &self.planned[0])?;
         }
         let mut report = self.report(run, None, calibration)?;
         let written = self.finish(writer, &mut report)?;

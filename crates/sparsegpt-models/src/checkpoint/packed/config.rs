@@ -37,8 +37,15 @@ impl Packed {
                 };
                 // A head that is the table of embeddings is a layer to the reader nevertheless.
                 let mut ignore: Vec<&str> = dense.to_vec();
-                if !ignore.contains(&head) {
-                    ignore.push(head);
+                // transformers 5 calls GPT-NeoX's head as that of all others while it loads.
+                let heads = match head {
+                    "embed_out" => &["embed_out", "lm_head"][..],
+                    _ => &[head],
+                };
+                for head in heads {
+                    if !ignore.contains(head) {
+                        ignore.push(head);
+                    }
                 }
                 json!({
                     "quant_method": "compressed-tensors",
@@ -65,5 +72,39 @@ impl Packed {
                 })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::PackedScheme;
+    use super::*;
+
+    #[test]
+    fn the_head_is_left_out_by_each_of_its_names() {
+        let packed = Packed {
+            scheme: PackedScheme {
+                format: PackedFormat::CompressedTensors,
+                bits: 4,
+                group_size: None,
+                symmetric: true,
+                permuted: false,
+            },
+            layers: BTreeMap::new(),
+        };
+        let ignored =
+            |dense: &[&str], head: &str| packed.quantization_config(dense, head)["ignore"].clone();
+        assert_eq!(
+            ignored(&["embed_out"], "embed_out"),
+            json!(["embed_out", "lm_head"])
+        );
+        assert_eq!(ignored(&[], "embed_out"), json!(["embed_out", "lm_head"]));
+        assert_eq!(
+            ignored(&["a", "lm_head"], "lm_head"),
+            json!(["a", "lm_head"])
+        );
+        assert_eq!(ignored(&["a"], "lm_head"), json!(["a", "lm_head"]));
     }
 }
