@@ -1,10 +1,17 @@
-//! A model folder: the index, and a shard whose header is the second half of the input; then the same as a packed folder.
+//! A model folder: the index, and a shard whose header is the second half of the input; then the same as folders whose layers are
+//! codes, in the layouts of GPTQ and compressed-tensors, and as a packed folder.
 #![no_main]
 
 use std::fs;
 
 use libfuzzer_sys::fuzz_target;
 use sparsegpt_models::checkpoint::Checkpoint;
+
+const GPTQ: &[u8] = br#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": false,
+    "desc_act": true, "checkpoint_format": "gptq"}}"#;
+const COMPRESSED_TENSORS: &[u8] = br#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
+    "strategy": "group", "group_size": 8}}}}}"#;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(folder) = tempfile::tempdir() else {
@@ -30,7 +37,13 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     read();
-    if write("packed.safetensors.index.json", index)
+    for quantized in [GPTQ, COMPRESSED_TENSORS] {
+        if write("config.json", quantized) {
+            read();
+        }
+    }
+    if write("config.json", b"{}")
+        && write("packed.safetensors.index.json", index)
         && write("packed.safetensors", shard)
         && write("dense.safetensors", shard)
     {

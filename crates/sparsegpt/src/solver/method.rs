@@ -70,7 +70,8 @@ pub enum Method {
     /// [`SparseGpt`](Self::SparseGpt), [`Quality`](Self::Quality) and [`Alps`](Self::Alps), each on every layer, and of their results
     /// the one of least error: on held-out data where there are some, else on the calibration data. Of this project.
     ///
-    /// Costs them all together in time; memory as the largest of them, and the best weights so far.
+    /// Costs them all together in time; memory as the largest of them, and the best weights so far. Where it is not known which suits
+    /// a model, or suits each of its layers, and time does not matter; with held-out data, or the one that fits noise best wins.
     Best,
     /// ExactOBS (Frantar, Singh & Alistarh 2022, arXiv 2208.11580): weights go one at a time, of all rows the one with the least
     /// w² / \[H⁻¹\]_jj first, where H is that of the weights its row still has, and each time the rest of the row makes up for it;
@@ -137,11 +138,11 @@ pub enum MaskSource {
     /// The weight solver chooses as it goes: the sweep by the paper's saliency on current weights, ADMM by its
     /// iterates.
     Solver,
-    /// |w|.
+    /// |w|. r·c comparisons; where there is no calibration.
     Magnitude,
-    /// |w|·‖x_j‖, within each row (Sun et al. 2023, section 3).
+    /// |w|·‖x_j‖, within each row (Sun et al. 2023, section 3). 2·r·c flops; the mask to set weights on by a refit.
     Wanda,
-    /// (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·‖x_j‖^½ (Zhang et al. 2024, Eq. 5, a = ½).
+    /// (|w_ij|/Σ_i|w_ij| + |w_ij|/Σ_j|w_ij|)·‖x_j‖^½ (Zhang et al. 2024, Eq. 5, a = ½). 6·r·c flops; as Wanda, for N:M.
     Ria,
     /// w² / \[(H + λI)⁻¹\]_jj on the dense weights, all of the layer at once: the saliency of the optimal brain surgeon (Hassibi & Stork
     /// 1993, Eq. 5; SparseGPT, Eq. 3), which [`Solver`](Self::Solver) with a sweep takes a block at a time on weights that have been made
@@ -159,7 +160,7 @@ pub enum MaskSource {
 pub enum WeightSolver {
     /// They stay as they are.
     Keep,
-    /// The sweep over the columns (paper, Algorithm 1): each column's loss is made good by those behind it.
+    /// The sweep over the columns (paper, Algorithm 1): each column's loss is made good by those behind it. r·c² + c³/3 flops.
     Sweep,
     /// Alternating directions.
     Admm(Admm),
