@@ -124,7 +124,7 @@ pub(crate) struct LayerFlags {
     /// Not a flag: whether flags that the method does not read are meant for others that it is compared with.
     #[arg(skip)]
     #[serde(skip)]
-    compared: bool,
+    pub(crate) compared: bool,
 }
 
 impl Flags for LayerFlags {
