@@ -471,12 +471,12 @@ fn what_is_wrong_is_named() {
     // A mask that leaves no choice needs nobody who makes it.
     let given = Array2::from_elem((ROWS, COLS), true);
     let given = LayerSettings::new(sparsegpt::mask::GivenMask::keeping(given.view()));
-    prune(
+    let whole = prune(
         &given
             .with_method(Method::Wanda)
             .with_mask_source(MaskSource::Solver),
-    )
-    .unwrap();
+    );
+    assert_eq!(whole.unwrap().report.pruned, 0);
     refused(
         settings("50%")
             .with_own_solver(Exact)
