@@ -1,7 +1,7 @@
 //! A single file that is made in a hidden folder.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Leftovers, Staging, canonical, parent_of, rename, sync_names};
@@ -74,27 +74,9 @@ impl StagedFile {
         &self.out
     }
 
-    /// Whether what has been written so far, and flushed, is what the file in the final place holds.
-    pub(crate) fn equals_final(&self) -> Result<bool> {
-        const PIECE: usize = 1 << 16;
-        let open = |path: &Path| File::open(path).map_err(|e| Error::io("read", path, e));
-        let (mut ours, mut theirs) = (open(&self.inside)?, open(&self.out)?);
-        let length = |file: &File| file.metadata().map(|metadata| metadata.len());
-        let read = |e| Error::io("read", &self.out, e);
-        if length(&ours).map_err(read)? != length(&theirs).map_err(read)? {
-            return Ok(false);
-        }
-        let (mut own, mut other) = (vec![0; PIECE], vec![0; PIECE]);
-        loop {
-            let count = ours.read(&mut own).map_err(read)?;
-            if count == 0 {
-                return Ok(true);
-            }
-            theirs.read_exact(&mut other[..count]).map_err(read)?;
-            if own[..count] != other[..count] {
-                return Ok(false);
-            }
-        }
+    /// Where the file is until it is finished, under the name that it will have.
+    pub(crate) fn inside(&self) -> &Path {
+        &self.inside
     }
 
     /// The hidden folder that is removed if the file is dropped; for a signal handler that ends the process

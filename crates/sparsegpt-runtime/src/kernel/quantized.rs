@@ -50,8 +50,8 @@ impl QuantizedTile<'_> {
     /// Scale and zero of a unit.
     #[inline(always)]
     pub(super) fn grid(&self, block: usize, row: usize) -> (f32, u8) {
-        let at = block / self.group_blocks * self.rows + row;
-        (self.scales[at], self.zeros[at])
+        let (_, scales, zeros) = self.units(block);
+        (scales[row], zeros[row])
     }
 }
 

@@ -14,7 +14,7 @@ use super::rows;
 use super::settings::LayerSettings;
 use super::sparsegpt::sparsegpt;
 use super::target::Recentring;
-use super::{Solved, energies, measure, without_update};
+use super::{Solved, energies, measure, on_mask, without_update};
 use crate::backend::Backend;
 use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
@@ -250,7 +250,7 @@ fn in_stages<B: Backend>(
                 })?;
                 // Never above what its own mask leaves without any update.
                 let mut masked = dense.to_owned();
-                own::on_mask(&mut masked, solved.mask.view());
+                on_mask(&mut masked, solved.mask.view());
                 job.timed(Stage::Refit, |job| {
                     let judge = Judge::new(job, dense, hessian)?;
                     judge.take_better_rows(job, &mut solved.weights, masked.view())

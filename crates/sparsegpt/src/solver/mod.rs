@@ -522,11 +522,7 @@ fn without_update<B: Backend>(
         }
     }
     let mut weights = start.to_owned();
-    weights.zip_mut_with(&mask, |weight, &kept| {
-        if !kept {
-            *weight = 0.0;
-        }
-    });
+    on_mask(&mut weights, mask.view());
     let quantized = job.timed(Stage::Grid, |job| {
         round_to_nearest(job, start.view(), &device, &mut weights)
     })?;
@@ -571,6 +567,15 @@ fn round_to_nearest<B: Backend>(
     let quantized = levels.finish(job, weights.view())?;
     weights.assign(&quantized.dequantize());
     Ok(Some(quantized))
+}
+
+/// Zero outside the mask.
+fn on_mask(weights: &mut Array2<f32>, kept: ArrayView2<'_, bool>) {
+    weights.zip_mut_with(&kept, |weight, &kept| {
+        if !kept {
+            *weight = 0.0;
+        }
+    });
 }
 
 /// Dense weights in the order of processing; unprotected weights of dead columns are zero.

@@ -9,8 +9,9 @@ use ndarray::{Array2, ArrayView2};
 use super::chooser::{Chooser, Chosen};
 use super::job::Job;
 use super::prepare::Diagonal;
-use super::rows::symmetric;
-use super::{Solved, in_processing_order};
+use super::rows::{damp, symmetric};
+use super::scores::given_scores;
+use super::{Solved, in_processing_order, on_mask};
 use crate::backend::{Backend, Operation};
 use crate::error::{Error, Result, Stage};
 use crate::finite::first_non_finite;
@@ -209,10 +210,7 @@ impl LayerProblem<'_> {
     pub fn damped_hessian(&self) -> Result<Array2<f64>> {
         let (hessian, diagonal) = self.known()?;
         let mut damped = hessian.clone();
-        let entries = diagonal.damped(self.damping, None);
-        for (to, &entry) in damped.diag_mut().iter_mut().zip(&entries) {
-            *to = f64::from(entry);
-        }
+        damp(&mut damped, diagonal, self.damping);
         Ok(damped)
     }
 
@@ -296,46 +294,14 @@ fn check<B: Backend>(job: &Job<'_, B>, part: &str, found: ArrayView2<'_, f32>) -
 /// See [`LayerProblem::keep`].
 fn keep<B: Backend>(job: &Job<'_, B>, scores: ArrayView2<'_, f32>) -> Result<Array2<bool>> {
     check(job, PART, scores)?;
-    let mut scores = scores.to_owned();
-    check_scores(job, &mut scores)?;
+    let (weights, scales) = given_scores(job, scores.to_owned())?;
     let mut job = job.of_rows(0..job.rows);
-    let (weights, scales) = (
-        job.upload_owned(scores)?,
-        job.upload(Array2::ones((1, job.cols)).view())?,
-    );
     let columns = 0..job.cols;
     let chosen = Chooser::new(&job).choose(&mut job, &weights, &scales, columns, false)?;
     Ok(match chosen {
         Chosen::Mask(pruned) => job.download_mask(&pruned)?.mapv(|pruned| !pruned),
         _ => Array2::from_elem((job.rows, job.cols), true),
     })
-}
-
-/// Scores are compared by their magnitude, so that one below 0 would mean something else than it says. Weights of dead inputs go
-/// first: N:M patterns, runs and policies of the caller's are not told which they are.
-pub(super) fn check_scores<B: Backend>(job: &Job<'_, B>, scores: &mut Array2<f32>) -> Result<()> {
-    if let Some((at, score)) = scores.indexed_iter().find(|(_, score)| **score < 0.0) {
-        return Err(Error::incompatible(
-            job.layer,
-            format!("weight {at:?} has the score {score}"),
-            "give scores from 0; the least go",
-        ));
-    }
-    for (column, mut scores) in scores.columns_mut().into_iter().enumerate() {
-        if job.is_dead(column) {
-            scores.fill(0.0);
-        }
-    }
-    Ok(())
-}
-
-/// Zero outside the mask.
-pub(super) fn on_mask(weights: &mut Array2<f32>, kept: ArrayView2<'_, bool>) {
-    weights.zip_mut_with(&kept, |weight, &kept| {
-        if !kept {
-            *weight = 0.0;
-        }
-    });
 }
 
 /// Solves one layer by a [`SolveWeights`], on the given mask where the job's policy is one.

@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView2};
 
 use super::job::Job;
 use super::method::{self, ADAM_RATE};
+use super::on_mask;
 use super::own;
 use super::prepare::Diagonal;
 use super::rows;
@@ -105,7 +106,7 @@ impl<'a, B: Backend> Judge<'a, B> {
         let mut refitted = own::ask(job, part, given, |problem| {
             refit.refit(problem, weights, mask)
         })?;
-        own::on_mask(&mut refitted, mask);
+        on_mask(&mut refitted, mask);
         Ok(refitted)
     }
 

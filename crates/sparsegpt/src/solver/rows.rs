@@ -218,10 +218,7 @@ fn damped_enough<B: Backend, T>(
     let mut last = (0, job.settings.damping);
     let dampings = ladder(job.settings.damping).filter(|&(_, p)| p == Precision::F64);
     for (attempts, (damping, _)) in (1..).zip(dampings) {
-        let entries = diagonal.damped(damping, None);
-        for (to, &entry) in h.diag_mut().iter_mut().zip(&entries) {
-            *to = f64::from(entry);
-        }
+        damp(&mut h, diagonal, damping);
         match step(h.view()) {
             Ok(value) => {
                 return Ok(Damped {
@@ -241,6 +238,14 @@ fn damped_enough<B: Backend, T>(
         damping: last.1,
         precision: Precision::F64,
     })
+}
+
+/// Puts the damped diagonal in the place of H's.
+pub(super) fn damp(h: &mut Array2<f64>, diagonal: &Diagonal, damping: f64) {
+    let entries = diagonal.damped(damping, None);
+    for (to, &entry) in h.diag_mut().iter_mut().zip(&entries) {
+        *to = f64::from(entry);
+    }
 }
 
 /// Both triangles of H, in f64.

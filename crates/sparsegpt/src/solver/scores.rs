@@ -7,7 +7,7 @@ use super::method::MaskSource;
 use super::own;
 use super::prepare::{Diagonal, invert, ladder};
 use crate::backend::{Backend, Operation};
-use crate::error::{Result, Stage};
+use crate::error::{Error, Result, Stage};
 use crate::hessian::Hessian;
 use crate::report::FactorReport;
 
@@ -73,13 +73,36 @@ impl<B: Backend> Scores<B> {
         let source = own::given(own, job.layer, "a mask source")?;
         let part = (&*source.describe(), Operation::Select);
         let given = (dense, statistics, None);
-        let mut scores = own::ask(job, part, given, |problem| source.scores(problem))?;
-        own::check_scores(job, &mut scores)?;
+        let scores = own::ask(job, part, given, |problem| source.scores(problem))?;
+        let (weights, scales) = given_scores(job, scores)?;
         Ok(Self {
-            weights: Some(job.upload_owned(scores)?),
-            scales: job.upload(Array2::ones((1, job.cols)).view())?,
+            weights: Some(weights),
+            scales,
         })
     }
+}
+
+/// Scores of the caller's as weights to be scored, and scales. They are compared by their magnitude, so that one below 0 would mean
+/// something else than it says. Weights of dead inputs go first: N:M patterns, runs and policies of the caller's are not told which
+/// they are.
+pub(super) fn given_scores<B: Backend>(
+    job: &Job<'_, B>,
+    mut scores: Array2<f32>,
+) -> Result<(B::Matrix, B::Matrix)> {
+    if let Some((at, score)) = scores.indexed_iter().find(|(_, score)| **score < 0.0) {
+        return Err(Error::incompatible(
+            job.layer,
+            format!("weight {at:?} has the score {score}"),
+            "give scores from 0; the least go",
+        ));
+    }
+    for (column, mut scores) in scores.columns_mut().into_iter().enumerate() {
+        if job.is_dead(column) {
+            scores.fill(0.0);
+        }
+    }
+    let ones = Array2::ones((1, job.cols));
+    Ok((job.upload_owned(scores)?, job.upload(ones.view())?))
 }
 
 /// The diagonal of (H + λI)⁻¹, with as much damping as it takes.
