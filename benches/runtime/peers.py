@@ -1,12 +1,14 @@
-"""The sparse runtime against what else multiplies by a layer on this processor: PyTorch, numpy, SciPy, DeepSparse, and
-llama.cpp for a whole model.
+"""The sparse runtime against what else multiplies by a layer on this processor: PyTorch, numpy, SciPy, faer, candle,
+DeepSparse, and llama.cpp for a whole model.
 
 All take turns in one run, so that a noisy machine is noisy for all. A turn is as many products as fit into --seconds;
 its time is their median, and the table has the median of the turns. Layers are rows x columns, output x input features,
 as in `sparsegpt bench --layer`, which is what a turn of ours is: it cycles through copies of the layer that together
 are four times the last-level cache. Peers are measured so (cycled), and on one copy, as their users' benchmarks do.
-What is not installed is left out. Run from the repository's root, with the command built (`cargo build --release`):
+What is not installed or not built is left out. Run from the repository's root:
 
+    cargo build --release
+    cargo bench -p sparsegpt-runtime --features candle --bench crates --no-run
     benches/runtime/setup.sh
     target/peers/bin/python benches/runtime/peers.py --deepsparse target/deepsparse/bin/python
 
@@ -17,6 +19,7 @@ A whole model, pruned, and the same as a GGUF file of F16, from which one of Q4_
 
 import argparse
 import ctypes
+import glob
 import importlib
 import itertools
 import json
@@ -45,7 +48,7 @@ flags.add_argument("--layers", type=commas(shape), default="4096x4096,4096x11008
 flags.add_argument("--sparsities", type=commas(int), default="50,60,70,80", help="percent of zeros")
 flags.add_argument("--tokens", type=commas(int), default="1,400")
 flags.add_argument("--dtypes", type=commas(str), default="f32,bf16")
-flags.add_argument("--peers", type=commas(str), default="torch,numpy,torch-csr,scipy,deepsparse,llama.cpp")
+flags.add_argument("--peers", type=commas(str), default="torch,numpy,torch-csr,scipy,faer,candle,deepsparse,llama.cpp")
 flags.add_argument("--ways", type=commas(str), default="one,cycled", help="copies that peers are measured on")
 flags.add_argument("--deepsparse", metavar="PYTHON", help="the Python that has DeepSparse")
 flags.add_argument("--model", action="append", default=[], help="a pruned or packed model for `sparsegpt bench`")
@@ -192,6 +195,40 @@ def dense_peers(weight, x):
     return peers
 
 
+def crate_products():
+    """The newest build of `benches/crates.rs`, which multiplies with faer and candle."""
+    if not {"faer", "candle"} & set(flags.peers) or not flags.layers:
+        return None
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    built = [path for path in glob.glob(f"{target}/release/deps/crates-*") if os.access(path, os.X_OK)]
+    if not built:
+        print("left out: faer and candle (`cargo bench` did not build benches/crates.rs)", file=sys.stderr)
+        return None
+    return max(built, key=os.path.getmtime)
+
+
+def crate_peers(binary, rows, cols, tokens):
+    """Dense products of Rust crates, each turn a process of its own, as ours are."""
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
+    peers = []
+    for name in ("faer", "candle"):
+        if not binary or name not in flags.peers or "f32" not in flags.dtypes:
+            continue
+        for way, count in counts(rows * cols * 4).items():
+
+            def turn(seconds, least=None, who=name, count=count):
+                command = [binary, who, f"{rows}x{cols}", str(tokens), str(count), str(seconds)]
+                run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+                if run.returncode:
+                    sys.exit(f"failed: {' '.join(command)}")
+                took, difference = map(float, run.stdout.split())
+                check(who, "f32", difference)
+                return took
+
+            peers.append(Peer(f"{name}, dense", "f32", None, way, turn))
+    return peers
+
+
 def csr_peers(weight, x, zeros):
     """Sparse times dense, with the tokens as columns, as both have it; they are transposed beforehand."""
     if not sparse:
@@ -307,10 +344,11 @@ def warm_up(contenders):
             series.once, series.seconds, slow[kind] = True, [first], first
 
 
-def measure(rows, cols, tokens, deepsparse):
+def measure(rows, cols, tokens, crates, deepsparse):
     """The series of one layer and number of tokens."""
     x = inputs(tokens, cols)
-    contenders = dense_peers(weights(rows, cols, 0), x) + deepsparse.peers(rows, cols, tokens, 0)
+    contenders = dense_peers(weights(rows, cols, 0), x) + crate_peers(crates, rows, cols, tokens)
+    contenders += deepsparse.peers(rows, cols, tokens, 0)
     # Ours between the peers', or a noise that lasts some seconds would meet only either.
     for zeros in flags.sparsities:
         contenders += [Ours(rows, cols, tokens, dtype, zeros) for dtype in flags.dtypes]
@@ -347,9 +385,9 @@ def print_layer(rows, cols, tokens, table):
 def layers():
     print("| layer | tokens | zeros | dtype | who | ms, cycled | times ours | ms, one copy | times ours |")
     print("|---" * 9 + "|", flush=True)
-    deepsparse, report = DeepSparse(), []
+    crates, deepsparse, report = crate_products(), DeepSparse(), []
     for (rows, cols), tokens in itertools.product(flags.layers, flags.tokens):
-        table = measure(rows, cols, tokens, deepsparse)
+        table = measure(rows, cols, tokens, crates, deepsparse)
         print_layer(rows, cols, tokens, table)
         report += [{"rows": rows, "cols": cols, "tokens": tokens, **vars(series)} for series in table]
     deepsparse.close()

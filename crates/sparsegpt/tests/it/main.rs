@@ -2,7 +2,6 @@
 
 mod admm;
 mod allocate;
-mod bf16_products;
 mod common;
 mod contract;
 mod driver;
@@ -10,6 +9,7 @@ mod hessian;
 mod kernels;
 mod own_parts;
 mod patterns;
+mod products;
 mod resume;
 mod rowwise;
 mod shared_factor;

@@ -16,7 +16,8 @@ use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, Par, Spec};
 use rayon::prelude::*;
 
-use super::products::{add_product, add_to_lower};
+use super::packed::Triangle;
+use super::products::{Engine, Real};
 use crate::backend::Precision;
 use crate::error::HostError;
 
@@ -34,20 +35,20 @@ pub(super) fn inverse_factor(
     diagonal: &[f32],
     blocks: &[usize],
     precision: Precision,
-    par: Par,
+    engine: Engine,
 ) -> Result<(), HostError> {
     match precision {
         Precision::F32 => {
             mirror(h.rb_mut());
             set_diagonal(h.rb_mut(), diagonal, |value| value);
-            factor(h, 0, blocks, par)
+            factor(h, 0, blocks, engine)
         }
         Precision::F64 => {
             let n = diagonal.len();
             let mut wide =
                 Mat::from_fn(n, n, |i, j| if i < j { f64::from(h[(j, i)]) } else { 0.0 });
             set_diagonal(wide.as_mut(), diagonal, f64::from);
-            factor(wide.as_mut(), 0, blocks, par)?;
+            factor(wide.as_mut(), 0, blocks, engine)?;
             for j in 0..n {
                 for i in 0..=j {
                     h[(i, j)] = wide[(i, j)] as f32;
@@ -137,75 +138,55 @@ fn halve(first: usize, ends: &[usize]) -> (usize, usize) {
 }
 
 /// Factors `h` (upper triangle, in place), whose first column is column `first` of the layer.
-fn factor<T: RealField>(
+fn factor<T: Real>(
     h: MatMut<'_, T>,
     first: usize,
     ends: &[usize],
-    par: Par,
+    engine: Engine,
 ) -> Result<(), HostError> {
     if ends.len() == 1 {
-        return invert_block(h, first, par);
+        return invert_block(h, first, engine.par);
     }
     let (blocks, column) = halve(first, ends);
     let (mut upper, mut panel, _, mut lower) = h.split_at_mut(column - first, column - first);
-    factor(lower.rb_mut(), column, &ends[blocks..], par)?;
+    factor(lower.rb_mut(), column, &ends[blocks..], engine)?;
     solve(
         panel.rb_mut(),
         lower.into_const(),
         column,
         &ends[blocks..],
-        par,
+        engine,
     )?;
     // Its upper triangle, as the lower one of its transpose.
-    add_to_lower(
+    engine.add_to_lower(
         upper.rb_mut().transpose_mut(),
-        -T::one_impl(),
+        -1.0,
         panel.as_ref(),
         panel.as_ref().transpose(),
-        par,
     );
-    factor(upper, first, &ends[..blocks], par)
+    factor(upper, first, &ends[..blocks], engine)
 }
 
 /// X ← X·U⁻ᵀ for the factored `u`, whose first column is column `first` of the layer.
-fn solve<T: RealField>(
+fn solve<T: Real>(
     x: MatMut<'_, T>,
     u: faer::MatRef<'_, T>,
     first: usize,
     ends: &[usize],
-    par: Par,
+    engine: Engine,
 ) -> Result<(), HostError> {
     if ends.len() == 1 {
-        let by_inverse = |mut rows: MatMut<'_, T>| {
-            // A row-major copy, as the rows are.
-            let right = rows.as_ref().transpose().to_owned();
-            triangular_matmul(
-                rows.rb_mut(),
-                BlockStructure::Rectangular,
-                Accum::Replace,
-                right.transpose(),
-                BlockStructure::Rectangular,
-                u.transpose(),
-                BlockStructure::TriangularLower,
-                T::one_impl(),
-                Par::Seq,
-            );
-        };
-        x.par_row_chunks_mut(TILE_ROWS).for_each(by_inverse);
+        let inverse = engine.triangle(u.transpose(), Triangle::Lower);
+        x.par_row_chunks_mut(TILE_ROWS)
+            .for_each(|rows| inverse.multiply(rows));
         return Ok(());
     }
     let (blocks, column) = halve(first, ends);
     let (mut left, mut right) = x.split_at_col_mut(column - first);
     let (upper, panel, _, lower) = u.split_at(column - first, column - first);
-    solve(right.rb_mut(), lower, column, &ends[blocks..], par)?;
-    add_product(
-        left.rb_mut(),
-        -T::one_impl(),
-        right.as_ref(),
-        panel.transpose(),
-        par,
-    );
-    solve(left, upper, first, &ends[..blocks], par)
+    solve(right.rb_mut(), lower, column, &ends[blocks..], engine)?;
+    engine.add_product(left.rb_mut(), -1.0, right.as_ref(), panel.transpose());
+    solve(left, upper, first, &ends[..blocks], engine)
 }
 
 /// U⁻¹ of one diagonal block. With J the matrix that reverses the order of the columns, JHJ = LLᵀ gives

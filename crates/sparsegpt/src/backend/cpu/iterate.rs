@@ -1,10 +1,9 @@
 //! What the iterative methods do between products: rows in parallel.
 
-use faer::Par;
 use rayon::iter::IndexedParallelIterator;
 use rayon::prelude::*;
 
-use super::products::add_product;
+use super::products::Engine;
 use super::{Cpu, CpuMask, CpuMatrix};
 use crate::backend::host::{AdamStep, CONVERGED};
 use crate::backend::{Adam, Project, Refit};
@@ -39,7 +38,7 @@ pub(super) fn refit(
     args: Refit<'_, Cpu>,
     full: &CpuMatrix,
     [residual, direction, product]: [&mut CpuMatrix; 3],
-    par: Par,
+    engine: Engine,
 ) {
     let Refit {
         weights,
@@ -54,7 +53,7 @@ pub(super) fn refit(
 
     // The direction's memory holds d − q until g = ((d − q)H)⊙m is made of it.
     subtract(direction, dense, weights);
-    add_product(residual.faer_mut(), 1.0, direction.faer(), full.faer(), par);
+    engine.add_product(residual.faer_mut(), 1.0, direction.faer(), full.faer());
     rows_mut(residual)
         .zip(rows_mut(direction))
         .zip(rows_of_mask(mask).zip(&mut states))
@@ -68,7 +67,7 @@ pub(super) fn refit(
         });
     for _ in 0..steps {
         product.padded_mut().fill(0.0);
-        add_product(product.faer_mut(), 1.0, direction.faer(), full.faer(), par);
+        engine.add_product(product.faer_mut(), 1.0, direction.faer(), full.faer());
         rows_mut(weights)
             .zip(rows_mut(residual))
             .zip(rows_mut(direction).zip(rows_mut(product)))
@@ -86,7 +85,7 @@ pub(super) fn adam(
     args: Adam<'_, Cpu>,
     full: &CpuMatrix,
     [difference, product, first, second]: [&mut CpuMatrix; 4],
-    par: Par,
+    engine: Engine,
 ) {
     let Adam {
         weights,
@@ -99,7 +98,7 @@ pub(super) fn adam(
         let step = AdamStep::new(pace, number);
         subtract(difference, dense, weights);
         product.padded_mut().fill(0.0);
-        add_product(product.faer_mut(), 1.0, difference.faer(), full.faer(), par);
+        engine.add_product(product.faer_mut(), 1.0, difference.faer(), full.faer());
         rows_mut(weights)
             .zip(rows_mut(first))
             .zip(rows_mut(second).zip(rows_mut(product)))

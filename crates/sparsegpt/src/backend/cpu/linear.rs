@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::slice::ChunksExact;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, Par};
 use ndarray::s;
 use rayon::prelude::*;
 
-use super::bf16_products::{self, Kernel};
-use super::products::add_product;
+use super::packed::{Kernel, Packed, Triangle};
+use super::products::Engine;
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
 
@@ -65,32 +65,21 @@ pub(super) fn open_block(
     rest: &CpuMatrix,
     factor: &CpuMatrix,
     columns: Range<usize>,
+    engine: Engine,
 ) {
     let (first, width) = (columns.start, columns.len());
     let r = factor.faer().submatrix(first, first, width, width);
+    let r = engine.triangle(r, Triangle::Upper);
     for_each_tile(weights, rest, |weights, rest, stride| {
         let rows = weights.len() / stride;
-        let mut gathered = vec![0.0; rows * width];
-        for ((weights, rest), gathered) in weights
-            .chunks_exact_mut(stride)
-            .zip(rest)
-            .zip(gathered.chunks_exact_mut(width))
-        {
-            gathered.copy_from_slice(&weights[columns.clone()]);
-            weights[columns.clone()].copy_from_slice(&rest[columns.clone()]);
+        let tile = MatMut::from_row_major_slice_mut(&mut *weights, rows, stride);
+        r.multiply(tile.subcols_mut(first, width));
+        for (weights, rest) in weights.chunks_exact_mut(stride).zip(rest) {
+            let rest = &rest[columns.clone()];
+            for (weight, &rest) in weights[columns.clone()].iter_mut().zip(rest) {
+                *weight += rest;
+            }
         }
-        let weights = MatMut::from_row_major_slice_mut(weights, rows, stride);
-        triangular_matmul(
-            weights.subcols_mut(first, width),
-            BlockStructure::Rectangular,
-            Accum::Add,
-            MatRef::from_row_major_slice(&gathered, rows, width),
-            BlockStructure::Rectangular,
-            r,
-            BlockStructure::TriangularUpper,
-            1.0,
-            Par::Seq,
-        );
     });
 }
 
@@ -122,7 +111,7 @@ fn for_each_tile(
 }
 
 /// With a kernel for bf16 the operands are rounded to it.
-pub(super) fn gemm(args: Gemm<'_, Cpu>, bf16: Option<Kernel>, par: Par) {
+pub(super) fn gemm(args: Gemm<'_, Cpu>, bf16: Option<Kernel>, engine: Engine) {
     let Gemm {
         c,
         c_columns,
@@ -137,12 +126,19 @@ pub(super) fn gemm(args: Gemm<'_, Cpu>, bf16: Option<Kernel>, par: Par) {
     if let Some(kernel) = bf16 {
         let a = a.view().slice_move(s![.., a_columns]).reversed_axes();
         let b = b.view().slice_move(s![b_rows, b_columns]);
-        bf16_products::add_product(kernel, c, alpha, a, b, par);
+        let product = Packed {
+            kernel,
+            alpha,
+            beta: 1.0,
+            a,
+            b,
+        };
+        product.add_to(c);
     } else {
         let a = a.faer().subcols(a_columns.start, a_columns.len());
         let b = b
             .faer()
             .submatrix(b_rows.start, b_columns.start, b_rows.len(), b_columns.len());
-        add_product(c, alpha, a, b, par);
+        engine.add_product(c, alpha, a, b);
     }
 }

@@ -5,13 +5,13 @@
 //! Parallelism is explicit: a backend value owns one thread pool, every operation runs inside it, and
 //! faer is told its thread count. Nothing runs on rayon's global pool, and nothing nests.
 
-mod bf16_products;
 mod factor;
 mod gram;
 mod iterate;
 mod linear;
 mod lowest;
 mod memory;
+mod packed;
 mod products;
 mod select;
 mod sweep;
@@ -26,8 +26,9 @@ use rayon::prelude::*;
 
 pub use memory::CpuMatrix;
 
-use bf16_products::Kernel;
 use memory::Buffers;
+use packed::Kernel;
+use products::Engine;
 
 use super::{
     Adam, Backend, BackendInfo, FitGrid, Gemm, Operation, Precision, Products, Project, Refit,
@@ -87,7 +88,7 @@ impl Cpu {
             pool: Arc::new(pool),
             arch,
             buffers: Buffers::default(),
-            bf16: Kernel::detect(arch),
+            bf16: Kernel::for_bf16(arch),
             products: Products::F32,
         })
     }
@@ -110,7 +111,7 @@ impl Cpu {
         let with = |arch: &pulp::Arch| {
             Ok(Self {
                 arch: *arch,
-                bf16: Kernel::detect(*arch),
+                bf16: Kernel::for_bf16(*arch),
                 ..Self::new(threads)?
             })
         };
@@ -153,7 +154,7 @@ impl Cpu {
     #[must_use]
     pub fn emulating_bf16(self) -> Self {
         Self {
-            bf16: Some(Kernel::Emulated(self.arch)),
+            bf16: Some(Kernel::EmulatedBf16(self.arch)),
             ..self
         }
     }
@@ -176,13 +177,14 @@ impl Cpu {
         self.buffers.clear();
     }
 
-    /// Runs a step inside the pool, telling it how many threads faer may use.
-    fn run<T: Send>(&self, step: impl FnOnce(Par) -> T + Send) -> T {
+    /// Runs a step inside the pool, telling it what multiplies large matrices on how many threads.
+    fn run<T: Send>(&self, step: impl FnOnce(Engine) -> T + Send) -> T {
         let par = match NonZeroUsize::new(self.threads()) {
             Some(threads) if threads.get() > 1 => Par::Rayon(threads),
             _ => Par::Seq,
         };
-        self.pool.install(|| step(par))
+        let packed = Kernel::for_f32(self.arch);
+        self.pool.install(|| step(Engine { par, packed }))
     }
 }
 
@@ -268,14 +270,11 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), HostError> {
-        self.run(|par| match (self.bf16, x) {
-            (Some(kernel), Activations::Bf16(x)) => {
-                gram::scale_lower(h, beta);
-                bf16_products::add_gram(kernel, h.faer_mut(), alpha, x, par);
-                Ok(())
-            }
-            (_, x) => gram::add_gram(self.arch, &self.buffers, h, x, (alpha, beta)),
-        })
+        self.run(|_| {
+            let kernel = Kernel::F32(self.arch);
+            gram::add_gram(kernel, self.bf16, h, x, (alpha, beta));
+        });
+        Ok(())
     }
 
     fn inverse_factor(
@@ -285,7 +284,7 @@ impl Backend for Cpu {
         blocks: &[usize],
         precision: Precision,
     ) -> Result<(), HostError> {
-        self.run(|par| factor::inverse_factor(h.faer_mut(), diagonal, blocks, precision, par))
+        self.run(|engine| factor::inverse_factor(h.faer_mut(), diagonal, blocks, precision, engine))
     }
 
     fn diagonal(&self, matrix: &CpuMatrix) -> Result<Vec<f32>, HostError> {
@@ -389,7 +388,7 @@ impl Backend for Cpu {
         factor: &CpuMatrix,
         columns: Range<usize>,
     ) -> Result<(), HostError> {
-        self.run(|_| linear::open_block(weights, rest, factor, columns));
+        self.run(|engine| linear::open_block(weights, rest, factor, columns, engine));
         Ok(())
     }
 
@@ -405,7 +404,7 @@ impl Backend for Cpu {
 
     fn gemm(&self, args: Gemm<'_, Self>) -> Result<(), HostError> {
         let bf16 = self.bf16.filter(|_| self.products == Products::Bf16);
-        self.run(|par| linear::gemm(args, bf16, par));
+        self.run(|engine| linear::gemm(args, bf16, engine));
         Ok(())
     }
 
@@ -418,7 +417,9 @@ impl Backend for Cpu {
         let mut factor = self.copy(h)?;
         self.inverse_factor(&mut factor, diagonal, &[diagonal.len()], precision)?;
         let mut inverse = self.zeros(diagonal.len(), diagonal.len())?;
-        self.run(|par| factor::inverse_from_factor(inverse.faer_mut(), factor.faer(), par));
+        self.run(|engine| {
+            factor::inverse_from_factor(inverse.faer_mut(), factor.faer(), engine.par);
+        });
         Ok(inverse)
     }
 
@@ -435,10 +436,10 @@ impl Backend for Cpu {
             self.zeros(rows, cols)?,
             self.zeros(rows, cols)?,
         ];
-        self.run(|par| {
+        self.run(|engine| {
             factor::symmetric(full.faer_mut(), args.diagonal);
             let scratch = [&mut residual, &mut direction, &mut product];
-            iterate::refit(args, &full, scratch, par);
+            iterate::refit(args, &full, scratch, engine);
         });
         Ok(())
     }
@@ -452,10 +453,10 @@ impl Backend for Cpu {
             self.zeros(rows, cols)?,
             self.zeros(rows, cols)?,
         ];
-        self.run(|par| {
+        self.run(|engine| {
             factor::symmetric(full.faer_mut(), args.diagonal);
             let scratch = [&mut difference, &mut product, &mut first, &mut second];
-            iterate::adam(args, &full, scratch, par);
+            iterate::adam(args, &full, scratch, engine);
         });
         Ok(())
     }

@@ -1,12 +1,18 @@
-//! Products in parallel: the result is halved until there are some parts for each thread, and each part is one
-//! sequential product. On faer that runs ahead of its own division of the work, and threads that are held up leave
-//! parts to the others.
+//! Large products in parallel: packed ones of our own where those are faster, else faer's. On faer the result is halved
+//! until there are some parts for each thread, and each part is one sequential product. That runs ahead of faer's own
+//! division of the work, and threads that are held up leave parts to the others.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
+use faer::prelude::ReborrowMut;
 use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::{ArrayView2, ShapeBuilder};
 
+use super::packed::{Kernel, Packed, Right, Triangle};
+
+/// Sides from which packing the operands pays.
+const PACKED: usize = 16;
 /// Parts a thread at least, so that none waits long for the last.
 const PARTS: usize = 2;
 /// Sides of a part below which it is not halved: packing the operands again would cost too much.
@@ -14,81 +20,163 @@ const SMALLEST: usize = 128;
 /// What the sides of parts are multiples of: some tiles of the innermost loops.
 const ALIGNMENT: usize = 48;
 
-/// A product of which any part can be computed, by one thread.
-pub(super) trait Product<T>: Sync {
-    /// Adds its part of the product to the part of the result that starts at this row and column.
-    fn add(&self, c: MatMut<'_, T>, row: usize, col: usize);
-
-    /// The same for a square on the diagonal, diagonal included; what is above it is left alone.
-    fn add_to_lower(&self, c: MatMut<'_, T>, start: usize);
+/// What multiplies large matrices, and on how many threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Engine {
+    pub(super) par: Par,
+    /// For f32; faer where there is none.
+    pub(super) packed: Option<Kernel>,
 }
 
-/// alpha·A·B on faer.
-struct Faer<'a, T> {
-    alpha: T,
-    a: MatRef<'a, T>,
-    b: MatRef<'a, T>,
-}
-
-impl<T: RealField> Product<T> for Faer<'_, T> {
-    fn add(&self, c: MatMut<'_, T>, row: usize, col: usize) {
-        let a = self.a.subrows(row, c.nrows());
-        let b = self.b.subcols(col, c.ncols());
-        matmul(c, Accum::Add, a, b, self.alpha.clone(), Par::Seq);
+impl Engine {
+    /// C += alpha·A·B.
+    pub(super) fn add_product<T: Real>(
+        self,
+        mut c: MatMut<'_, T>,
+        alpha: f32,
+        a: MatRef<'_, T>,
+        b: MatRef<'_, T>,
+    ) {
+        let least = c.nrows().min(c.ncols()).min(a.ncols());
+        if let Some((c, product)) = self.packed(c.rb_mut(), alpha, a, b)
+            && least >= PACKED
+        {
+            product.add_to(c);
+        } else {
+            let part = part(c.nrows() * c.ncols(), self.par);
+            Faer::new(alpha, a, b).add_rectangle(c, (0, 0), part);
+        }
     }
 
-    fn add_to_lower(&self, c: MatMut<'_, T>, start: usize) {
-        let n = c.nrows();
-        triangular_matmul(
-            c,
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            self.a.subrows(start, n),
-            BlockStructure::Rectangular,
-            self.b.subcols(start, n),
-            BlockStructure::Rectangular,
-            self.alpha.clone(),
-            Par::Seq,
-        );
+    /// C += alpha·A·B on the lower triangle of a square C, diagonal included; the rest is left alone.
+    pub(super) fn add_to_lower<T: Real>(
+        self,
+        mut c: MatMut<'_, T>,
+        alpha: f32,
+        a: MatRef<'_, T>,
+        b: MatRef<'_, T>,
+    ) {
+        let least = c.nrows().min(a.ncols());
+        if let Some((c, product)) = self.packed(c.rb_mut(), alpha, a, b)
+            && least >= PACKED
+        {
+            product.add_to_lower(c);
+        } else {
+            let part = part(c.nrows() * c.ncols() / 2, self.par);
+            Faer::new(alpha, a, b).add_lower(c, 0, part);
+        }
+    }
+
+    /// C, and the product for a kernel, where there is one for these numbers.
+    fn packed<'c, 'a, T: Real>(
+        self,
+        c: MatMut<'c, T>,
+        alpha: f32,
+        a: MatRef<'a, T>,
+        b: MatRef<'a, T>,
+    ) -> Option<(MatMut<'c, f32>, Packed<'a, f32>)> {
+        let product = Packed {
+            kernel: self.packed?,
+            alpha,
+            beta: 1.0,
+            a: view(T::as_f32(a)?.transpose()),
+            b: view(T::as_f32(b)?),
+        };
+        Some((T::as_f32_mut(c)?, product))
+    }
+
+    /// A triangle of a square matrix, ready to multiply rows by; what is outside it does not count.
+    pub(super) fn triangle<T: Real>(
+        self,
+        matrix: MatRef<'_, T>,
+        triangle: Triangle,
+    ) -> ByTriangle<'_, T> {
+        let f32 = T::as_f32(matrix).filter(|_| matrix.nrows() >= PACKED);
+        match self.packed.zip(f32) {
+            Some((kernel, matrix)) => {
+                ByTriangle::Packed(Right::new(kernel, view(matrix), triangle))
+            }
+            None => ByTriangle::Faer(matrix, triangle),
+        }
     }
 }
 
-/// C += alpha·A·B.
-pub(super) fn add_product<T: RealField>(
-    c: MatMut<'_, T>,
-    alpha: T,
-    a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
-    par: Par,
-) {
-    add_in_parts(c, &Faer { alpha, a, b }, par);
+/// A triangle of a square matrix.
+pub(super) enum ByTriangle<'a, T> {
+    Packed(Right),
+    Faer(MatRef<'a, T>, Triangle),
 }
 
-/// C += alpha·A·B on the lower triangle of a square C, diagonal included; the rest is left alone.
-pub(super) fn add_to_lower<T: RealField>(
-    c: MatMut<'_, T>,
-    alpha: T,
-    a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
-    par: Par,
-) {
-    add_to_lower_in_parts(c, &Faer { alpha, a, b }, par);
+impl<T: Real> ByTriangle<'_, T> {
+    /// X ← X·R with one thread, for row-major X.
+    pub(super) fn multiply(&self, mut x: MatMut<'_, T>) {
+        let (rows, cols) = (x.nrows(), x.ncols());
+        // A row-major copy, as X is.
+        let copy = x.as_ref().transpose().to_owned();
+        let copy = copy.as_ref().transpose();
+        match self {
+            Self::Packed(right) => {
+                if let (Some(mut x), Some(copy)) = (T::as_f32_mut(x), T::as_f32(copy)) {
+                    x.fill(0.0);
+                    right.add_product(x, view(copy));
+                }
+            }
+            Self::Faer(matrix, triangle) => triangular_matmul(
+                x.rb_mut().submatrix_mut(0, 0, rows, cols),
+                BlockStructure::Rectangular,
+                Accum::Replace,
+                copy,
+                BlockStructure::Rectangular,
+                matrix,
+                match triangle {
+                    Triangle::Lower => BlockStructure::TriangularLower,
+                    Triangle::Upper => BlockStructure::TriangularUpper,
+                },
+                T::one_impl(),
+                Par::Seq,
+            ),
+        }
+    }
 }
 
-/// Adds a product to C.
-pub(super) fn add_in_parts<T: Send>(c: MatMut<'_, T>, product: &impl Product<T>, par: Par) {
-    let part = part(c.nrows() * c.ncols(), par);
-    rectangle(c, (0, 0), product, part);
+/// The numbers that factors are made of; kernels know those of f32.
+pub(super) trait Real: RealField {
+    fn as_f32(matrix: MatRef<'_, Self>) -> Option<MatRef<'_, f32>>;
+
+    fn as_f32_mut(matrix: MatMut<'_, Self>) -> Option<MatMut<'_, f32>>;
 }
 
-/// Adds a product to the lower triangle of a square C.
-pub(super) fn add_to_lower_in_parts<T: Send>(
-    c: MatMut<'_, T>,
-    product: &impl Product<T>,
-    par: Par,
-) {
-    let part = part(c.nrows() * c.ncols() / 2, par);
-    lower(c, 0, product, part);
+impl Real for f64 {
+    fn as_f32(_: MatRef<'_, Self>) -> Option<MatRef<'_, f32>> {
+        None
+    }
+
+    fn as_f32_mut(_: MatMut<'_, Self>) -> Option<MatMut<'_, f32>> {
+        None
+    }
+}
+
+impl Real for f32 {
+    fn as_f32(matrix: MatRef<'_, Self>) -> Option<MatRef<'_, f32>> {
+        Some(matrix)
+    }
+
+    fn as_f32_mut(matrix: MatMut<'_, Self>) -> Option<MatMut<'_, f32>> {
+        Some(matrix)
+    }
+}
+
+/// The same matrix for ndarray.
+#[allow(unsafe_code, reason = "neither library knows the other's views")]
+fn view(matrix: MatRef<'_, f32>) -> ArrayView2<'_, f32> {
+    let strides = [matrix.row_stride(), matrix.col_stride()].map(|stride| {
+        debug_assert!(stride >= 0, "no matrix of this backend runs backwards");
+        stride.unsigned_abs()
+    });
+    let shape = matrix.shape().strides(strides.into());
+    // SAFETY: a view of as many values in the same places, borrowed for as long; strides are not negative, as matrices are
+    // made of slices, which are split and transposed alone.
+    unsafe { ArrayView2::from_shape_ptr(shape, matrix.as_ptr()) }
 }
 
 /// Values of the result that are computed in one piece.
@@ -99,47 +187,73 @@ fn part(values: usize, par: Par) -> usize {
     }
 }
 
-fn rectangle<T: Send>(
-    c: MatMut<'_, T>,
-    (row, col): (usize, usize),
-    product: &impl Product<T>,
-    part: usize,
-) {
-    let (rows, cols) = (c.nrows(), c.ncols());
-    if rows * cols <= part || rows.max(cols) < 2 * SMALLEST {
-        product.add(c, row, col);
-    } else if rows >= cols {
-        let half = (rows / 2).next_multiple_of(ALIGNMENT);
-        let (top, bottom) = c.split_at_row_mut(half);
-        rayon::join(
-            || rectangle(top, (row, col), product, part),
-            || rectangle(bottom, (row + half, col), product, part),
-        );
-    } else {
-        let half = (cols / 2).next_multiple_of(ALIGNMENT);
-        let (left, right) = c.split_at_col_mut(half);
-        rayon::join(
-            || rectangle(left, (row, col), product, part),
-            || rectangle(right, (row, col + half), product, part),
-        );
-    }
+/// alpha·A·B on faer.
+struct Faer<'a, T> {
+    alpha: T,
+    a: MatRef<'a, T>,
+    b: MatRef<'a, T>,
 }
 
-fn lower<T: Send>(c: MatMut<'_, T>, start: usize, product: &impl Product<T>, part: usize) {
-    let n = c.nrows();
-    if n * n / 2 <= part || n < 2 * SMALLEST {
-        product.add_to_lower(c, start);
-        return;
+impl<'a, T: RealField> Faer<'a, T> {
+    fn new(alpha: f32, a: MatRef<'a, T>, b: MatRef<'a, T>) -> Self {
+        Self {
+            alpha: T::from_f64_impl(alpha.into()),
+            a,
+            b,
+        }
     }
-    let half = (n / 2).next_multiple_of(ALIGNMENT);
-    let (first, _, below, second) = c.split_at_mut(half, half);
-    rayon::join(
-        || rectangle(below, (start + half, start), product, part),
-        || {
+
+    /// Adds its part of the product to the part of the result that starts at this row and column.
+    fn add_rectangle(&self, c: MatMut<'_, T>, (row, col): (usize, usize), part: usize) {
+        let (rows, cols) = (c.nrows(), c.ncols());
+        if rows * cols <= part || rows.max(cols) < 2 * SMALLEST {
+            let a = self.a.subrows(row, rows);
+            let b = self.b.subcols(col, cols);
+            matmul(c, Accum::Add, a, b, self.alpha.clone(), Par::Seq);
+        } else if rows >= cols {
+            let half = (rows / 2).next_multiple_of(ALIGNMENT);
+            let (top, bottom) = c.split_at_row_mut(half);
             rayon::join(
-                || lower(first, start, product, part),
-                || lower(second, start + half, product, part),
-            )
-        },
-    );
+                || self.add_rectangle(top, (row, col), part),
+                || self.add_rectangle(bottom, (row + half, col), part),
+            );
+        } else {
+            let half = (cols / 2).next_multiple_of(ALIGNMENT);
+            let (left, right) = c.split_at_col_mut(half);
+            rayon::join(
+                || self.add_rectangle(left, (row, col), part),
+                || self.add_rectangle(right, (row, col + half), part),
+            );
+        }
+    }
+
+    /// The same for a square on the diagonal, diagonal included; what is above it is left alone.
+    fn add_lower(&self, c: MatMut<'_, T>, start: usize, part: usize) {
+        let n = c.nrows();
+        if n * n / 2 <= part || n < 2 * SMALLEST {
+            triangular_matmul(
+                c,
+                BlockStructure::TriangularLower,
+                Accum::Add,
+                self.a.subrows(start, n),
+                BlockStructure::Rectangular,
+                self.b.subcols(start, n),
+                BlockStructure::Rectangular,
+                self.alpha.clone(),
+                Par::Seq,
+            );
+            return;
+        }
+        let half = (n / 2).next_multiple_of(ALIGNMENT);
+        let (first, _, below, second) = c.split_at_mut(half, half);
+        rayon::join(
+            || self.add_rectangle(below, (start + half, start), part),
+            || {
+                rayon::join(
+                    || self.add_lower(first, start, part),
+                    || self.add_lower(second, start + half, part),
+                )
+            },
+        );
+    }
 }

@@ -1,5 +1,5 @@
-//! Products of bf16 values: the arithmetic of the processor's dot products in f32 at every instruction set, and the dot
-//! products themselves where this processor has them.
+//! Large products at every instruction set: of f32 values, and of bf16 values with the arithmetic of the processor's dot
+//! products in f32, and with the dot products themselves where this processor has them.
 
 #![cfg(feature = "cpu")]
 #![allow(clippy::unwrap_used)]
@@ -14,14 +14,15 @@ use sparsegpt::ndarray::{Array2, ArrayView2, s};
 use sparsegpt::{LayerReport, LayerSettings, Pattern, Solver};
 
 /// Around tiles and blocks, and ragged.
-const SIZES: [usize; 11] = [1, 2, 3, 12, 13, 32, 33, 127, 128, 129, 250];
+const SIZES: [usize; 14] = [1, 2, 3, 12, 13, 16, 17, 32, 33, 127, 128, 129, 250, 2100];
 const INNER: [usize; 8] = [1, 2, 3, 127, 129, 384, 385, 801];
 
+fn levels() -> impl Iterator<Item = Cpu> {
+    (0..).map_while(|level| Cpu::at_simd_level(2, level).unwrap())
+}
+
 fn emulated() -> Vec<Cpu> {
-    (0..)
-        .map_while(|level| Cpu::at_simd_level(2, level).unwrap())
-        .map(Cpu::emulating_bf16)
-        .collect()
+    levels().map(Cpu::emulating_bf16).collect()
 }
 
 /// The processor's own, where it has any.
@@ -29,6 +30,7 @@ fn native() -> Option<Cpu> {
     Cpu::new(2).unwrap().with_bf16_products().ok()
 }
 
+/// All that multiply bf16 values.
 fn all() -> Vec<Cpu> {
     let emulated = emulated().into_iter();
     emulated
@@ -46,8 +48,13 @@ fn round(value: f32) -> f64 {
     bf16::from_f32(value).to_f64()
 }
 
-/// alpha·A·B and alpha·|A|·|B| of operands rounded to bf16, in f64.
-fn product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, alpha: f32) -> [Array2<f64>; 2] {
+/// alpha·A·B and alpha·|A|·|B| of rounded operands, in f64.
+fn product(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    alpha: f32,
+    round: fn(f32) -> f64,
+) -> [Array2<f64>; 2] {
     let (a, b, alpha) = (a.mapv(round), b.mapv(round), f64::from(alpha));
     let sizes = a.mapv(f64::abs).dot(&b.mapv(f64::abs)) * alpha.abs();
     [a.dot(&b) * alpha, sizes]
@@ -57,7 +64,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn products_are_those_of_the_rounded_operands(
+    fn products_are_those_of_the_operands(
+        bf16: bool,
         rows in prop::sample::select(&SIZES[..]),
         columns in prop::sample::select(&SIZES[..]),
         inner in prop::sample::select(&INNER[..]),
@@ -73,8 +81,10 @@ proptest! {
             a.slice(s![.., a_columns.clone()]),
             b.slice(s![b_rows.clone(), b_columns.clone()]),
             alpha,
+            if bf16 { round } else { f64::from },
         );
-        let results: Vec<Array2<f32>> = all().iter().map(|cpu| {
+        let cpus = if bf16 { all() } else { levels().collect() };
+        let results: Vec<Array2<f32>> = cpus.iter().map(|cpu| {
             let up = |matrix: &Array2<f32>| cpu.upload(matrix.view()).unwrap();
             let (mut to, a, b) = (up(&c), up(&a), up(&b));
             let args = Gemm::new(
@@ -86,7 +96,7 @@ proptest! {
             cpu.gemm(args).unwrap();
             cpu.download(&to).unwrap()
         }).collect();
-        for (cpu, result) in all().iter().zip(&results) {
+        for (cpu, result) in cpus.iter().zip(&results) {
             let device = cpu.info().device;
             for ((row, column), &value) in result.indexed_iter() {
                 let before = c[[row, column]];
@@ -102,7 +112,7 @@ proptest! {
             }
         }
         // Where no product is rounded it makes no difference whether it is fused with the addition.
-        if alpha != 0.3 {
+        if bf16 && alpha != 0.3 {
             for other in &results[1..emulated().len()] {
                 prop_assert_eq!(&results[0], other);
             }
@@ -134,7 +144,7 @@ proptest! {
         // Widened to f32 on a level that has no dot products.
         let widened = hessian(&Cpu::at_simd_level(2, 0).unwrap().unwrap());
         let wide = x.mapv(bf16::to_f32);
-        let [exact, _] = product(wide.t(), wide.view(), alpha);
+        let [exact, _] = product(wide.t(), wide.view(), alpha, f64::from);
         for cpu in emulated().into_iter().chain(native()) {
             let result = hessian(&cpu);
             for row in 0..cols {

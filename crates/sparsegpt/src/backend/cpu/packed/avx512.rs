@@ -8,7 +8,7 @@ use std::mem::transmute;
 use pulp::x86::V4;
 use pulp::{f32x16, u32x16};
 
-use super::kernel::{Block, PairProduct};
+use super::kernel::{Block, LaneProduct};
 
 /// Proof that the processor has the instruction.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ fn add(processor: Avx512Bf16, block: Block<'_>) {
     block.add(processor.0, processor);
 }
 
-impl PairProduct<V4> for Avx512Bf16 {
+impl LaneProduct<V4> for Avx512Bf16 {
     #[inline(always)]
     #[allow(unsafe_code, reason = "an instruction that is found at run time")]
     fn add(self, _: V4, sums: f32x16, a: u32x16, b: u32x16) -> f32x16 {
