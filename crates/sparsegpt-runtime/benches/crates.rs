@@ -50,7 +50,7 @@ fn main() {
                 let weight = MatRef::from_row_major_slice(&weights[run % copies], rows, cols);
                 let x = MatRef::from_column_major_slice(&x, cols, tokens);
                 let start = Instant::now();
-                matmul(y.rb_mut(), Accum::Replace, weight, x, 1.0, Par::rayon(0));
+                matmul(y.as_mut(), Accum::Replace, weight, x, 1.0, Par::rayon(0));
                 let took = start.elapsed().as_secs_f64();
                 (took, y.col(0).iter().copied().collect())
             })
