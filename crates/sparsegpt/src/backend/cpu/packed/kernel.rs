@@ -28,9 +28,9 @@ pub(in super::super) enum Kernel {
 }
 
 impl Kernel {
-    /// For products of f32 values, where it is faster than faer: measured with AVX2 alone, whose sixteen registers faer's tile of
-    /// 24 x 4 leaves half of the time to loads of the result. With AVX-512 nothing was measured, and faer reaches the
-    /// arithmetic's limit there.
+    /// For products of f32 values, where it is faster than faer: measured with AVX2 alone, where faer's tile of 24 x 4 leaves a
+    /// part of the time to loads and stores of the result. With AVX-512, where nothing was measured, faer is near the
+    /// arithmetic's limit.
     pub(in super::super) fn for_f32(arch: pulp::Arch) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if let pulp::Arch::V3(_) = arch {
