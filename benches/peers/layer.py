@@ -171,6 +171,7 @@ print("|---" * (4 + 3 * len(peers)) + "|")
 for shape in flags.shapes.split(","):
     rows, cols = map(int, shape.split("x"))
     weight, hessian = problem(rows, cols)
+    exact_hessian = hessian.double()
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/layer.safetensors"
         save_file({"weight": weight, "hessian": hessian}, file)
@@ -193,7 +194,7 @@ for shape in flags.shapes.split(","):
 
             def loss(pruned):
                 difference = (weight - pruned).double()
-                return torch.sum(difference @ hessian.double() * difference).item()
+                return torch.sum(difference @ exact_hessian * difference).item()
 
             own = loss(ours.result(pattern)) if rivals else 0
             cells = [f"{rows} x {cols}", pattern, f"{median['ours']:.4f}", f"{first:.4f}"]

@@ -178,7 +178,7 @@ fn solve<T: Real>(
     if ends.len() == 1 {
         let inverse = engine.triangle(u.transpose(), Triangle::Lower);
         x.par_row_chunks_mut(TILE_ROWS)
-            .for_each(|rows| inverse.multiply(rows));
+            .for_each(|rows| inverse.multiply(rows, |mut rows| rows.fill(T::zero_impl())));
         return Ok(());
     }
     let (blocks, column) = halve(first, ends);

@@ -72,14 +72,16 @@ pub(super) fn open_block(
     let r = engine.triangle(r, Triangle::Upper);
     for_each_tile(weights, rest, |weights, rest, stride| {
         let rows = weights.len() / stride;
-        let tile = MatMut::from_row_major_slice_mut(&mut *weights, rows, stride);
-        r.multiply(tile.subcols_mut(first, width));
-        for (weights, rest) in weights.chunks_exact_mut(stride).zip(rest) {
-            let rest = &rest[columns.clone()];
-            for (weight, &rest) in weights[columns.clone()].iter_mut().zip(rest) {
-                *weight += rest;
+        let tile = MatMut::from_row_major_slice_mut(weights, rows, stride);
+        r.multiply(tile.subcols_mut(first, width), |tile| {
+            for (weights, rest) in tile.row_iter_mut().zip(rest) {
+                if let Some(weights) = weights.try_as_row_major_mut() {
+                    weights
+                        .as_slice_mut()
+                        .copy_from_slice(&rest[columns.clone()]);
+                }
             }
-        }
+        });
     });
 }
 

@@ -32,38 +32,46 @@ impl Engine {
     /// C += alpha·A·B.
     pub(super) fn add_product<T: Real>(
         self,
-        mut c: MatMut<'_, T>,
+        c: MatMut<'_, T>,
         alpha: f32,
         a: MatRef<'_, T>,
         b: MatRef<'_, T>,
     ) {
-        let least = c.nrows().min(c.ncols()).min(a.ncols());
-        if let Some((c, product)) = self.packed(c.rb_mut(), alpha, a, b)
-            && least >= PACKED
-        {
-            product.add_to(c);
-        } else {
-            let part = part(c.nrows() * c.ncols(), self.par);
-            Faer::new(alpha, a, b).add_rectangle(c, (0, 0), part);
-        }
+        self.add(c, Extent::Whole, alpha, (a, b));
     }
 
     /// C += alpha·A·B on the lower triangle of a square C, diagonal included; the rest is left alone.
     pub(super) fn add_to_lower<T: Real>(
         self,
-        mut c: MatMut<'_, T>,
+        c: MatMut<'_, T>,
         alpha: f32,
         a: MatRef<'_, T>,
         b: MatRef<'_, T>,
     ) {
-        let least = c.nrows().min(a.ncols());
+        self.add(c, Extent::Lower, alpha, (a, b));
+    }
+
+    fn add<T: Real>(
+        self,
+        mut c: MatMut<'_, T>,
+        extent: Extent,
+        alpha: f32,
+        (a, b): (MatRef<'_, T>, MatRef<'_, T>),
+    ) {
+        let least = c.nrows().min(c.ncols()).min(a.ncols());
         if let Some((c, product)) = self.packed(c.rb_mut(), alpha, a, b)
             && least >= PACKED
         {
-            product.add_to_lower(c);
-        } else {
-            let part = part(c.nrows() * c.ncols() / 2, self.par);
-            Faer::new(alpha, a, b).add_lower(c, 0, part);
+            match extent {
+                Extent::Whole => product.add_to(c),
+                Extent::Lower => product.add_to_lower(c),
+            }
+            return;
+        }
+        let (values, product) = (c.nrows() * c.ncols(), Faer::new(alpha, a, b));
+        match extent {
+            Extent::Whole => product.add_rectangle(c, (0, 0), part(values, self.par)),
+            Extent::Lower => product.add_lower(c, 0, part(values / 2, self.par)),
         }
     }
 
@@ -101,6 +109,12 @@ impl Engine {
     }
 }
 
+/// What of a result is wanted.
+enum Extent {
+    Whole,
+    Lower,
+}
+
 /// A triangle of a square matrix.
 pub(super) enum ByTriangle<'a, T> {
     Packed(Right),
@@ -108,23 +122,22 @@ pub(super) enum ByTriangle<'a, T> {
 }
 
 impl<T: Real> ByTriangle<'_, T> {
-    /// X ← X·R with one thread, for row-major X.
-    pub(super) fn multiply(&self, mut x: MatMut<'_, T>) {
-        let (rows, cols) = (x.nrows(), x.ncols());
+    /// X ← S + X·R with one thread, for row-major X; `start` writes S over X.
+    pub(super) fn multiply(&self, mut x: MatMut<'_, T>, start: impl FnOnce(MatMut<'_, T>)) {
         // A row-major copy, as X is.
         let copy = x.as_ref().transpose().to_owned();
         let copy = copy.as_ref().transpose();
+        start(x.rb_mut());
         match self {
             Self::Packed(right) => {
-                if let (Some(mut x), Some(copy)) = (T::as_f32_mut(x), T::as_f32(copy)) {
-                    x.fill(0.0);
+                if let (Some(x), Some(copy)) = (T::as_f32_mut(x), T::as_f32(copy)) {
                     right.add_product(x, view(copy));
                 }
             }
             Self::Faer(matrix, triangle) => triangular_matmul(
-                x.rb_mut().submatrix_mut(0, 0, rows, cols),
+                x,
                 BlockStructure::Rectangular,
-                Accum::Replace,
+                Accum::Add,
                 copy,
                 BlockStructure::Rectangular,
                 matrix,

@@ -169,30 +169,10 @@ pub(super) struct Block<'a> {
     pub(super) right: &'a [u32],
     /// Lanes along the inner dimension.
     pub(super) depth: usize,
-    /// Where the right operand may be other than zero.
-    pub(super) shape: Shape,
+    /// Where the right operand is other than zero in a triangle alone: which.
+    pub(super) right_triangle: Option<Triangle>,
     /// Where only a triangle counts: which, and the column of this block that holds the diagonal's value in its first row.
     pub(super) triangle: Option<(Triangle, isize)>,
-}
-
-/// Where a matrix may be other than zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Shape {
-    Whole,
-    /// On one side of the diagonal, and on it.
-    Triangle(Triangle),
-}
-
-impl Shape {
-    /// The rows that `width` columns from `col` on need of a matrix with `rows` rows.
-    #[inline(always)]
-    fn rows(self, rows: usize, col: usize, width: usize) -> Range<usize> {
-        match self {
-            Self::Whole => 0..rows,
-            Self::Triangle(Triangle::Upper) => 0..rows.min(col + width),
-            Self::Triangle(Triangle::Lower) => rows.min(col)..rows,
-        }
-    }
 }
 
 /// A triangle with its diagonal.
@@ -246,7 +226,12 @@ impl Block<'_> {
             let col = panel * width;
             let (right, _) = S::as_simd_u32s(right);
             let (right, _) = right.as_chunks();
-            let inner = self.shape.rows(depth, col, width);
+            // The rows that these columns of the right operand need.
+            let inner = match self.right_triangle {
+                None => 0..depth,
+                Some(Triangle::Upper) => 0..depth.min(col + width),
+                Some(Triangle::Lower) => depth.min(col)..depth,
+            };
             let right = &right[inner.clone()];
             for row in (0..self.c.nrows()).step_by(TILE) {
                 let counting = self.counting::<TILE>((row, col), width);
@@ -273,7 +258,7 @@ impl Block<'_> {
                     let tile = self.c.as_mut().submatrix_mut(row, col, TILE, width);
                     add_whole(simd, tile, (self.alpha, self.beta), sums);
                 } else {
-                    self.add_counting(simd, (row, col), &sums);
+                    self.add_counting::<S, TILE>((row, col), &sums);
                 }
             }
         }
@@ -311,7 +296,6 @@ impl Block<'_> {
     #[inline(never)]
     fn add_counting<S: Simd, const TILE: usize>(
         &mut self,
-        simd: S,
         (row, col): (usize, usize),
         sums: &[[S::f32s; VECTORS]; TILE],
     ) {
@@ -328,7 +312,6 @@ impl Block<'_> {
                 *to = self.alpha.mul_add(*value, self.beta * *to);
             }
         }
-        let _ = simd;
     }
 
     /// Which of `width` columns from `col` on count in a row.

@@ -19,7 +19,7 @@ use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use kernel::{Block, Left};
-pub(super) use kernel::{Kernel, Shape, Triangle};
+pub(super) use kernel::{Kernel, Triangle};
 pub(super) use pack::Element;
 use pack::{Lanes, Panels};
 
@@ -134,24 +134,24 @@ impl<T: Element> Packed<'_, T> {
             left,
             right,
             depth: a.nrows().div_ceil(lanes.values()),
-            shape: Shape::Whole,
+            right_triangle: None,
             triangle,
         });
         LEFT.set(panels);
     }
 }
 
-/// A right operand, packed once for many left ones.
+/// A triangle as the right operand, packed once for many left ones.
 #[derive(Debug)]
 pub(super) struct Right {
     kernel: Kernel,
     panels: Panels,
     depth: usize,
-    shape: Shape,
+    triangle: Triangle,
 }
 
 impl Right {
-    /// Packs for a kernel of f32 values; what the shape leaves out counts as zero, whatever is there.
+    /// Packs for a kernel of f32 values; what is outside the triangle counts as zero, whatever is there.
     pub(super) fn new(kernel: Kernel, b: ArrayView2<'_, f32>, triangle: Triangle) -> Self {
         let width = kernel.tile().1;
         let mut panels = Panels::new();
@@ -161,7 +161,7 @@ impl Right {
             kernel,
             panels,
             depth: b.nrows(),
-            shape: Shape::Triangle(triangle),
+            triangle,
         }
     }
 
@@ -174,7 +174,7 @@ impl Right {
             left: Left::Rows(a),
             right: self.panels.panels(),
             depth: self.depth,
-            shape: self.shape,
+            right_triangle: Some(self.triangle),
             triangle: None,
         });
     }
