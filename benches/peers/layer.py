@@ -2,7 +2,7 @@
 
 All read the same weights and Hessian from one file and take turns in one process tree, so that a noisy machine is noisy
 for all. A turn is as many solves as fit into half a second, at least one, since that is how a model's layers follow each
-other and how a processor is awake; its time is their median. What is timed is the solve, from weights and Hessian in
+other and how a processor is awake; its time is their median. "First call" is the median of the first solves of some fresh processes. What is timed is the solve, from weights and Hessian in
 memory to pruned weights in memory; copies that a peer needs because it destroys its input are left out. Run from the
 repository's root:
 
@@ -25,6 +25,7 @@ flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.Ra
 flags.add_argument("--shapes", default="768x768,2048x2048,4096x4096,4096x11008,11008x4096", help="rows x columns")
 flags.add_argument("--patterns", default="50%,2:4,50%+4bit")
 flags.add_argument("--runs", type=int, default=7)
+flags.add_argument("--firsts", type=int, default=5, help="fresh processes whose first call is timed")
 flags.add_argument("--threads", type=int, default=os.cpu_count())
 flags.add_argument("--reference", help="folder of the published sparsegpt.py and quant.py")
 flags = flags.parse_args()
@@ -39,15 +40,18 @@ torch.set_num_threads(flags.threads)
 torch.set_grad_enabled(False)
 
 
+def peer_binary():
+    build = ["cargo", "bench", "--quiet", "-p", "sparsegpt", "--bench", "peer"]
+    subprocess.run(build + ["--no-run"], check=True)
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    binaries = [path for path in glob.glob(f"{target}/release/deps/peer-*") if os.access(path, os.X_OK)]
+    return max(binaries, key=os.path.getmtime)
+
+
 class Ours:
     name = "ours"
 
-    def __init__(self, file):
-        build = ["cargo", "bench", "--quiet", "-p", "sparsegpt", "--bench", "peer"]
-        subprocess.run(build + ["--no-run"], check=True)
-        target = os.environ.get("CARGO_TARGET_DIR", "target")
-        binaries = [path for path in glob.glob(f"{target}/release/deps/peer-*") if os.access(path, os.X_OK)]
-        binary = max(binaries, key=os.path.getmtime)
+    def __init__(self, binary, file):
         self.process = subprocess.Popen(
             [binary, file, str(flags.threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -156,6 +160,17 @@ def turn(solver, pattern):
     return statistics.median(times)
 
 
+def first_call(binary, file, pattern):
+    times = []
+    for _ in range(flags.firsts):
+        fresh = Ours(binary, file)
+        # As between turns.
+        time.sleep(0.3)
+        times.append(fresh.run(pattern))
+        fresh.close()
+    return statistics.median(times)
+
+
 def problem(rows, cols):
     """Weights, and a Hessian whose columns differ in size and share a direction."""
     torch.manual_seed(0)
@@ -164,6 +179,7 @@ def problem(rows, cols):
     return weight, 2 / 32 * inputs.T @ inputs
 
 
+binary = peer_binary()
 peers = ["llmcompressor"] + (["reference"] if flags.reference else [])
 print(f"torch {torch.__version__}, {flags.threads} threads, medians of {flags.runs} alternating turns, seconds\n")
 print("| layer | pattern | ours | first call | " + " | ".join(f"{p} | times faster | loss, ours over {p}" for p in peers) + " |")
@@ -175,15 +191,15 @@ for shape in flags.shapes.split(","):
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/layer.safetensors"
         save_file({"weight": weight, "hessian": hessian}, file)
-        ours = Ours(file)
+        ours = Ours(binary, file)
         for pattern in flags.patterns.split(","):
             rivals = [LlmCompressor(weight, hessian)]
             if flags.reference:
                 rivals.append(Reference(weight, hessian))
             rivals = [rival for rival in rivals if rival.takes(pattern)]
-            first = ours.run(pattern)
-            for rival in rivals:
-                rival.run(pattern)
+            first = first_call(binary, file, pattern)
+            for solver in [ours, *rivals]:
+                solver.run(pattern)
             seconds = {ours: [], **{rival: [] for rival in rivals}}
             for _ in range(flags.runs):
                 for solver, times in seconds.items():

@@ -17,14 +17,12 @@ use faer::{Accum, Mat, MatMut, Par, Spec};
 use rayon::prelude::*;
 
 use super::packed::Triangle;
-use super::products::{Engine, Real};
+use super::products::{ByTriangle, Engine, Real};
 use crate::backend::Precision;
 use crate::error::HostError;
 
 /// Columns from which a diagonal block is worth several threads.
 const PARALLEL_BLOCK: usize = 512;
-/// Rows of a panel solved at a time.
-const TILE_ROWS: usize = 128;
 /// Side of the squares that are moved from the lower to the upper triangle at a time.
 const TILE: usize = 32;
 
@@ -177,8 +175,9 @@ fn solve<T: Real>(
 ) -> Result<(), HostError> {
     if ends.len() == 1 {
         let inverse = engine.triangle(u.transpose(), Triangle::Lower);
-        x.par_row_chunks_mut(TILE_ROWS)
-            .for_each(|rows| inverse.multiply(rows, |mut rows| rows.fill(T::zero_impl())));
+        let at_a_time = ByTriangle::<T>::rows_at_a_time(x.nrows());
+        x.par_row_chunks_mut(at_a_time)
+            .for_each(|rows| inverse.multiply(rows, None));
         return Ok(());
     }
     let (blocks, column) = halve(first, ends);

@@ -1,7 +1,6 @@
 //! Products on faer.
 
 use std::ops::Range;
-use std::slice::ChunksExact;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::{Accum, MatMut, Par};
@@ -9,11 +8,11 @@ use ndarray::s;
 use rayon::prelude::*;
 
 use super::packed::{Kernel, Packed, Triangle};
-use super::products::Engine;
+use super::products::{ByTriangle, Engine};
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
 
-/// Rows of a block brought up to date at a time: with 128 columns, what an L2 cache holds.
+/// Rows that are handled at a time.
 const TILE_ROWS: usize = 128;
 
 /// wᵢHwᵢᵀ = 2·wᵢLwᵢᵀ + Σ d_j w_ij² with L the strict lower triangle, a tile of rows at a time.
@@ -70,46 +69,30 @@ pub(super) fn open_block(
     let (first, width) = (columns.start, columns.len());
     let r = factor.faer().submatrix(first, first, width, width);
     let r = engine.triangle(r, Triangle::Upper);
-    for_each_tile(weights, rest, |weights, rest, stride| {
-        let rows = weights.len() / stride;
-        let tile = MatMut::from_row_major_slice_mut(weights, rows, stride);
-        r.multiply(tile.subcols_mut(first, width), |tile| {
-            for (weights, rest) in tile.row_iter_mut().zip(rest) {
-                if let Some(weights) = weights.try_as_row_major_mut() {
-                    weights
-                        .as_slice_mut()
-                        .copy_from_slice(&rest[columns.clone()]);
-                }
-            }
-        });
-    });
+    let at_a_time = ByTriangle::<f32>::rows_at_a_time(weights.dim().0);
+    let rest = rest.faer().subcols(first, width);
+    let weights = weights.faer_mut().subcols_mut(first, width);
+    weights
+        .par_row_chunks_mut(at_a_time)
+        .zip(rest.par_row_chunks(at_a_time))
+        .for_each(|(weights, rest)| r.multiply(weights, Some(rest)));
 }
 
 /// D −= W on the columns of a block.
 pub(super) fn close_block(rest: &mut CpuMatrix, weights: &CpuMatrix, columns: Range<usize>) {
-    for_each_tile(rest, weights, |rest, weights, stride| {
-        for (rest, weights) in rest.chunks_exact_mut(stride).zip(weights) {
+    let (stride, weights_stride) = (rest.stride(), weights.stride());
+    let rows = (
+        rest.padded_mut().par_chunks_exact_mut(stride),
+        weights.padded().par_chunks_exact(weights_stride),
+    );
+    rows.into_par_iter()
+        .with_min_len(TILE_ROWS)
+        .for_each(|(rest, weights)| {
             let kept = &weights[columns.clone()];
             for (rest, &kept) in rest[columns.clone()].iter_mut().zip(kept) {
                 *rest -= kept;
             }
-        }
-    });
-}
-
-/// Goes over the rows of two matrices of the same shape, a tile of rows at a time: `step` gets the first one's with
-/// their stride, and the second one's.
-fn for_each_tile(
-    first: &mut CpuMatrix,
-    second: &CpuMatrix,
-    step: impl Fn(&mut [f32], ChunksExact<'_, f32>, usize) + Sync,
-) {
-    let (stride, second_stride) = (first.stride(), second.stride());
-    first
-        .padded_mut()
-        .par_chunks_mut(TILE_ROWS * stride)
-        .zip(second.padded().par_chunks(TILE_ROWS * second_stride))
-        .for_each(|(first, second)| step(first, second.chunks_exact(second_stride), stride));
+        });
 }
 
 /// With a kernel for bf16 the operands are rounded to it.

@@ -8,10 +8,13 @@ use rayon::prelude::*;
 
 /// Weights in the sample.
 const SAMPLE: usize = 1 << 13;
-/// Half of the bracket, in standard deviations of a sampled rank.
-const DEVIATIONS: f64 = 4.0;
-/// Columns looked at together.
-const EIGHT: usize = 8;
+/// Of it, what one thread collects at a time.
+const SAMPLE_TASK: usize = 1 << 10;
+/// Half of the bracket, in standard deviations of a sampled rank. The narrow one fails once in eighty times, and leaves two thirds
+/// as many weights inside as one that hardly fails.
+const DEVIATIONS: [f64; 2] = [2.5, 6.0];
+/// Columns whose places inside the bracket are looked for together: the bits of a word.
+const WORD: usize = 64;
 /// Rows handled by one thread at a time.
 const TASK_ROWS: usize = 64;
 
@@ -64,8 +67,21 @@ pub(super) fn lowest(
     candidates: Candidates<'_>,
     count: usize,
 ) -> Option<Array2<bool>> {
+    let mut sample = sample(&candidates)?;
+    let share = count as f64 / candidates.weights.len() as f64;
+    DEVIATIONS.into_iter().find_map(|deviations| {
+        let bracket = bracket(&mut sample, share, deviations)?;
+        lowest_by_bracket(arch, candidates, count, bracket)
+    })
+}
+
+fn lowest_by_bracket(
+    arch: pulp::Arch,
+    candidates: Candidates<'_>,
+    count: usize,
+    bracket: (f32, f32),
+) -> Option<Array2<bool>> {
     let (rows, width) = candidates.weights.dim();
-    let (low, high) = bracket(&candidates, count)?;
     let mut mask = Array2::from_elem((rows, width), false);
     let parts: Vec<Part> = mask
         .as_slice_mut()?
@@ -75,14 +91,15 @@ pub(super) fn lowest(
             arch.dispatch(Split {
                 candidates,
                 first_row: task * TASK_ROWS,
-                bracket: (low, high),
+                bracket,
                 mask,
             })
         })
         .collect();
     let below: usize = parts.iter().map(|part| part.below).sum();
-    let mut inside: Vec<u64> = parts.into_iter().flat_map(|part| part.inside).collect();
     let wanted = count.checked_sub(below)?;
+    let inside: Vec<&[u64]> = parts.iter().map(|part| &part.inside[..]).collect();
+    let mut inside = inside.concat();
     if wanted > inside.len() {
         return None;
     }
@@ -96,35 +113,32 @@ pub(super) fn lowest(
     Some(mask)
 }
 
-/// Two ranks between which the cutoff lies, almost surely; the sample is the same on every call.
-fn bracket(candidates: &Candidates<'_>, count: usize) -> Option<(f32, f32)> {
+/// Some of the ranks, the same on every call; `None` in small blocks.
+fn sample(candidates: &Candidates<'_>) -> Option<Vec<f32>> {
     let (rows, width) = candidates.weights.dim();
-    let total = rows * width;
-    let sampled = SAMPLE.min(total / 32);
-    if sampled < 256 {
-        return None;
-    }
+    let sampled = SAMPLE.min(rows * width / 32);
     // From row to row, as the memory lies, in steps of about width/φ along them: even in rows and in columns, without a
     // rhythm that the weights could share.
     let step = (width as f64 * 0.618_033_988_749_895) as usize;
-    let mut col = 0;
-    let mut sample: Vec<f32> = (0..sampled)
-        .map(|at| {
-            col += step;
-            col -= if col >= width { width } else { 0 };
-            candidates.rank(at * rows / sampled, col)
-        })
-        .collect();
-    let share = count as f64 / total as f64;
+    let rank = |at: usize| candidates.rank(at * rows / sampled, (at + 1) * step % width);
+    (sampled >= 256).then(|| {
+        let sample = (0..sampled).into_par_iter().with_min_len(SAMPLE_TASK);
+        sample.map(rank).collect()
+    })
+}
+
+/// Two ranks between which those of a share of the weights end, most likely. The sample is reordered.
+fn bracket(sample: &mut [f32], share: f64, deviations: f64) -> Option<(f32, f32)> {
+    let sampled = sample.len();
     let middle = share * sampled as f64;
-    let spread = DEVIATIONS * (share * (1.0 - share) * sampled as f64).sqrt() + 2.0;
+    let spread = deviations * (share * (1.0 - share) * sampled as f64).sqrt() + 2.0;
     // The lower end is looked for among what the search for the upper one has left below it.
     let (high, below) = match (middle + spread) as usize {
         rank if rank < sampled => {
             let (below, &mut high, _) = sample.select_nth_unstable_by(rank, f32::total_cmp);
             (high, below)
         }
-        _ => (f32::MAX, &mut sample[..]),
+        _ => (f32::MAX, sample),
     };
     let low = match (middle - spread) as usize {
         rank if rank > 0 => *below.select_nth_unstable_by(rank, f32::total_cmp).1,
@@ -155,9 +169,8 @@ impl pulp::NullaryFnOnce for Split<'_, '_> {
         let (low, high) = self.bracket;
         let mut ranks = vec![0.0; width];
         let mut below = 0;
-        let mut inside = Vec::new();
-        // Bytes, so that eight at a time can be passed over: few hold anything.
-        let mut inside_row = vec![0_u8; width.next_multiple_of(EIGHT)];
+        let mut inside = Vec::with_capacity(self.mask.len() / 16);
+        let mut inside_row = vec![0_u8; width.next_multiple_of(WORD)];
         for (row, mask) in self.mask.chunks_exact_mut(width).enumerate() {
             let row = self.first_row + row;
             self.candidates.ranks(row, &mut ranks);
@@ -168,17 +181,45 @@ impl pulp::NullaryFnOnce for Split<'_, '_> {
                 *inside = u8::from(rank >= low) & u8::from(rank <= high);
             }
             below += below_row as usize;
-            let (eights, _) = inside_row.as_chunks::<EIGHT>();
-            for (eight, bytes) in eights.iter().enumerate() {
-                let mut bytes = u64::from_le_bytes(*bytes);
-                while bytes != 0 {
-                    let col = eight * EIGHT + bytes.trailing_zeros() as usize / 8;
+            let (words, _) = inside_row.as_chunks::<WORD>();
+            for (word, bytes) in words.iter().enumerate() {
+                let mut bits = bits_of(bytes);
+                while bits != 0 {
+                    let col = word * WORD + bits.trailing_zeros() as usize;
                     let position = (col * rows + row) as u64;
                     inside.push(u64::from(ranks[col].to_bits()) << 32 | position);
-                    bytes &= bytes - 1;
+                    bits &= bits - 1;
                 }
             }
         }
         Part { below, inside }
+    }
+}
+
+/// A bit for each byte, which is 0 or 1.
+#[inline(always)]
+fn bits_of(bytes: &[u8; WORD]) -> u64 {
+    let (eights, _) = bytes.as_chunks::<8>();
+    let mut bits = 0;
+    for (at, eight) in eights.iter().enumerate() {
+        // Each byte's bit is multiplied to a place of its own in the highest byte.
+        let byte = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits |= byte << (8 * at);
+    }
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_in_the_order_of_the_bytes() {
+        for at in 0..WORD {
+            let mut bytes = [0; WORD];
+            (bytes[at], bytes[(at * at + 7) % WORD]) = (1, 1);
+            let expected = (0..WORD).filter(|&at| bytes[at] == 1);
+            assert_eq!(bits_of(&bytes), expected.map(|at| 1_u64 << at).sum());
+        }
     }
 }

@@ -17,6 +17,12 @@ const PACKED: usize = 16;
 const PARTS: usize = 2;
 /// Sides of a part below which it is not halved: packing the operands again would cost too much.
 const SMALLEST: usize = 128;
+/// Most rows by a triangle at a time: with 128 columns, what an L2 cache holds. Whole tiles, as the next number is.
+const MOST_ROWS: usize = 144;
+/// Fewer where there would be few tasks a thread, but no less than this.
+const LEAST_ROWS: usize = 24;
+/// Tasks a thread, so that none waits long for the last.
+const TASKS: usize = 4;
 /// What the sides of parts are multiples of: some tiles of the innermost loops.
 const ALIGNMENT: usize = 48;
 
@@ -122,33 +128,43 @@ pub(super) enum ByTriangle<'a, T> {
 }
 
 impl<T: Real> ByTriangle<'_, T> {
-    /// X ← S + X·R with one thread, for row-major X; `start` writes S over X.
-    pub(super) fn multiply(&self, mut x: MatMut<'_, T>, start: impl FnOnce(MatMut<'_, T>)) {
-        // A row-major copy, as X is.
-        let copy = x.as_ref().transpose().to_owned();
-        let copy = copy.as_ref().transpose();
-        start(x.rb_mut());
+    /// X ← S + X·R with one thread, for row-major X and S; without S, zero.
+    pub(super) fn multiply(&self, mut x: MatMut<'_, T>, start: Option<MatRef<'_, T>>) {
         match self {
             Self::Packed(right) => {
-                if let (Some(x), Some(copy)) = (T::as_f32_mut(x), T::as_f32(copy)) {
-                    right.add_product(x, view(copy));
+                if let Some(x) = T::as_f32_mut(x) {
+                    right.multiply(x, start.and_then(T::as_f32));
                 }
             }
-            Self::Faer(matrix, triangle) => triangular_matmul(
-                x,
-                BlockStructure::Rectangular,
-                Accum::Add,
-                copy,
-                BlockStructure::Rectangular,
-                matrix,
-                match triangle {
-                    Triangle::Lower => BlockStructure::TriangularLower,
-                    Triangle::Upper => BlockStructure::TriangularUpper,
-                },
-                T::one_impl(),
-                Par::Seq,
-            ),
+            Self::Faer(matrix, triangle) => {
+                // A row-major copy, as X is.
+                let copy = x.as_ref().transpose().to_owned();
+                match start {
+                    Some(start) => x.copy_from(start),
+                    None => x.fill(T::zero_impl()),
+                }
+                triangular_matmul(
+                    x,
+                    BlockStructure::Rectangular,
+                    Accum::Add,
+                    copy.as_ref().transpose(),
+                    BlockStructure::Rectangular,
+                    matrix,
+                    match triangle {
+                        Triangle::Lower => BlockStructure::TriangularLower,
+                        Triangle::Upper => BlockStructure::TriangularUpper,
+                    },
+                    T::one_impl(),
+                    Par::Seq,
+                );
+            }
         }
+    }
+
+    /// Rows that a thread multiplies at a time, of so many: some tasks for each thread, and no more than an L2 cache holds.
+    pub(super) fn rows_at_a_time(rows: usize) -> usize {
+        let share = rows.div_ceil(TASKS * rayon::current_num_threads());
+        share.next_multiple_of(LEAST_ROWS).min(MOST_ROWS)
     }
 }
 

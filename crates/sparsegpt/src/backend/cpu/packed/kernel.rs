@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use faer::MatMut;
+use faer::{MatMut, MatRef};
 use ndarray::{ArrayView2, Axis};
 use pulp::{Simd, WithSimd};
 
@@ -157,14 +157,24 @@ pub(super) enum Left<'a> {
     Panels(&'a [u32]),
     /// f32 values as they are: rows of the product with the inner dimension side by side.
     Rows(ArrayView2<'a, f32>),
+    /// What the result holds before, as such rows; for a triangle at the right, by which it can be multiplied in place.
+    Result,
+}
+
+/// What the products are added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// What the result holds, times this.
+    Scaled(f32),
+    /// As large as the result.
+    Other(MatRef<'a, f32>),
 }
 
 /// A block of the result and the operands for it.
 pub(super) struct Block<'a> {
     pub(super) c: MatMut<'a, f32>,
     pub(super) alpha: f32,
-    /// What the block is multiplied by before.
-    pub(super) beta: f32,
+    pub(super) start: Start<'a>,
     pub(super) left: Left<'a>,
     pub(super) right: &'a [u32],
     /// Lanes along the inner dimension.
@@ -222,8 +232,16 @@ impl Block<'_> {
     #[inline(always)]
     fn add_tiles<S: Simd, const TILE: usize>(mut self, simd: S, product: impl LaneProduct<S>) {
         let (depth, width) = (self.depth, VECTORS * S::F32_LANES);
-        for (panel, right) in self.right.chunks_exact(depth * width).enumerate() {
+        let panels = self.right.chunks_exact(depth * width);
+        let last_panel = panels.len().saturating_sub(1);
+        for at in 0..panels.len() {
+            // So that a triangle needs no columns of the result that have been written already.
+            let panel = match self.right_triangle {
+                Some(Triangle::Upper) => last_panel - at,
+                _ => at,
+            };
             let col = panel * width;
+            let right = &self.right[panel * depth * width..][..depth * width];
             let (right, _) = S::as_simd_u32s(right);
             let (right, _) = right.as_chunks();
             // The rows that these columns of the right operand need.
@@ -244,24 +262,44 @@ impl Block<'_> {
                         let (panel, _) = panels[row * depth..(row + TILE) * depth].as_chunks();
                         panel_product(simd, product, &panel[inner.clone()], right)
                     }
-                    Left::Rows(rows) => {
+                    Left::Rows(_) | Left::Result => {
                         // Sums of rows that are not there are not used.
-                        let last = rows.nrows() - 1;
-                        let rows = std::array::from_fn(|at| {
-                            let row = rows.index_axis_move(Axis(0), last.min(row + at));
-                            &row.to_slice().unwrap_or_default()[inner.clone()]
-                        });
+                        let rows =
+                            std::array::from_fn(|at| &self.left_row(row + at)[inner.clone()]);
                         row_product(simd, product, rows, right)
                     }
                 };
                 if counting == Counting::Everything {
                     let tile = self.c.as_mut().submatrix_mut(row, col, TILE, width);
-                    add_whole(simd, tile, (self.alpha, self.beta), sums);
+                    match self.start {
+                        Start::Scaled(beta) => add_whole(simd, tile, (self.alpha, beta), sums),
+                        Start::Other(start) => {
+                            let start = start.submatrix(row, col, TILE, width);
+                            add_to_other(simd, tile, (self.alpha, start), sums);
+                        }
+                    }
                 } else {
                     self.add_counting::<S, TILE>((row, col), &sums);
                 }
             }
         }
+    }
+
+    /// A row of a left operand that is not packed, or its last one.
+    #[inline(always)]
+    fn left_row(&self, row: usize) -> &[f32] {
+        let row = match self.left {
+            Left::Rows(rows) => {
+                let row = rows.index_axis_move(Axis(0), row.min(rows.nrows() - 1));
+                row.to_slice()
+            }
+            Left::Result => {
+                let row = self.c.as_ref().row(row.min(self.c.nrows() - 1));
+                row.try_as_row_major().map(|row| row.as_slice())
+            }
+            Left::Panels(_) => None,
+        };
+        row.unwrap_or_default()
     }
 
     /// How much of a tile counts.
@@ -282,13 +320,17 @@ impl Block<'_> {
         }
     }
 
-    /// The result comes from memory while the products are made.
+    /// What the products are added to comes from memory while they are made.
     #[inline(always)]
     fn ask_for_tile<const TILE: usize>(&self, (row, col): (usize, usize), width: usize) {
         let last = (col + width).min(self.c.ncols()) - 1;
+        let from = match self.start {
+            Start::Scaled(_) => self.c.as_ref(),
+            Start::Other(start) => start,
+        };
         for row in row..(row + TILE).min(self.c.nrows()) {
-            prefetch(&self.c[(row, col)]);
-            prefetch(&self.c[(row, last)]);
+            prefetch(&from[(row, col)]);
+            prefetch(&from[(row, last)]);
         }
     }
 
@@ -309,7 +351,11 @@ impl Block<'_> {
             let values = values.iter().skip(columns.start.saturating_sub(col));
             for (column, value) in columns.zip(values) {
                 let to = &mut self.c[(row, column)];
-                *to = self.alpha.mul_add(*value, self.beta * *to);
+                let start = match self.start {
+                    Start::Scaled(beta) => beta * *to,
+                    Start::Other(start) => start[(row, column)],
+                };
+                *to = self.alpha.mul_add(*value, start);
             }
         }
     }
@@ -357,6 +403,38 @@ fn add_whole<S: Simd, const TILE: usize>(
             for vector in 0..VECTORS {
                 let before = simd.mul_f32s(beta, values[vector]);
                 values[vector] = simd.mul_add_e_f32s(alpha, sums[vector], before);
+            }
+        }
+    }
+}
+
+/// The sums of a whole tile, added to a tile of another matrix.
+#[inline(always)]
+fn add_to_other<S: Simd, const TILE: usize>(
+    simd: S,
+    tile: MatMut<'_, f32>,
+    (alpha, start): (f32, MatRef<'_, f32>),
+    sums: [[S::f32s; VECTORS]; TILE],
+) {
+    let alpha = simd.splat_f32s(alpha);
+    let mut rows = tile.row_iter_mut().zip(start.row_iter());
+    for sums in sums {
+        let Some((row, start)) = rows.next() else {
+            return;
+        };
+        let (Some(row), Some(start)) = (row.try_as_row_major_mut(), start.try_as_row_major())
+        else {
+            return;
+        };
+        let (values, _) = S::as_mut_simd_f32s(row.as_slice_mut());
+        let (start, _) = S::as_simd_f32s(start.as_slice());
+        let both = (
+            values.first_chunk_mut::<VECTORS>(),
+            start.first_chunk::<VECTORS>(),
+        );
+        if let (Some(values), Some(start)) = both {
+            for vector in 0..VECTORS {
+                values[vector] = simd.mul_add_e_f32s(alpha, sums[vector], start[vector]);
             }
         }
     }

@@ -14,11 +14,11 @@ mod pack;
 
 use std::cell::Cell;
 
-use faer::MatMut;
+use faer::{MatMut, MatRef};
 use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
-use kernel::{Block, Left};
+use kernel::{Block, Left, Start};
 pub(super) use kernel::{Kernel, Triangle};
 pub(super) use pack::Element;
 use pack::{Lanes, Panels};
@@ -130,7 +130,7 @@ impl<T: Element> Packed<'_, T> {
         self.kernel.add(Block {
             c,
             alpha: self.alpha,
-            beta,
+            start: Start::Scaled(beta),
             left,
             right,
             depth: a.nrows().div_ceil(lanes.values()),
@@ -165,13 +165,13 @@ impl Right {
         }
     }
 
-    /// Adds AB to C with one thread, for A rows by rows.
-    pub(super) fn add_product(&self, c: MatMut<'_, f32>, a: ArrayView2<'_, f32>) {
+    /// C ← S + CB in place with one thread, for row-major C and S; without S, zero.
+    pub(super) fn multiply(&self, c: MatMut<'_, f32>, start: Option<MatRef<'_, f32>>) {
         self.kernel.add(Block {
             c,
             alpha: 1.0,
-            beta: 1.0,
-            left: Left::Rows(a),
+            start: start.map_or(Start::Scaled(0.0), Start::Other),
+            left: Left::Result,
             right: self.panels.panels(),
             depth: self.depth,
             right_triangle: Some(self.triangle),
