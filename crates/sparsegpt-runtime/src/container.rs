@@ -55,7 +55,8 @@ const ZEROS: &str = "zeros";
 /// writer.add("first", &layer)?;
 /// writer.write(&path)?;
 ///
-/// let container = Container::open(&path)?;
+/// // SAFETY: nothing else knows of the file.
+/// let container = unsafe { Container::open(&path)? };
 /// let read = container.layer::<f32>("first")?;
 /// assert_eq!(read.unpack(), layer.unpack());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -107,7 +108,7 @@ impl<'a> ContainerWriter<'a> {
                 self.push(name, CODES, Dtype::U8, parts.codes);
                 self.push(name, VALUES, V::DTYPE, parts.values);
             }
-            Weights::Dense(weight, _) => self.push(name, DENSE, V::DTYPE, weight.values()),
+            Weights::Dense(weight) => self.push(name, DENSE, V::DTYPE, weight.values()),
         }
         if let Some(bias) = layer.bias() {
             self.push(name, BIAS, Dtype::F32, bias);
@@ -183,14 +184,17 @@ impl<'a> ContainerWriter<'a> {
         }
         // One entry, as a second would come in any order, and the same layers are to give the same bytes.
         let metadata = HashMap::from([(KEY.to_owned(), VERSION.to_owned())]);
+        // As any new file of this process: the file that is renamed to `path` is private to its maker.
+        let failed = |error| Error::io("write", path, error);
+        let file = File::options().append(true).create(true).open(path);
+        let permissions = file.and_then(|file| file.metadata()).map_err(failed)?;
         safetensors::serialize_to_file(views, Some(metadata), path)
-            .map_err(|error| Error::io("write", path, std::io::Error::other(error)))
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        std::fs::set_permissions(path, permissions.permissions()).map_err(failed)
     }
 }
 
 /// A file of layers, mapped into memory, or the same bytes in memory.
-///
-/// The file must not be changed while it is in use.
 pub struct Container {
     path: PathBuf,
     bytes: Source,
@@ -208,12 +212,16 @@ impl fmt::Debug for Container {
 }
 
 impl Container {
-    /// Maps a file and checks its header against its size.
+    /// Maps a file and checks its header against its size. [`read`](Self::read) is the safe way.
+    ///
+    /// # Safety
+    /// While the container or a layer of it is in use, nobody changes or shortens the file: layers are checked once, and kernels
+    /// rely on what was found. (A file that is renamed to the path, as [`ContainerWriter::write`] does it, is another file.)
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no container, a damaged one, or of another
     /// version.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub unsafe fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
         let size = file
             .metadata()
@@ -222,10 +230,21 @@ impl Container {
         if size == 0 {
             return Err(Error::format(path, "the file is empty"));
         }
-        // SAFETY: the map is only ever read. As with every memory map, another process that shortens or changes the
-        // file while it is mapped breaks what was checked; the documentation asks not to.
+        // SAFETY: the map is only ever read, and the caller vouches for the file.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
         Self::of(path, Source::File(Arc::new(map)))
+    }
+
+    /// Reads a file into memory.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io("open", path, source))?;
+        if bytes.is_empty() {
+            return Err(Error::format(path, "the file is empty"));
+        }
+        Self::of(path, Source::Memory(Arc::new(Aligned::from(&*bytes))))
     }
 
     /// A container that is in memory, as in an executable by `include_bytes!`. It is copied once, to where its values are

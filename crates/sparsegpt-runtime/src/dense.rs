@@ -6,7 +6,7 @@
 use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::{Aligned, Buffer};
-use crate::error::{Result, expect_len};
+use crate::error::{Error, Result, expect_len};
 use crate::kernel::{Dense, Lanes, StoredPanel};
 use crate::value::Value;
 
@@ -54,7 +54,30 @@ impl<V: Value> DenseMatrix<V> {
         let panels = rows.div_ceil(PANEL_ROWS);
         let expected = panels.saturating_mul(PANEL_ROWS).saturating_mul(cols);
         expect_len("dense weights", expected, values.len())?;
-        Ok(Self { rows, cols, values })
+        let matrix = Self { rows, cols, values };
+        let behind = rows..panels * PANEL_ROWS;
+        if behind
+            .into_iter()
+            .any(|row| matrix.row(row).iter().any(|value| !value.is_absent()))
+        {
+            return Err(Error::packed(
+                rows,
+                cols,
+                "weights behind the last row are not zero",
+            ));
+        }
+        Ok(matrix)
+    }
+
+    /// Weights that sparse storage would keep, over all. Reads all of them.
+    #[must_use]
+    pub fn density(&self) -> f64 {
+        let kept = self
+            .values
+            .iter()
+            .filter(|value| !value.is_absent())
+            .count();
+        kept as f64 / (self.rows * self.cols).max(1) as f64
     }
 
     /// The matrix as it was, bit for bit.

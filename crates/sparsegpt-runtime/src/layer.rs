@@ -89,7 +89,7 @@ impl<V: Value> LinearLayer for SparseLinear<V> {
         let values = match self.weights() {
             Weights::Sparse(weight) => weight.row(row),
             Weights::Pattern(weight) => weight.row(row),
-            Weights::Dense(weight, _) => weight.row(row),
+            Weights::Dense(weight) => weight.row(row),
         };
         Ok(values.into_iter().map(V::to_f32).collect())
     }

@@ -15,10 +15,11 @@ use crate::pattern::{PatternMatrix, View};
 use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
-/// Layers denser than this are stored dense, so that no product gets slower. Measured; `docs/runtime.md` says how.
+/// Layers denser than this are stored dense, as products with one token get slower, and those with many. Measured;
+/// `docs/runtime.md` says how, and which are slower below it: some with 16 to 32 tokens, and those of codes with one.
 pub const MOST_SPARSE_DENSITY: f64 = 0.75;
 
-/// Up to so many tokens each weight is read once for all of them; more are multiplied in tiles of tokens.
+/// Up to so many tokens, a dense panel is multiplied by one after the other; more are multiplied in tiles of tokens.
 const MOST_VECTORS: usize = 4;
 
 /// How a layer's weights are stored.
@@ -41,13 +42,13 @@ pub enum Storage {
     },
     /// Every weight.
     Dense {
-        /// Weights that are not zero over weights.
+        /// Weights that sparse storage would keep, all but +0, over weights.
         density: f64,
     },
 }
 
 impl Storage {
-    /// Stored values over weights, or where all are stored, those that are not zero.
+    /// Stored values over weights, or where all are stored, those that sparse storage would keep.
     #[must_use]
     pub fn density(&self) -> f64 {
         match self {
@@ -68,17 +69,20 @@ impl fmt::Display for Storage {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (percent, most) = (self.density() * 100.0, MOST_SPARSE_DENSITY * 100.0);
         match self {
-            Self::Sparse { .. } => write!(
-                formatter,
-                "sparse: {percent:.1}% of the weights are not zero, at most {most:.0}%"
-            ),
+            Self::Sparse { .. } => {
+                write!(formatter, "sparse: {percent:.1}% of the weights are stored")
+            }
             Self::Pattern { zeros, group, .. } => write!(
                 formatter,
-                "{zeros}:{group}: {percent:.1}% of the weights are stored, at most {most:.0}%"
+                "{zeros}:{group}: {percent:.1}% of the weights are stored"
+            ),
+            Self::Dense { .. } if self.density() > MOST_SPARSE_DENSITY => write!(
+                formatter,
+                "dense: {percent:.1}% of the weights would be stored, more than {most:.0}%"
             ),
             Self::Dense { .. } => write!(
                 formatter,
-                "dense: {percent:.1}% of the weights are not zero, more than {most:.0}%"
+                "dense, where {percent:.1}% of the weights would be stored"
             ),
         }
     }
@@ -86,6 +90,8 @@ impl fmt::Display for Storage {
 
 /// Y = XWᵀ + b on a storage, for few tokens and for many.
 trait Product {
+    /// Up to so many are few.
+    fn few(&self) -> usize;
     fn vectors(&self, level: Level, x: ArrayView2<'_, f32>, bias: Option<&[f32]>, y: &mut [f32]);
     fn tokens(
         &self,
@@ -100,6 +106,10 @@ struct OfPacked<'a, M>(&'a M);
 struct OfDense<'a, M>(&'a M);
 
 impl<M: Packed> Product for OfPacked<'_, M> {
+    fn few(&self) -> usize {
+        self.0.few()
+    }
+
     fn vectors(&self, level: Level, x: ArrayView2<'_, f32>, bias: Option<&[f32]>, y: &mut [f32]) {
         packed_vectors(level, self.0, x, bias, y);
     }
@@ -116,6 +126,10 @@ impl<M: Packed> Product for OfPacked<'_, M> {
 }
 
 impl<M: Dense> Product for OfDense<'_, M> {
+    fn few(&self) -> usize {
+        MOST_VECTORS
+    }
+
     fn vectors(&self, level: Level, x: ArrayView2<'_, f32>, bias: Option<&[f32]>, y: &mut [f32]) {
         dense_vectors(level, self.0, x, bias, y);
     }
@@ -140,7 +154,7 @@ fn run(
     bias: Option<&[f32]>,
 ) -> Array2<f32> {
     let mut y = Array2::zeros((x.nrows(), rows));
-    if x.nrows() <= MOST_VECTORS {
+    if x.nrows() <= product.few() {
         product.vectors(level, x, bias, y.as_slice_mut().unwrap_or_default());
     } else {
         product.tokens(level, x, bias, y.view_mut());
@@ -164,7 +178,7 @@ fn checked(level: Level) -> Result<Level> {
 pub(crate) enum Weights<V: Value> {
     Sparse(PackedMatrix<V>),
     Pattern(PatternMatrix<V>),
-    Dense(DenseMatrix<V>, f64),
+    Dense(DenseMatrix<V>),
 }
 
 impl<V: Value> Weights<V> {
@@ -194,7 +208,7 @@ impl<V: Value> Weights<V> {
 ///
 /// let weight = array![[0.0_f32, 2.0, 0.0], [1.0, 0.0, 0.0]];
 /// let layer = SparseLinear::new(weight.view(), Some(array![0.5, 0.0].view()))?;
-/// assert_eq!(layer.storage().to_string(), "sparse: 33.3% of the weights are not zero, at most 75%");
+/// assert_eq!(layer.storage().to_string(), "sparse: 33.3% of the weights are stored");
 /// let x = array![[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]];
 /// assert_eq!(layer.forward(x.view())?, array![[4.5, 1.0], [2.5, 0.0]]);
 /// # Ok::<(), sparsegpt_runtime::Error>(())
@@ -217,7 +231,7 @@ impl<V: Value> SparseLinear<V> {
         let weights = if density <= MOST_SPARSE_DENSITY {
             Weights::smallest(weight)?
         } else {
-            Weights::Dense(DenseMatrix::from_dense(weight), density)
+            Weights::Dense(DenseMatrix::from_dense(weight))
         };
         Self::from_weights(weights, bias.map(|bias| bias.to_vec()))
     }
@@ -251,13 +265,7 @@ impl<V: Value> SparseLinear<V> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn dense(weight: DenseMatrix<V>, bias: Option<Vec<f32>>) -> Result<Self> {
-        let nonzeros = weight
-            .values()
-            .iter()
-            .filter(|value| !value.is_absent())
-            .count();
-        let density = nonzeros as f64 / (weight.rows() * weight.cols()).max(1) as f64;
-        Self::from_weights(Weights::Dense(weight, density), bias)
+        Self::from_weights(Weights::Dense(weight), bias)
     }
 
     fn from_weights(weights: Weights<V>, bias: Option<Vec<f32>>) -> Result<Self> {
@@ -296,7 +304,7 @@ impl<V: Value> SparseLinear<V> {
         match &self.weights {
             Weights::Sparse(weight) => weight.rows(),
             Weights::Pattern(weight) => weight.rows(),
-            Weights::Dense(weight, _) => weight.rows(),
+            Weights::Dense(weight) => weight.rows(),
         }
     }
 
@@ -306,7 +314,7 @@ impl<V: Value> SparseLinear<V> {
         match &self.weights {
             Weights::Sparse(weight) => weight.cols(),
             Weights::Pattern(weight) => weight.cols(),
-            Weights::Dense(weight, _) => weight.cols(),
+            Weights::Dense(weight) => weight.cols(),
         }
     }
 
@@ -316,7 +324,7 @@ impl<V: Value> SparseLinear<V> {
         self.bias.as_deref()
     }
 
-    /// How the weights are stored, and why.
+    /// How the weights are stored, and why. Of dense ones all are counted.
     #[must_use]
     pub fn storage(&self) -> Storage {
         match &self.weights {
@@ -331,7 +339,9 @@ impl<V: Value> SparseLinear<V> {
                     density: weight.density(),
                 }
             }
-            Weights::Dense(_, density) => Storage::Dense { density: *density },
+            Weights::Dense(weight) => Storage::Dense {
+                density: weight.density(),
+            },
         }
     }
 
@@ -347,7 +357,7 @@ impl<V: Value> SparseLinear<V> {
         match &self.weights {
             Weights::Sparse(weight) => weight.bytes(),
             Weights::Pattern(weight) => weight.bytes(),
-            Weights::Dense(weight, _) => weight.bytes(),
+            Weights::Dense(weight) => weight.bytes(),
         }
     }
 
@@ -357,7 +367,7 @@ impl<V: Value> SparseLinear<V> {
         match &self.weights {
             Weights::Sparse(weight) => weight.unpack(),
             Weights::Pattern(weight) => weight.unpack(),
-            Weights::Dense(weight, _) => weight.unpack(),
+            Weights::Dense(weight) => weight.unpack(),
         }
     }
 
@@ -392,7 +402,7 @@ impl<V: Value> SparseLinear<V> {
                 View::OneOfFour(weight) => run(&OfPacked(&weight)),
                 View::TwoOfEight(weight) => run(&OfPacked(&weight)),
             },
-            Weights::Dense(weight, _) => run(&OfDense(weight)),
+            Weights::Dense(weight) => run(&OfDense(weight)),
         })
     }
 }

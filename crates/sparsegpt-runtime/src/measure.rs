@@ -2,7 +2,8 @@
 //!
 //! Runs of the dense layer, the sparse one and the floor's measurement alternate, so that what else the machine does meets
 //! all of them; the medians count. Each run takes the next of several copies of its layer, which together are at least
-//! four times the last-level cache, so that no run finds weights there that a model of many layers would not.
+//! four times the last-level cache, so that no run finds weights there that a model of many layers would not (of tiny layers, there are 16384
+//! copies).
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use crate::value::Value;
 const CACHES: usize = 4;
 /// Last-level cache where the system does not tell.
 const USUAL_CACHE: usize = 32 << 20;
+/// Copies at most: of layers of some kilobytes, what holds the copies would be larger than their weights.
+const MOST_COPIES: usize = 1 << 14;
 /// Runs of each at least, whatever they take.
 const LEAST_RUNS: usize = 5;
 
@@ -111,6 +114,25 @@ impl Case {
         Self { duration, ..self }
     }
 
+    /// Asks for the memory at once, and gives it back: what the system would refuse later would end the process.
+    fn check_memory(&self) -> Result<()> {
+        // While it is packed, the weights in f32, dense and packed; then inputs and results of both, transposed and not.
+        let weights = self.rows.checked_mul(self.cols * 16);
+        let activations = (self.rows + self.cols).checked_mul(16);
+        let activations = activations.and_then(|bytes| bytes.checked_mul(self.tokens));
+        let bytes = weights.zip(activations);
+        let bytes = bytes.and_then(|(weights, activations)| weights.checked_add(activations));
+        let mut memory: Vec<u8> = Vec::new();
+        if bytes.is_some_and(|bytes| memory.try_reserve_exact(bytes).is_ok()) {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "layer",
+            expected: "rows, columns and tokens that fit in memory; measure a smaller layer or fewer tokens",
+            found: format!("{} x {} and {} tokens", self.rows, self.cols, self.tokens),
+        })
+    }
+
     fn weight<V: Value>(&self) -> Array2<V> {
         let mut random = Random(0x5EED);
         let mut weight = Array2::from_shape_simple_fn((self.rows, self.cols), || {
@@ -181,8 +203,9 @@ pub struct Timing {
 /// Measures a random layer in the rayon pool of the caller.
 ///
 /// # Errors
-/// None that a [`Case`] allows; products check their shapes.
+/// [`Error::Setting`] if the layer and its activations do not fit in memory.
 pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
+    case.check_memory()?;
     let weight = case.weight::<V>();
     let sparse = SparseLinear::smallest(weight.view(), None)?;
     let dense = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None)?;
@@ -193,8 +216,9 @@ pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
 /// The same with codes of a grid that `group` columns of a row share, a multiple of 64.
 ///
 /// # Errors
-/// [`Error::Packed`] for another group.
+/// [`Error::Packed`] for another group, and as [`layer`].
 pub fn quantized_layer(case: &Case, width: Width, group: usize) -> Result<Timing> {
+    case.check_memory()?;
     let weight = case.weight::<f32>();
     let zero = (1 << (width.bits() - 1)) as u8;
     let mut random = Random(2);
@@ -277,7 +301,8 @@ fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timin
 }
 
 fn copies<L: Clone>(layer: L, bytes: usize, cache: usize) -> Vec<L> {
-    vec![layer; (CACHES * cache).div_ceil(bytes.max(1))]
+    let copies = (CACHES * cache).div_ceil(bytes.max(1));
+    vec![layer; copies.min(MOST_COPIES)]
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
@@ -393,6 +418,25 @@ mod tests {
         ] {
             let error = Case::new(rows, cols, zeros).unwrap_err();
             assert!(error.to_string().starts_with(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_in_memory_is_refused() {
+        let side = 1 << 25;
+        let case = Case::new(side, side, Zeros::Random(0.5)).unwrap();
+        for case in [
+            case,
+            Case::new(8, 8, Zeros::Random(0.5))
+                .unwrap()
+                .tokens(usize::MAX / 64),
+        ] {
+            let error = layer::<f32>(&case).unwrap_err().to_string();
+            assert!(error.contains("fit in memory"), "{error}");
+            let error = quantized_layer(&case, Width::Four, 64)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("fit in memory"), "{error}");
         }
     }
 }

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
-use crate::kernel::{Bits, Packed, Stored, split_unit};
+use crate::kernel::{Bits, Packed, Stored, few_of_values, split_unit};
 use crate::value::Value;
 
 /// Rows of a tile. The last one of a matrix may have fewer.
@@ -231,6 +231,10 @@ impl<V: Value> Packed for PackedMatrix<V> {
 
     fn cols(&self) -> usize {
         self.cols
+    }
+
+    fn few(&self) -> usize {
+        few_of_values(self.density())
     }
 
     fn tile(&self, tile: usize) -> Stored<'_, V, Bits<'_>> {

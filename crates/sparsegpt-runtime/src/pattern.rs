@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
-use crate::kernel::{Codes, Packed, SHAPES, Shape, Stored};
+use crate::kernel::{Codes, Packed, SHAPES, Shape, Stored, few_of_values};
 use crate::packed::{BLOCK_COLS, PADDING, TILE_ROWS, bits, expect_entries, from_rows, unit_count};
 use crate::value::Value;
 
@@ -304,6 +304,10 @@ impl<V: Value, const P: usize> Packed for PatternView<'_, V, P> {
 
     fn cols(&self) -> usize {
         self.0.cols
+    }
+
+    fn few(&self) -> usize {
+        few_of_values(self.0.density())
     }
 
     fn tile(&self, tile: usize) -> Stored<'_, V, Codes<'_, P>> {

@@ -6,7 +6,9 @@ use ndarray::{Array2, ArrayView2};
 use crate::buffer::{Aligned, Buffer};
 use crate::dense::PANEL_ROWS;
 use crate::error::{Error, Result};
-use crate::kernel::{Dense, Packed, PanelGrid, QuantizedPanel, QuantizedTile, steps_of};
+use crate::kernel::{
+    Dense, FEW_TOKENS, Packed, PanelGrid, QuantizedPanel, QuantizedTile, steps_of,
+};
 use crate::packed::{
     BLOCK_COLS, TILE_ROWS, bits, check_masks, expect_entries, from_rows, tile_masks,
 };
@@ -390,6 +392,11 @@ impl Packed for QuantizedMatrix {
 
     fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Tiles of tokens take their codes one by one.
+    fn few(&self) -> usize {
+        FEW_TOKENS
     }
 
     fn tile(&self, tile: usize) -> QuantizedTile<'_> {

@@ -12,8 +12,9 @@ use crate::{interrupt, model};
 
 const AFTER_HELP: &str = "\
 The folder that pack writes can be given wherever a MODEL is asked for. generate, eval and logits then run on the sparse \
-kernels, with the weights mapped from the file as they are. Layers with more than 75 % nonzero weights, and the head, \
-are stored dense, as that is faster; the table says so. unpack gives back the checkpoint bit for bit.";
+kernels, with the weights mapped from the file as they are. Layers of which more than 75 % would be stored, and the head, \
+are stored dense, as that is faster; the table says so. Layers of codes are always stored sparse. unpack gives back the \
+checkpoint bit for bit; in place of codes, the weights that they stand for.";
 
 /// Flags of `pack`.
 #[derive(Args, Debug)]
@@ -86,6 +87,10 @@ fn describe(packed: &PackedCheckpoint) -> String {
             layer.storage.clone(),
         ]);
     }
+    let codes = packed
+        .layers
+        .iter()
+        .any(|layer| layer.dtype.starts_with("int"));
     let of = |bytes: u64, dense: u64| bytes as f64 / dense.max(1) as f64;
     let sum = |bytes: &dyn Fn(&sparsegpt_models::checkpoint::PackedLayer) -> u64| {
         let sparse = packed.layers.iter().filter(|layer| layer.sparse);
@@ -93,15 +98,33 @@ fn describe(packed: &PackedCheckpoint) -> String {
     };
     let (dense, sparse) = (sum(&|layer| layer.dense_bytes), sum(&|layer| layer.bytes));
     format!(
-        "{layers}\n{}: {} of {} ({:.3}); the layers stored sparse {} of {} ({:.3})\n",
+        "{layers}\n{}: {} of {}{} ({:.3}); the layers stored sparse {} of {} ({:.3})\n{}",
         packed.path.display(),
         table::bytes(packed.bytes as f64),
         table::bytes(packed.dense_bytes as f64),
+        if codes { " without codes" } else { "" },
         of(packed.bytes, packed.dense_bytes),
         table::bytes(sparse as f64),
         table::bytes(dense as f64),
         of(sparse, dense),
+        negative_zeros(packed),
     )
+}
+
+/// A remark where packing for the sake of a sign does not pay: at a hundredth of a layer's weights.
+fn negative_zeros(packed: &PackedCheckpoint) -> String {
+    let layers = packed.layers.iter();
+    let layers = layers.filter(|layer| layer.negative_zeros > layer.rows * layer.cols / 100);
+    let (count, zeros) = layers.fold((0, 0), |(count, zeros), layer| {
+        (count + 1, zeros + layer.negative_zeros)
+    });
+    match count {
+        0 => String::new(),
+        _ => format!(
+            "{zeros} weights of {count} layers are -0 and are stored, so that unpack gives them back; adding 0 to the weights before \
+             makes them +0, which takes no place\n"
+        ),
+    }
 }
 
 pub(crate) fn unpack(args: &UnpackArgs, console: &Console) -> Result<(), Failure> {

@@ -281,7 +281,71 @@ fn a_model_is_measured_dense_and_sparse() {
         "--prompt-tokens",
     );
     fail(&["bench", model, "--layer", "4x4"], 2, "--layer");
+    for flag in [
+        ["--tokens", "2"],
+        ["--sparsity", "0.5"],
+        ["--pattern", "2:4"],
+        ["--dtype", "bf16"],
+    ] {
+        fail(&["bench", model, flag[0], flag[1]], 2, flag[0]);
+    }
     fail(&["bench"], 2, "--layer");
+}
+
+#[test]
+fn zeros_below_zero_are_kept_and_told() {
+    let made = pack("50%", "f32");
+    let file = made.pruned.join("model.safetensors");
+    let negative = |value: f32| if value == 0.0 { -0.0 } else { value };
+    let tensors = load(&file).into_iter().map(|(name, tensor)| {
+        let values: Vec<f32> = tensor.to_f32().into_iter().map(negative).collect();
+        let tensor = Tensor::f32(&tensor.shape, &values);
+        (name, tensor)
+    });
+    let tensors: Vec<_> = tensors.collect();
+    let named: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.clone()))
+        .collect();
+    save(&file, &named);
+    let packed = made.packed.with_file_name("negative");
+    let run = succeed(&["pack", text(&made.pruned), "--out", text(&packed)]);
+    assert!(
+        run.stdout.contains("are -0 and are stored"),
+        "{}",
+        run.stdout
+    );
+    let report = succeed(&[
+        "pack",
+        text(&made.pruned),
+        "--out",
+        text(&packed),
+        "--force",
+        "--json",
+    ])
+    .json();
+    let layers = report["layers"].as_array().unwrap();
+    let sum = |key: &str| {
+        layers
+            .iter()
+            .filter_map(|layer| layer[key].as_u64())
+            .sum::<u64>()
+    };
+    assert!(sum("negative_zeros") > 0);
+    assert_eq!(made.report["layers"][0]["negative_zeros"], 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_nothing_is_no_place_for_a_model() {
+    let made = pack("50%", "f32");
+    let link = made.packed.with_file_name("link");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    fail(
+        &["pack", text(&made.pruned), "--out", text(&link)],
+        2,
+        "link to nothing",
+    );
 }
 
 #[test]

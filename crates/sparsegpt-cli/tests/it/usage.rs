@@ -459,7 +459,19 @@ fn bench_measures_a_layer() {
     };
     bench(&[], "--layer");
     bench(&["--layer", "48"], "4096x11008");
-    bench(&["--layer", "48x0"], "4096x11008");
+    bench(&["--layer", "48x0"], "at least 1 each");
+    // What would have no effect is no flag.
+    bench(&["--layer", "48x48", "--chart", "x.svg"], "--chart");
+    bench(
+        &["--layer", "48x48", "--prompt-tokens", "4"],
+        "--prompt-tokens",
+    );
+    bench(&["--layer", "48x48", "--new-tokens", "4"], "--new-tokens");
+    fail(
+        &["bench", "--layer", "40000000x40000000", "--seconds", "0"],
+        1,
+        "fit in memory",
+    );
     bench(&["--layer", "18446744073709551615x4"], "fits in memory");
     bench(&["--layer", "48x48", "--sparsity", "1.5"], "sparsity");
     bench(&["--layer", "48x48", "--pattern", "50%"], "--sparsity");

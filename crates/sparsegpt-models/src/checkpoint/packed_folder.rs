@@ -130,7 +130,9 @@ impl PackedFolder {
                 return refuse(format!("lists the shard {file:?} twice"));
             }
         }
-        let container = Container::open(&path.join(PACKED_FILE))?;
+        // SAFETY: as with every mapped checkpoint, the folder's files must not be changed while it is in use; what this program
+        // writes replaces them by others.
+        let container = unsafe { Container::open(&path.join(PACKED_FILE)) }?;
         let rest = MappedShard::open(&path.join(DENSE_FILE))?;
         let names = container.names().into_iter();
         let layers: BTreeSet<String> = names.map(|name| name + WEIGHT).collect();

@@ -30,7 +30,7 @@ pub struct PackedCheckpoint {
     pub path: PathBuf,
     /// The matrices that it multiplies by, in the order of the model.
     pub layers: Vec<PackedLayer>,
-    /// Bytes of all tensors as they were.
+    /// Bytes of all tensors as they were, of quantized layers those of their weights in f32.
     pub dense_bytes: u64,
     /// Bytes of the weight files.
     pub bytes: u64,
@@ -52,8 +52,10 @@ pub struct PackedLayer {
     pub storage: String,
     /// The same for programs.
     pub sparse: bool,
-    /// Weights that are not zero over weights.
+    /// Weights that sparse storage keeps, all but +0, over weights.
     pub density: f64,
+    /// Weights that are -0, which is kept to give them back bit for bit.
+    pub negative_zeros: usize,
     /// Bytes as it was.
     pub dense_bytes: u64,
     /// Bytes as it is packed.
@@ -231,9 +233,9 @@ fn bytes_of<'s>(
 
 /// A layer of one of the types that containers hold.
 enum AnyPacked {
-    F32(SparseLinear<f32>),
-    Bf16(SparseLinear<bf16>),
-    F16(SparseLinear<f16>),
+    F32(Packed<f32>),
+    Bf16(Packed<bf16>),
+    F16(Packed<f16>),
     Codes(QuantizedLinear),
 }
 
@@ -253,10 +255,19 @@ impl AnyPacked {
 
     fn layer(&self) -> &dyn LinearLayer {
         match self {
-            Self::F32(layer) => layer,
-            Self::Bf16(layer) => layer,
-            Self::F16(layer) => layer,
+            Self::F32(packed) => &packed.layer,
+            Self::Bf16(packed) => &packed.layer,
+            Self::F16(packed) => &packed.layer,
             Self::Codes(layer) => layer,
+        }
+    }
+
+    fn negative_zeros(&self) -> usize {
+        match self {
+            Self::F32(packed) => packed.negative_zeros,
+            Self::Bf16(packed) => packed.negative_zeros,
+            Self::F16(packed) => packed.negative_zeros,
+            Self::Codes(_) => 0,
         }
     }
 
@@ -273,19 +284,29 @@ impl AnyPacked {
 
     fn add<'a>(&'a self, writer: &mut ContainerWriter<'a>, name: &str) -> Result<()> {
         Ok(match self {
-            Self::F32(layer) => writer.add(name, layer),
-            Self::Bf16(layer) => writer.add(name, layer),
-            Self::F16(layer) => writer.add(name, layer),
+            Self::F32(packed) => writer.add(name, &packed.layer),
+            Self::Bf16(packed) => writer.add(name, &packed.layer),
+            Self::F16(packed) => writer.add(name, &packed.layer),
             Self::Codes(layer) => writer.add_quantized(name, layer),
         }?)
     }
 }
 
-fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<SparseLinear<V>> {
+struct Packed<V: Value> {
+    layer: SparseLinear<V>,
+    negative_zeros: usize,
+}
+
+fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<Packed<V>> {
     // Not where they lie, as a file may begin them anywhere.
     let mut values = vec![V::zeroed(); bytes.len() / size_of::<V>()];
     bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-    linear(name, values, shape, Stored::Faster)
+    let zeros = values.iter().map(|value| value.to_f32());
+    let negative_zeros = zeros.filter(|value| *value == 0.0 && value.is_sign_negative());
+    Ok(Packed {
+        negative_zeros: negative_zeros.count(),
+        layer: linear(name, values, shape, Stored::Faster)?,
+    })
 }
 
 fn report(name: &str, packed: &AnyPacked) -> PackedLayer {
@@ -299,6 +320,7 @@ fn report(name: &str, packed: &AnyPacked) -> PackedLayer {
         storage: storage.to_string(),
         sparse: storage.is_sparse(),
         density: storage.density(),
+        negative_zeros: packed.negative_zeros(),
         dense_bytes: layer.unpacked_bytes() as u64,
         bytes: layer.bytes() as u64,
     }

@@ -541,6 +541,9 @@ impl OutputFolder {
         if path.exists() && !target.is_dir() {
             return refuse("exists and is no folder; choose another name".to_owned());
         }
+        if path.is_symlink() && !path.exists() {
+            return refuse("is a link to nothing; remove it or choose another name".to_owned());
+        }
         if is_mount_point(&target) {
             return refuse(
                 "is a mount point, which no finished folder can take the place of; choose a folder in it".to_owned(),

@@ -11,7 +11,7 @@ use std::arch::x86_64::{
     _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_castsi256_ps,
     _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepi32_ps,
     _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8, _mm256_slli_epi32,
     _mm256_storeu_ps, _mm256_sub_epi16, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
     _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32,
@@ -20,7 +20,7 @@ use std::arch::x86_64::{
 use half::{bf16, f16};
 
 use super::tables::{PLACES, QUARTERS, SPREAD, WIDEN};
-use super::{Bits, Index, QuantizedTile, Stored, lines_a_unit, prefetch};
+use super::{Bits, FEW_TOKENS, Index, QuantizedTile, Stored, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
@@ -39,13 +39,13 @@ pub trait Lanes: Copy {
     #[doc(hidden)]
     const INTERLEAVED: bool;
 
-    /// sum + the group of eight columns whose stored ones `byte` tells, times x. `values` are the group's, and those of its
-    /// second four columns.
+    /// The group of eight columns whose stored ones `byte` tells, zeros in the others. `values` are the group's, and those of
+    /// its second four columns.
     ///
     /// # Safety
-    /// AVX2, FMA, F16C; 16 readable values at the first of `values`, 4 at the second.
+    /// AVX2, F16C; 16 readable values at the first of `values`, 4 at the second.
     #[doc(hidden)]
-    unsafe fn add_group(sum: __m256, byte: u8, values: [*const Self; 2], x: __m256) -> __m256;
+    unsafe fn group(byte: u8, values: [*const Self; 2]) -> __m256;
 
     /// Eight consecutive values.
     ///
@@ -77,19 +77,13 @@ impl Lanes for f32 {
     /// lines. (A permutation of one load of 32 and a blend took a fifth longer. Moving the activations to the values, with
     /// a masked load of these, takes as many instructions, but masked loads do not train the prefetcher.)
     #[inline(always)]
-    unsafe fn add_group(
-        sum: __m256,
-        byte: u8,
-        [values, second]: [*const Self; 2],
-        x: __m256,
-    ) -> __m256 {
+    unsafe fn group(byte: u8, [values, second]: [*const Self; 2]) -> __m256 {
         // SAFETY: as required of the caller; the table has an entry for every byte.
         unsafe {
             let bytes = _mm256_loadu_si256(QUARTERS.0[byte as usize].as_ptr().cast());
             let values = _mm256_castsi128_si256(_mm_loadu_si128(values.cast()));
             let values = _mm256_inserti128_si256::<1>(values, _mm_loadu_si128(second.cast()));
-            let values = _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes));
-            _mm256_fmadd_ps(values, x, sum)
+            _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes))
         }
     }
 
@@ -117,13 +111,12 @@ impl Lanes for bf16 {
 
     /// One byte shuffle puts the values at their columns, zeros between them, and widens them.
     #[inline(always)]
-    unsafe fn add_group(sum: __m256, byte: u8, [values, _]: [*const Self; 2], x: __m256) -> __m256 {
+    unsafe fn group(byte: u8, [values, _]: [*const Self; 2]) -> __m256 {
         // SAFETY: as required of the caller; the table has an entry for every byte.
         unsafe {
             let bytes = _mm256_loadu_si256(WIDEN.0[byte as usize].as_ptr().cast());
             let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.cast()));
-            let values = _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes));
-            _mm256_fmadd_ps(values, x, sum)
+            _mm256_castsi256_ps(_mm256_shuffle_epi8(values, bytes))
         }
     }
 
@@ -164,12 +157,12 @@ impl Lanes for f16 {
 
     /// One byte shuffle puts the values at their columns, zeros between them.
     #[inline(always)]
-    unsafe fn add_group(sum: __m256, byte: u8, [values, _]: [*const Self; 2], x: __m256) -> __m256 {
+    unsafe fn group(byte: u8, [values, _]: [*const Self; 2]) -> __m256 {
         // SAFETY: as required of the caller; the table has an entry for every byte.
         unsafe {
             let bytes = _mm_loadu_si128(SPREAD.0[byte as usize].as_ptr().cast());
             let values = _mm_shuffle_epi8(_mm_loadu_si128(values.cast()), bytes);
-            _mm256_fmadd_ps(_mm256_cvtph_ps(values), x, sum)
+            _mm256_cvtph_ps(values)
         }
     }
 
@@ -220,7 +213,8 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
                     let (first, second) =
                         (I::before(word, group), I::before_half(word, group, byte));
                     let sum = &mut sums[group % 2];
-                    *sum = V::add_group(*sum, byte, [values.add(first), values.add(second)], x);
+                    let weights = V::group(byte, [values.add(first), values.add(second)]);
+                    *sum = _mm256_fmadd_ps(weights, x, *sum);
                 }
                 values = values.add(I::total(word));
                 *partial = _mm256_add_ps(sums[0], sums[1]);
@@ -229,6 +223,74 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
     }
     for (sum, partial) in sums.iter_mut().zip(partial) {
         *sum += total(partial);
+    }
+}
+
+/// As [`portable::tile_vectors`](super::portable::tile_vectors).
+///
+/// # Safety
+/// The level; the invariant of [`Stored`]; at most [`FEW_TOKENS`] and blocks x tokens x 64 values of `x`.
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
+pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
+    x: &[f32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    let mut partial = [[_mm256_setzero_ps(); FEW_TOKENS]; TILE_ROWS];
+    let mut values = tile.values.as_ptr();
+    for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
+        for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
+            let word = tile.index.word(block * tile.rows + row);
+            prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
+            let mut weights = [_mm256_setzero_ps(); BLOCK_COLS / LANES];
+            for (group, weights) in weights.iter_mut().enumerate() {
+                let byte = I::byte(word, group);
+                let (first, second) = (I::before(word, group), I::before_half(word, group, byte));
+                // SAFETY: as in `tile_vector`.
+                *weights = unsafe { V::group(byte, [values.add(first), values.add(second)]) };
+            }
+            // SAFETY: as in `tile_vector`; the level.
+            unsafe {
+                values = values.add(I::total(word));
+                add_unit(weights, x, partial);
+            }
+        }
+    }
+    add_totals(&partial, sums);
+}
+
+/// partial[token] += the unit's weights times those of the token; `x` is tokens x 64.
+///
+/// # Safety
+/// The level.
+#[inline(always)]
+unsafe fn add_unit(
+    weights: [__m256; BLOCK_COLS / LANES],
+    x: &[f32],
+    partial: &mut [__m256; FEW_TOKENS],
+) {
+    for (x, partial) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(partial) {
+        // SAFETY: 64 values of the token; the level.
+        unsafe {
+            let x = x.as_ptr();
+            // Two sums, so that an addition need not wait for the one before.
+            let mut sums = [*partial, _mm256_setzero_ps()];
+            for (group, weights) in weights.into_iter().enumerate() {
+                let x = _mm256_loadu_ps(x.add(group * LANES));
+                sums[group % 2] = _mm256_fmadd_ps(weights, x, sums[group % 2]);
+            }
+            *partial = _mm256_add_ps(sums[0], sums[1]);
+        }
+    }
+}
+
+/// sums[token][row] += the lanes of partial[row][token].
+#[inline(always)]
+fn add_totals(partial: &[[__m256; FEW_TOKENS]; TILE_ROWS], sums: &mut [[f32; TILE_ROWS]]) {
+    for (token, sums) in sums.iter_mut().enumerate() {
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum += total(partial[token]);
+        }
     }
 }
 
@@ -294,56 +356,19 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
 ) {
     debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
     let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
-    let mut unpacked = [[0_u8; UNPACKED]; TILE_ROWS];
-    let mut bytes = [tile.codes.as_ptr(); TILE_ROWS];
-    let mut at = tile.start;
+    let mut units = UnpackedUnits::new(tile);
     for block in 0..tile.blocks {
         // SAFETY: the level; `x` has 64 values for each block.
         let x = unsafe { block_of(x, block) };
         let (masks, scales, zeros) = tile.units(block);
-        for (((mask, zero), unpacked), bytes) in
-            masks.iter().zip(zeros).zip(&mut unpacked).zip(&mut bytes)
-        {
-            let count = mask.count_ones() as usize;
-            // SAFETY: there are `count` codes from `at` on.
-            unsafe {
-                *bytes = match BITS {
-                    4 => unpack(tile.codes, (at, count), *zero, unpacked),
-                    _ => tile.codes.as_ptr().add(at),
-                };
-            }
-            at += count;
-        }
-        for ((((mask, zero), scale), bytes), partial) in masks
-            .iter()
-            .zip(zeros)
-            .zip(scales)
-            .zip(bytes)
-            .zip(&mut partial)
-        {
-            let zeros = _mm_set1_epi8(zero.cast_signed());
+        // SAFETY: the level; blocks come in their order.
+        unsafe { units.unpack::<BITS>(masks, zeros) };
+        let grids = masks.iter().zip(zeros).zip(scales);
+        for (((grid, scale), bytes), partial) in grids.zip(units.bytes).zip(&mut partial) {
             let mut steps = [_mm256_setzero_ps(); 2];
             for pair in 0..BLOCK_COLS / (2 * LANES) {
-                // SAFETY: eight bytes can be read from each code's place on, and from that of the first behind them.
-                let [low, high] = unsafe {
-                    let (codes, columns) = columns_of(*mask, pair, bytes);
-                    let moved = _mm_shuffle_epi8(codes, columns);
-                    if BITS == 4 {
-                        let second = _mm_srli_si128::<8>(moved);
-                        [
-                            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(moved)),
-                            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)),
-                        ]
-                    } else {
-                        // Where there is a code, its place is no negative number.
-                        let there = _mm_cmpgt_epi8(columns, _mm_set1_epi8(-1));
-                        let zeros = _mm_and_si128(zeros, there);
-                        to_f32(_mm256_sub_epi16(
-                            _mm256_cvtepu8_epi16(moved),
-                            _mm256_cvtepu8_epi16(zeros),
-                        ))
-                    }
-                };
+                // SAFETY: the level; these are the unit's codes.
+                let [low, high] = unsafe { steps_of_pair::<BITS>(grid, pair, bytes) };
                 steps[0] = _mm256_fmadd_ps(low, x[2 * pair], steps[0]);
                 steps[1] = _mm256_fmadd_ps(high, x[2 * pair + 1], steps[1]);
             }
@@ -353,6 +378,113 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
     }
     for (sum, partial) in sums.iter_mut().zip(partial) {
         *sum += total(partial);
+    }
+}
+
+/// The product of a tile of codes of BITS bits with a few tokens, as [`Tile::vectors`](super::Tile::vectors).
+///
+/// # Safety
+/// The level; the invariant of [`QuantizedTile`]; at most [`FEW_TOKENS`] and blocks x tokens x 64 values of `x`.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+pub(super) unsafe fn quantized_vectors<const BITS: usize>(
+    tile: QuantizedTile<'_>,
+    x: &[f32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    let mut partial = [[_mm256_setzero_ps(); FEW_TOKENS]; TILE_ROWS];
+    let mut units = UnpackedUnits::new(tile);
+    for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
+        let (masks, scales, zeros) = tile.units(block);
+        // SAFETY: the level; blocks come in their order.
+        unsafe { units.unpack::<BITS>(masks, zeros) };
+        let grids = masks.iter().zip(zeros).zip(scales);
+        for (((grid, scale), bytes), partial) in grids.zip(units.bytes).zip(&mut partial) {
+            let scale = _mm256_set1_ps(*scale);
+            let mut weights = [_mm256_setzero_ps(); BLOCK_COLS / LANES];
+            for (pair, weights) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                // SAFETY: the level; these are the unit's codes.
+                let [low, high] = unsafe { steps_of_pair::<BITS>(grid, pair, bytes) };
+                *weights = [_mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale)];
+            }
+            // SAFETY: the level.
+            unsafe { add_unit(weights, x, partial) };
+        }
+    }
+    add_totals(&partial, sums);
+}
+
+/// The codes of a tile's units, a block after the other, each in a byte.
+struct UnpackedUnits<'a> {
+    codes: &'a [u8],
+    /// The next block's first code.
+    at: usize,
+    unpacked: [[u8; UNPACKED]; TILE_ROWS],
+    /// Where each row's codes begin.
+    bytes: [*const u8; TILE_ROWS],
+}
+
+impl<'a> UnpackedUnits<'a> {
+    #[inline(always)]
+    fn new(tile: QuantizedTile<'a>) -> Self {
+        Self {
+            codes: tile.codes,
+            at: tile.start,
+            unpacked: [[0; UNPACKED]; TILE_ROWS],
+            bytes: [tile.codes.as_ptr(); TILE_ROWS],
+        }
+    }
+
+    /// The next block's. Those of four bits are unpacked, and their zeros subtracted.
+    ///
+    /// # Safety
+    /// The level; `codes` has one for each bit of the masks of all blocks so far, and eight bytes more.
+    #[inline(always)]
+    unsafe fn unpack<const BITS: usize>(&mut self, masks: &[u64], zeros: &[u8]) {
+        let rows = self.unpacked.iter_mut().zip(&mut self.bytes);
+        for ((mask, zero), (unpacked, bytes)) in masks.iter().zip(zeros).zip(rows) {
+            let count = mask.count_ones() as usize;
+            // SAFETY: there are `count` codes from `at` on.
+            unsafe {
+                *bytes = match BITS {
+                    4 => unpack(self.codes, (self.at, count), *zero, unpacked),
+                    _ => self.codes.as_ptr().add(self.at),
+                };
+            }
+            self.at += count;
+        }
+    }
+}
+
+/// code − zero of a pair of groups of a unit with this mask and zero, whose codes [`UnpackedUnits`] has put to `bytes`; 0 where
+/// there is none.
+///
+/// # Safety
+/// The level; eight bytes can be read from each code's place on, and from that of the first behind them.
+#[inline(always)]
+unsafe fn steps_of_pair<const BITS: usize>(
+    (mask, zero): (&u64, &u8),
+    pair: usize,
+    bytes: *const u8,
+) -> [__m256; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let (codes, columns) = columns_of(*mask, pair, bytes);
+        let moved = _mm_shuffle_epi8(codes, columns);
+        if BITS == 4 {
+            let second = _mm_srli_si128::<8>(moved);
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(moved)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)),
+            ]
+        } else {
+            // Where there is a code, its place is no negative number.
+            let there = _mm_cmpgt_epi8(columns, _mm_set1_epi8(-1));
+            let zeros = _mm_and_si128(_mm_set1_epi8(zero.cast_signed()), there);
+            to_f32(_mm256_sub_epi16(
+                _mm256_cvtepu8_epi16(moved),
+                _mm256_cvtepu8_epi16(zeros),
+            ))
+        }
     }
 }
 

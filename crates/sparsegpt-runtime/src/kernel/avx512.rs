@@ -10,7 +10,7 @@ use std::arch::x86_64::{
     _mm512_set1_ps, _mm512_storeu_ps,
 };
 
-use super::{Index, Stored, lines_a_unit, prefetch};
+use super::{FEW_TOKENS, Index, Stored, lines_a_unit, prefetch};
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
 
@@ -124,6 +124,45 @@ unsafe fn tile_vector_on<S: Sixteen, V: Value, I: Index>(
 }
 
 /// # Safety
+/// The instructions of S; the invariant of [`Stored`]; at most [`FEW_TOKENS`] and blocks x tokens x 64 values of `x`.
+#[inline(always)]
+unsafe fn tile_vectors_on<S: Sixteen, V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
+    x: &[f32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: as in `tile_vector_on`; `x` has 64 values for each token and block.
+    unsafe {
+        let mut partial = [[S::splat(0.0); FEW_TOKENS]; TILE_ROWS];
+        let mut values = tile.values.as_ptr();
+        for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
+            for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
+                let word = tile.index.word(block * tile.rows + row);
+                prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
+                let mut weights = [S::splat(0.0); BLOCK_COLS / LANES];
+                for (pair, weights) in weights.iter_mut().enumerate() {
+                    let bytes = [I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1)];
+                    let own = values.add(I::before(word, 2 * pair));
+                    *weights = S::widen(own).expand(u16::from_le_bytes(bytes));
+                }
+                values = values.add(I::total(word));
+                for (x, partial) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(partial) {
+                    for (pair, weights) in weights.into_iter().enumerate() {
+                        let x = S::load(x.as_ptr().add(pair * LANES));
+                        *partial = weights.multiply_add(x, *partial);
+                    }
+                }
+            }
+        }
+        for (token, sums) in sums.iter_mut().enumerate() {
+            for (sum, partial) in sums.iter_mut().zip(&partial) {
+                *sum += partial[token].total();
+            }
+        }
+    }
+}
+
+/// # Safety
 /// The instructions of S; a value for each bit, 64 x 16T values of `x`, 16T sums.
 #[inline(always)]
 unsafe fn unit_tokens_on<S: Sixteen, const T: usize>(
@@ -166,6 +205,21 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
 ) {
     // SAFETY: as required of the caller.
     unsafe { tile_vector_on::<__m512, V, I>(tile, x, sums) }
+}
+
+/// As [`portable::tile_vectors`](super::portable::tile_vectors).
+///
+/// # Safety
+/// The level; the invariant of [`Stored`]; at most [`FEW_TOKENS`] and blocks x tokens x 64 values of `x`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,bmi1,bmi2,popcnt")]
+pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
+    x: &[f32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    // SAFETY: as required of the caller.
+    unsafe { tile_vectors_on::<__m512, V, I>(tile, x, sums) }
 }
 
 /// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens: mask, values, columns x lanes, sums.
@@ -263,6 +317,15 @@ mod tests {
         // SAFETY: plain code needs no level; the tile is whole and `x` as long as it has to be.
         unsafe { tile_vector_on::<Plain, V, I>(tile, &x, &mut found) };
         assert_eq!(found, expected);
+        for tokens in [1, 3, FEW_TOKENS] {
+            let x = whole(tile.blocks * tokens * BLOCK_COLS, 7);
+            let mut expected = vec![[1.0; TILE_ROWS]; tokens];
+            let mut found = expected.clone();
+            portable::tile_vectors(tile, &x, &mut expected);
+            // SAFETY: as above.
+            unsafe { tile_vectors_on::<Plain, V, I>(tile, &x, &mut found) };
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

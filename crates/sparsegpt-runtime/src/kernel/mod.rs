@@ -1,7 +1,7 @@
 //! Products, on every instruction set.
 //!
-//! One token: each tile or panel is read once, front to back, so that memory decides ([`vector`]). Many tokens: tokens are
-//! lanes for packed weights and rows are lanes for dense ones, and results stay in registers ([`tokens`]). What packed
+//! One token or a few: each tile or panel is read once, front to back, so that memory decides ([`vector`]). Many tokens: tokens
+//! are lanes for packed weights and rows are lanes for dense ones, and results stay in registers ([`tokens`]). What packed
 //! weights are stored as is a [`Tile`]'s business, of which there are two: values of a type ([`stored`]) and codes of a grid
 //! ([`quantized`]).
 
@@ -40,6 +40,15 @@ use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
+/// Most tokens for which a unit is unpacked once and multiplied token by token.
+pub(crate) const FEW_TOKENS: usize = 32;
+
+/// [`Packed::few`] for values of this density. What tiles take for a unit grows with its values, and they want some vectors of
+/// tokens to be busy. Measured with AVX2; `docs/runtime.md` says how.
+pub(crate) fn few_of_values(density: f64) -> usize {
+    ((50.0 * density).round() as usize).clamp(8, FEW_TOKENS)
+}
+
 /// Packed weights as the drivers see them: tiles of rows, blocks of columns.
 pub(crate) trait Packed: Sync {
     type Tile<'a>: Tile
@@ -49,6 +58,9 @@ pub(crate) trait Packed: Sync {
     fn rows(&self) -> usize;
     fn cols(&self) -> usize;
     fn tile(&self, tile: usize) -> Self::Tile<'_>;
+
+    /// Up to so many tokens, at most [`FEW_TOKENS`], are multiplied one by one by a unit once unpacked; more in tiles of tokens.
+    fn few(&self) -> usize;
 
     fn tiles(&self) -> usize {
         self.rows().div_ceil(TILE_ROWS)
@@ -71,6 +83,9 @@ pub(crate) trait Tile: Copy + Send + Sync {
 
     /// sums[row] += Σ over the tile's columns; `x` has blocks · 64 values.
     fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]);
+
+    /// sums[token][row] += Σ over the tile's columns, for 1 to [`FEW_TOKENS`]; `x` is blocks x tokens x 64.
+    fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]);
 
     /// The mask of the unit at which `cursor` is, and its values in f32, with or without more behind them. The cursor
     /// moves on. Values may be put into `wide`.

@@ -37,6 +37,26 @@ pub(super) fn tile_vector<V: Value, I: Index>(
     }
 }
 
+/// sums[token][row] += Σ over the tile's columns; `x` is blocks x tokens x 64.
+pub(super) fn tile_vectors<V: Value, I: Index>(
+    tile: Stored<'_, V, I>,
+    x: &[f32],
+    sums: &mut [[f32; TILE_ROWS]],
+) {
+    let mut values = tile.values;
+    for (block, x) in x.chunks(BLOCK_COLS * sums.len()).enumerate() {
+        for row in 0..tile.rows {
+            let mask = tile.index.mask(block * tile.rows + row);
+            let values = split_unit(&mut values, mask);
+            for (sums, x) in sums.iter_mut().zip(x.chunks(BLOCK_COLS)) {
+                for (col, value) in bits(mask).zip(values) {
+                    sums[row] += value.to_f32() * x[col];
+                }
+            }
+        }
+    }
+}
+
 /// sum += Σ over the unit's columns.
 pub(super) fn unit_vector(mask: u64, values: &[f32], x: &[f32], sum: &mut f32) {
     for (col, value) in bits(mask).zip(values) {

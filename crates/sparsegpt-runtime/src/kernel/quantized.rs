@@ -93,6 +93,34 @@ impl<'a> Tile for QuantizedTile<'a> {
         }
     }
 
+    fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]) {
+        match (level, self.width) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all tokens.
+            (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
+                super::avx2::quantized_vectors::<4>(self, x, sums);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2 | Level::Avx512, Width::Eight) => unsafe {
+                super::avx2::quantized_vectors::<8>(self, x, sums);
+            },
+            _ => {
+                let mut cursor = self.cursor();
+                for (block, x) in x.chunks(BLOCK_COLS * sums.len()).enumerate() {
+                    for row in 0..self.rows {
+                        let unit = block * self.rows + row;
+                        let mut wide = [0.0; BLOCK_COLS];
+                        let (mask, values) = self.unit(level, unit, &mut cursor, &mut wide);
+                        for (sums, x) in sums.iter_mut().zip(x.chunks(BLOCK_COLS)) {
+                            portable::unit_vector(mask, values, x, &mut sums[row]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     fn unit<'w>(
         self,
         _level: Level,

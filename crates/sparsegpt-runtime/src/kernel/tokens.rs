@@ -34,9 +34,12 @@ impl Transposed {
         let x = x.as_standard_layout();
         let x = x.view();
         // Rows are read and columns written in pieces that the innermost cache holds.
-        let fill = |(tile, values): (usize, &mut [f32])| {
-            let tokens = x.rows().into_iter().skip(tile * width).take(width);
-            let tokens: Vec<_> = tokens.filter_map(|token| token.to_slice()).collect();
+        let fill = |(tokens, values): (ArrayView2<'_, f32>, &mut [f32])| {
+            let tokens: Vec<_> = tokens
+                .rows()
+                .into_iter()
+                .filter_map(|t| t.to_slice())
+                .collect();
             let blocks = values.par_chunks_mut(BLOCK_COLS * width).enumerate();
             blocks.for_each(|(block, values)| {
                 let first = block * BLOCK_COLS;
@@ -49,7 +52,11 @@ impl Transposed {
             });
         };
         let tile_len = (cols * width).max(1);
-        values.par_chunks_mut(tile_len).enumerate().for_each(fill);
+        let tokens: Vec<_> = x.axis_chunks_iter(Axis(0), width).collect();
+        tokens
+            .into_par_iter()
+            .zip(values.par_chunks_mut(tile_len))
+            .for_each(fill);
         Self {
             values,
             cols,

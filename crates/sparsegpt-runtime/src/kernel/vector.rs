@@ -1,6 +1,6 @@
 //! A few tokens: every weight is read from memory once and used for all of them.
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use super::{Dense, Packed, Panel, Tile};
@@ -12,7 +12,7 @@ use crate::packed::{BLOCK_COLS, TILE_ROWS};
 /// Weights that a thread should have at least, as it takes some microseconds to wake one.
 const WEIGHTS_A_TASK: usize = 1 << 17;
 
-/// y[token][row] = bias + Σ; `y` is tokens x rows.
+/// y[token][row] = bias + Σ for at most [`FEW_TOKENS`](super::FEW_TOKENS); `y` is tokens x rows.
 pub(crate) fn packed_vectors(
     level: Level,
     matrix: &impl Packed,
@@ -20,10 +20,12 @@ pub(crate) fn packed_vectors(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let x = Padded::new(x, matrix.blocks() * BLOCK_COLS);
+    let x = in_blocks(x, matrix.blocks());
     let size = (matrix.rows(), matrix.cols());
-    over_rows::<TILE_ROWS>(size, &x, bias, y, |index, x, sums| {
-        matrix.tile(index).vector(level, x, sums);
+    over_rows::<TILE_ROWS>(size, bias, y, |index, sums| match sums {
+        [] => {}
+        [sums] => matrix.tile(index).vector(level, &x, sums),
+        sums => matrix.tile(index).vectors(level, &x, sums),
     });
 }
 
@@ -35,42 +37,37 @@ pub(crate) fn dense_vectors(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let x = Padded::new(x, matrix.cols());
+    let x = x.as_standard_layout();
     let size = (matrix.rows(), matrix.cols());
-    over_rows::<PANEL_ROWS>(size, &x, bias, y, |index, x, sums| {
-        matrix.panel(index).vector(level, x, sums);
+    over_rows::<PANEL_ROWS>(size, bias, y, |index, sums| {
+        for (x, sums) in x.rows().into_iter().zip(sums) {
+            let x = x.to_slice().unwrap_or_default();
+            matrix.panel(index).vector(level, x, sums);
+        }
     });
 }
 
-/// Tokens with zeros behind them.
-struct Padded {
-    values: Aligned<f32>,
-    width: usize,
-}
-
-impl Padded {
-    fn new(x: ArrayView2<'_, f32>, width: usize) -> Self {
-        let mut values = Aligned::zeroed(x.nrows() * width);
-        if width > 0 {
-            for (row, to) in x.rows().into_iter().zip(values.chunks_exact_mut(width)) {
-                row.iter().zip(to).for_each(|(from, to)| *to = *from);
-            }
+/// Blocks x tokens x columns of a block, with zeros behind the last column.
+fn in_blocks(x: ArrayView2<'_, f32>, blocks: usize) -> Aligned<f32> {
+    let (tokens, cols) = x.dim();
+    let mut values = Aligned::zeroed(blocks * tokens * BLOCK_COLS);
+    for (token, row) in x.rows().into_iter().enumerate() {
+        for block in 0..blocks {
+            let columns = block * BLOCK_COLS..cols.min((block + 1) * BLOCK_COLS);
+            let to = &mut values[(block * tokens + token) * BLOCK_COLS..];
+            let from = row.slice(s![columns]);
+            from.iter().zip(to).for_each(|(from, to)| *to = *from);
         }
-        Self { values, width }
     }
-
-    fn token(&self, token: usize) -> &[f32] {
-        &self.values[token * self.width..(token + 1) * self.width]
-    }
+    values
 }
 
-/// Runs `product(index of the rows, x, sums)` for each R rows and each token.
+/// Runs `product(index of the rows, sums of each token)` for each R rows.
 fn over_rows<const R: usize>(
     (rows, cols): (usize, usize),
-    x: &Padded,
     bias: Option<&[f32]>,
     y: &mut [f32],
-    product: impl Fn(usize, &[f32], &mut [f32; R]) + Sync,
+    product: impl Fn(usize, &mut [[f32; R]]) + Sync,
 ) {
     if rows == 0 {
         return;
@@ -91,13 +88,16 @@ fn over_rows<const R: usize>(
         .with_min_len(least)
         .enumerate()
         .for_each(|(index, part)| {
-            for (token, result) in part.into_iter().enumerate() {
-                let mut sums = [0.0; R];
-                if let Some(bias) = bias {
-                    let first = index * R;
-                    sums[..result.len()].copy_from_slice(&bias[first..first + result.len()]);
-                }
-                product(index, x.token(token), &mut sums);
+            let mut start = [0.0; R];
+            if let Some(bias) = bias.map(|bias| &bias[index * R..]) {
+                start
+                    .iter_mut()
+                    .zip(bias)
+                    .for_each(|(to, from)| *to = *from);
+            }
+            let mut sums = vec![start; part.len()];
+            product(index, &mut sums);
+            for (result, sums) in part.into_iter().zip(&sums) {
                 result.copy_from_slice(&sums[..result.len()]);
             }
         });

@@ -82,7 +82,8 @@ fn layers_come_back_as_they_were() {
     assert!(taken.contains("found half"), "{taken}");
     writer.write(&path).unwrap();
 
-    let container = Container::open(&path).unwrap();
+    // SAFETY: nothing else knows of the file.
+    let container = unsafe { Container::open(&path) }.unwrap();
     assert_eq!(container.names(), ["dense", "half", "model.single"]);
     assert_eq!(container.dtype("half").as_deref(), Some("f16"));
     assert_eq!(container.dtype("dense").as_deref(), Some("bf16"));
@@ -214,7 +215,8 @@ fn patterns_and_codes_come_back_as_they_were() {
     assert!(refused.contains("stored sparse, found dense"), "{refused}");
     writer.write(&path).unwrap();
 
-    let container = Container::open(&path).unwrap();
+    // SAFETY: nothing else knows of the file.
+    let container = unsafe { Container::open(&path) }.unwrap();
     assert_eq!(container.names(), ["codes", "pattern"]);
     let read = container.layer::<f32>("pattern").unwrap();
     assert_eq!(
@@ -246,7 +248,7 @@ fn empty_layers_are_layers() {
     for shape in [(0, 0), (0, 5), (5, 0)] {
         let layer = SparseLinear::new(Array2::<f32>::zeros(shape).view(), None).unwrap();
         let (_folder, path) = file(&bytes_of(&layer));
-        let read = Container::open(&path).unwrap().layer::<f32>("a").unwrap();
+        let read = Container::read(&path).unwrap().layer::<f32>("a").unwrap();
         assert_eq!((read.rows(), read.cols()), shape);
         assert_eq!(
             read.forward(Array2::zeros((1, shape.1)).view())
@@ -278,11 +280,11 @@ fn truncated_files_are_refused() {
     let bytes = bytes_of(&sparse::<f32>());
     for len in 0..bytes.len() {
         let (_folder, path) = file(&bytes[..len]);
-        let error = Container::open(&path).unwrap_err().to_string();
+        let error = Container::read(&path).unwrap_err().to_string();
         assert!(error.starts_with(path.to_str().unwrap()), "{error}");
     }
     let (_folder, path) = file(&[bytes.as_slice(), &[0]].concat());
-    assert!(Container::open(&path).is_err());
+    assert!(Container::read(&path).is_err());
 }
 
 #[test]
@@ -298,11 +300,11 @@ fn no_flipped_bit_gets_past_the_checks_into_a_kernel() {
             let mut damaged = bytes.clone();
             damaged[byte] ^= 1 << (byte % 8);
             let (_folder, path) = file(&damaged);
-            let read = Container::open(&path).and_then(|container| container.any_layer("a"));
+            let read = Container::read(&path).and_then(|container| container.any_layer("a"));
             // Values may be anything, a name or a bias may change, and the last block has room for more columns; what
             // is accepted must multiply.
             if let Ok(layer) = &read {
-                for tokens in [1, 5] {
+                for tokens in [1, 5, 40] {
                     let x = Array2::from_elem((tokens, layer.cols()), 1.0);
                     assert_eq!(layer.forward(x.view()).unwrap().dim(), (tokens, 37));
                 }
@@ -326,7 +328,7 @@ fn other_files_are_refused_by_name() {
         let mut changed = bytes.clone();
         changed[place..place + to.len()].copy_from_slice(to.as_bytes());
         let (_folder, path) = file(&changed);
-        let read = Container::open(&path).and_then(|container| container.layer::<f32>("a"));
+        let read = Container::read(&path).and_then(|container| container.layer::<f32>("a"));
         let error = read.unwrap_err().to_string();
         assert!(error.contains(named), "{error}: expected {named:?}");
     };
@@ -346,16 +348,54 @@ fn other_files_are_refused_by_name() {
     refused("a.shape", "a.shapf", "the file has no such layer");
     let (_folder, path) = file(b"");
     assert!(
-        Container::open(&path)
+        Container::read(&path)
             .unwrap_err()
             .to_string()
             .contains("empty")
     );
     let missing = path.with_file_name("missing");
     assert!(
-        Container::open(&missing)
+        Container::read(&missing)
             .unwrap_err()
             .to_string()
             .starts_with("cannot open")
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_written_file_is_as_readable_as_any_other() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let [container, other] = ["container", "other"].map(|name| folder.path().join(name));
+    fs::write(&container, "what was there before").unwrap();
+    fs::write(&other, "").unwrap();
+    let layer = sparse::<f32>();
+    let mut writer = ContainerWriter::new();
+    writer.add("a", &layer).unwrap();
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode();
+    let fresh = folder.path().join("fresh");
+    for path in [&container, &fresh] {
+        writer.write(path).unwrap();
+        assert_eq!(mode(path), mode(&other));
+        Container::read(path).unwrap();
+    }
+}
+
+#[test]
+fn weights_behind_the_last_row_are_refused() {
+    let weight = Array2::from_elem((37, 3), 1.0_f32);
+    let layer = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None).unwrap();
+    let bytes = bytes_of(&layer);
+    // The shape is the one place with these eight bytes.
+    let rows = 37_u64.to_le_bytes();
+    let place = bytes.windows(8).position(|part| part == rows).unwrap();
+    for (rows, accepted) in [(36_u8, false), (33, false), (37, true), (49, false)] {
+        let mut changed = bytes.clone();
+        changed[place] = rows;
+        let (_folder, path) = file(&changed);
+        let read = Container::read(&path).and_then(|container| container.layer::<f32>("a"));
+        assert_eq!(read.is_ok(), accepted, "{rows} rows");
+    }
 }

@@ -152,7 +152,7 @@ proptest! {
     fn patterns_are_products_too(
         rows in 1_usize..60,
         eights in 0_usize..30,
-        tokens in 0_usize..30,
+        tokens in 0_usize..40,
         density in 0.6_f32..=1.0,
         seed in any::<u64>(),
     ) {
@@ -172,7 +172,7 @@ proptest! {
     #[test]
     fn codes_are_products_too(
         (rows, cols) in (0_usize..60, 0_usize..300),
-        tokens in 0_usize..30,
+        tokens in 0_usize..40,
         percent in 0_u64..=100,
         wide in any::<bool>(),
         symmetric in any::<bool>(),
@@ -299,7 +299,7 @@ fn shapes_around_tiles_blocks_and_vectors() {
 
 #[test]
 fn every_number_of_tokens_around_the_tiles() {
-    for tokens in (0..20).chain([55, 56, 57, 103, 104, 105, 112, 113, 208, 400]) {
+    for tokens in (0..40).chain([55, 56, 57, 103, 104, 105, 112, 113, 208, 400]) {
         holds_for_all_types((20, 70), tokens, 0.4, tokens as u64);
     }
 }
@@ -323,7 +323,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
             .unwrap()
     };
     for layer in case.layers(true) {
-        for tokens in [1, 30] {
+        for tokens in [1, 12, 30] {
             let x = case.x.slice(s![..tokens, ..]);
             let run = |threads| pool(threads).install(|| layer.forward(x).unwrap());
             let one = run(1);

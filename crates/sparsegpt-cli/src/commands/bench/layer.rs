@@ -177,5 +177,5 @@ pub(super) fn parse_shape(text: &str) -> Result<(usize, usize), String> {
     let sides = text.split_once(['x', 'X']);
     let read = sides.and_then(|(rows, cols)| Some((rows.parse().ok()?, cols.parse().ok()?)));
     read.filter(|&(rows, cols): &(usize, usize)| rows > 0 && cols > 0)
-        .ok_or_else(|| "expected rows x columns, as in 4096x11008".to_owned())
+        .ok_or_else(|| "expected rows x columns, at least 1 each, as in 4096x11008".to_owned())
 }

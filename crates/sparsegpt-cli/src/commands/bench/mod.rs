@@ -38,18 +38,30 @@ pub(crate) struct BenchArgs {
     /// Fraction of zeros, 0 to 1 [default: 0.5]
     #[arg(
         long,
-        conflicts_with = "pattern",
+        conflicts_with_all = ["pattern", "model"],
         requires = "layer",
         help_heading = "Layer"
     )]
     sparsity: Option<f64>,
 
     /// Zeros in every group of columns instead, as in 2:4
-    #[arg(long, value_name = "N:M", requires = "layer", help_heading = "Layer")]
+    #[arg(
+        long,
+        value_name = "N:M",
+        requires = "layer",
+        conflicts_with = "model",
+        help_heading = "Layer"
+    )]
     pattern: Option<Pattern>,
 
     /// Tokens multiplied at once: 1 is decoding
-    #[arg(long, default_value_t = 1, requires = "layer", help_heading = "Layer")]
+    #[arg(
+        long,
+        default_value_t = 1,
+        requires = "layer",
+        conflicts_with = "model",
+        help_heading = "Layer"
+    )]
     tokens: usize,
 
     /// Type of the weights
@@ -58,12 +70,19 @@ pub(crate) struct BenchArgs {
         value_enum,
         default_value_t,
         requires = "layer",
+        conflicts_with = "model",
         help_heading = "Layer"
     )]
     dtype: Dtype,
 
     /// Tokens of the prompt [default: the lesser of 128 and what leaves room for the new ones]
-    #[arg(long, value_name = "N", requires = "model", help_heading = "Model")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "model",
+        conflicts_with = "layer",
+        help_heading = "Model"
+    )]
     prompt_tokens: Option<usize>,
 
     /// Tokens that follow it one by one
@@ -72,12 +91,20 @@ pub(crate) struct BenchArgs {
         value_name = "N",
         default_value_t = 32,
         requires = "model",
+        conflicts_with = "layer",
         help_heading = "Model"
     )]
     new_tokens: usize,
 
     /// Draw the result as an SVG file
-    #[arg(value_parser = crate::bars::name_ending_in("svg"), long, value_name = "FILE", requires = "model", help_heading = "Model")]
+    #[arg(
+        value_parser = crate::bars::name_ending_in("svg"),
+        long,
+        value_name = "FILE",
+        requires = "model",
+        conflicts_with = "layer",
+        help_heading = "Model"
+    )]
     chart: Option<PathBuf>,
 
     /// Run once on these kernels alone and print the memory that took; the command starts itself with it

@@ -218,8 +218,9 @@ mod tests {
         for at in 0..WORD {
             let mut bytes = [0; WORD];
             (bytes[at], bytes[(at * at + 7) % WORD]) = (1, 1);
-            let expected = (0..WORD).filter(|&at| bytes[at] == 1);
-            assert_eq!(bits_of(&bytes), expected.map(|at| 1_u64 << at).sum());
+            let set = (0..WORD).filter(|&at| bytes[at] == 1);
+            let expected: u64 = set.map(|at| 1 << at).sum();
+            assert_eq!(bits_of(&bytes), expected);
         }
     }
 }
