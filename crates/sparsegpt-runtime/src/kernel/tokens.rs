@@ -9,8 +9,8 @@ use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
-/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 80 KiB of sums.
-const MOST_TILES_A_TASK: usize = 16;
+/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 40 KiB of sums.
+const MOST_TILES_A_TASK: usize = 8;
 /// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
 const TASKS_A_THREAD: usize = 4;
 /// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
@@ -75,12 +75,14 @@ impl Transposed {
     }
 }
 
-/// Tokens in a vector, and vectors of tokens in a tile at most; one more each would be a register too many.
+/// Tokens in a vector, and vectors of tokens in a tile at most.
 fn vectors(level: Level) -> (usize, usize) {
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => (super::avx512::LANES, super::avx512::MOST_VECTORS),
-        _ => (8, 13),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => (super::avx2::LANES, super::avx2::MOST_VECTORS),
+        _ => (8, 10),
     }
 }
 

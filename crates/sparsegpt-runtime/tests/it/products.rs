@@ -299,7 +299,7 @@ fn shapes_around_tiles_blocks_and_vectors() {
 
 #[test]
 fn every_number_of_tokens_around_the_tiles() {
-    for tokens in (0..40).chain([55, 56, 57, 103, 104, 105, 112, 113, 208, 400]) {
+    for tokens in (0..40).chain([55, 56, 57, 79, 80, 81, 104, 113, 160, 161, 400]) {
         holds_for_all_types((20, 70), tokens, 0.4, tokens as u64);
     }
 }
