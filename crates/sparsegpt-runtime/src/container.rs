@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File, Permissions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -184,13 +185,27 @@ impl<'a> ContainerWriter<'a> {
         }
         // One entry, as a second would come in any order, and the same layers are to give the same bytes.
         let metadata = HashMap::from([(KEY.to_owned(), VERSION.to_owned())]);
-        // As any new file of this process: the file that is renamed to `path` is private to its maker.
+        // The file that is renamed to `path` is private to its maker.
         let failed = |error| Error::io("write", path, error);
-        let file = File::options().append(true).create(true).open(path);
-        let permissions = file.and_then(|file| file.metadata()).map_err(failed)?;
+        let permissions = permissions_at(path).map_err(failed)?;
         safetensors::serialize_to_file(views, Some(metadata), path)
-            .map_err(|error| failed(std::io::Error::other(error)))?;
-        std::fs::set_permissions(path, permissions.permissions()).map_err(failed)
+            .map_err(|error| failed(io::Error::other(error)))?;
+        fs::set_permissions(path, permissions).map_err(failed)
+    }
+}
+
+/// Those of what is at `path`, or else of any new file there; nothing is left.
+fn permissions_at(path: &Path) -> io::Result<Permissions> {
+    match File::create_new(path) {
+        Ok(file) => {
+            let permissions = file.metadata()?.permissions();
+            fs::remove_file(path)?;
+            Ok(permissions)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok(fs::metadata(path)?.permissions())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -240,7 +255,7 @@ impl Container {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io("open", path, source))?;
+        let bytes = fs::read(path).map_err(|source| Error::io("open", path, source))?;
         if bytes.is_empty() {
             return Err(Error::format(path, "the file is empty"));
         }

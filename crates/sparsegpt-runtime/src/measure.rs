@@ -117,16 +117,12 @@ impl Case {
     /// Asks for the memory at once, and gives it back: what the system would refuse later would end the process.
     fn check_memory(&self) -> Result<()> {
         // While it is packed, the weights in f32, dense and packed; then inputs and results of both, transposed and not.
-        let weights = self.rows.checked_mul(self.cols * 16);
-        let activations = (self.rows + self.cols).checked_mul(16);
-        let activations = activations.and_then(|bytes| bytes.checked_mul(self.tokens));
-        let bytes = weights.zip(activations);
-        let bytes = bytes.and_then(|(weights, activations)| weights.checked_add(activations));
-        let mut memory: Vec<u8> = Vec::new();
-        if bytes.is_some_and(|bytes| memory.try_reserve_exact(bytes).is_ok()) {
-            return Ok(());
-        }
-        Err(Error::Setting {
+        let weights = self.rows.saturating_mul(self.cols);
+        let activations = self.rows.saturating_add(self.cols);
+        let activations = activations.saturating_mul(self.tokens);
+        let bytes = weights.saturating_add(activations).saturating_mul(16);
+        let reserved = Vec::<u8>::new().try_reserve_exact(bytes);
+        reserved.map_err(|_| Error::Setting {
             name: "layer",
             expected: "rows, columns and tokens that fit in memory; measure a smaller layer or fewer tokens",
             found: format!("{} x {} and {} tokens", self.rows, self.cols, self.tokens),

@@ -178,9 +178,9 @@ impl<'a> Packing<'a> {
         }
         let mut writer = ContainerWriter::new();
         let mut reports = Vec::with_capacity(packed.len());
-        for ((name, _), layer) in self.layers.iter().zip(&packed) {
+        for ((name, _), (layer, negative_zeros)) in self.layers.iter().zip(&packed) {
             layer.add(&mut writer, name.strip_suffix(WEIGHT).unwrap_or(name))?;
-            reports.push(report(name, layer));
+            reports.push(report(name, layer, *negative_zeros));
         }
         writer.write(&self.staging.path.join(PACKED_FILE))?;
         Ok(reports)
@@ -233,41 +233,34 @@ fn bytes_of<'s>(
 
 /// A layer of one of the types that containers hold.
 enum AnyPacked {
-    F32(Packed<f32>),
-    Bf16(Packed<bf16>),
-    F16(Packed<f16>),
+    F32(SparseLinear<f32>),
+    Bf16(SparseLinear<bf16>),
+    F16(SparseLinear<f16>),
     Codes(QuantizedLinear),
 }
 
 impl AnyPacked {
-    fn new(source: &dyn CheckpointSource, name: &str, shape: Multiplied) -> Result<Self> {
+    /// The layer, and how many of its weights are -0.
+    fn new(source: &dyn CheckpointSource, name: &str, shape: Multiplied) -> Result<(Self, usize)> {
         if let Some(layer) = source.quantized_layer(name)? {
-            return Ok(Self::Codes(layer));
+            return Ok((Self::Codes(layer), 0));
         }
         let info = source.info(name).ok_or_else(|| missing(name))?;
         let bytes = bytes_of(source, name, &info)?;
-        Ok(match info.dtype {
+        let layer = match info.dtype {
             Dtype::BF16 => Self::Bf16(packed(name, &bytes, shape)?),
             Dtype::F16 => Self::F16(packed(name, &bytes, shape)?),
             _ => Self::F32(packed(name, &bytes, shape)?),
-        })
+        };
+        Ok((layer, negative_zeros(info.dtype, &bytes)))
     }
 
     fn layer(&self) -> &dyn LinearLayer {
         match self {
-            Self::F32(packed) => &packed.layer,
-            Self::Bf16(packed) => &packed.layer,
-            Self::F16(packed) => &packed.layer,
+            Self::F32(layer) => layer,
+            Self::Bf16(layer) => layer,
+            Self::F16(layer) => layer,
             Self::Codes(layer) => layer,
-        }
-    }
-
-    fn negative_zeros(&self) -> usize {
-        match self {
-            Self::F32(packed) => packed.negative_zeros,
-            Self::Bf16(packed) => packed.negative_zeros,
-            Self::F16(packed) => packed.negative_zeros,
-            Self::Codes(_) => 0,
         }
     }
 
@@ -284,32 +277,33 @@ impl AnyPacked {
 
     fn add<'a>(&'a self, writer: &mut ContainerWriter<'a>, name: &str) -> Result<()> {
         Ok(match self {
-            Self::F32(packed) => writer.add(name, &packed.layer),
-            Self::Bf16(packed) => writer.add(name, &packed.layer),
-            Self::F16(packed) => writer.add(name, &packed.layer),
+            Self::F32(layer) => writer.add(name, layer),
+            Self::Bf16(layer) => writer.add(name, layer),
+            Self::F16(layer) => writer.add(name, layer),
             Self::Codes(layer) => writer.add_quantized(name, layer),
         }?)
     }
 }
 
-struct Packed<V: Value> {
-    layer: SparseLinear<V>,
-    negative_zeros: usize,
-}
-
-fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<Packed<V>> {
+fn packed<V: Value>(name: &str, bytes: &[u8], shape: Multiplied) -> Result<SparseLinear<V>> {
     // Not where they lie, as a file may begin them anywhere.
     let mut values = vec![V::zeroed(); bytes.len() / size_of::<V>()];
     bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-    let zeros = values.iter().map(|value| value.to_f32());
-    let negative_zeros = zeros.filter(|value| *value == 0.0 && value.is_sign_negative());
-    Ok(Packed {
-        negative_zeros: negative_zeros.count(),
-        layer: linear(name, values, shape, Stored::Faster)?,
-    })
+    linear(name, values, shape, Stored::Faster)
 }
 
-fn report(name: &str, packed: &AnyPacked) -> PackedLayer {
+/// Values that are nothing but a sign, which is the last bit of each.
+fn negative_zeros(dtype: Dtype, bytes: &[u8]) -> usize {
+    let values = bytes.chunks_exact(dtype.bitsize() / 8);
+    let is_sign = |value: &[u8]| {
+        value
+            .split_last()
+            .is_some_and(|(last, rest)| *last == 0x80 && rest.iter().all(|&byte| byte == 0))
+    };
+    values.filter(|value| is_sign(value)).count()
+}
+
+fn report(name: &str, packed: &AnyPacked, negative_zeros: usize) -> PackedLayer {
     let layer = packed.layer();
     let storage = layer.storage();
     PackedLayer {
@@ -320,7 +314,7 @@ fn report(name: &str, packed: &AnyPacked) -> PackedLayer {
         storage: storage.to_string(),
         sparse: storage.is_sparse(),
         density: storage.density(),
-        negative_zeros: packed.negative_zeros(),
+        negative_zeros,
         dense_bytes: layer.unpacked_bytes() as u64,
         bytes: layer.bytes() as u64,
     }

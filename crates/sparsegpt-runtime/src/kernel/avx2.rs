@@ -186,7 +186,7 @@ impl Lanes for f16 {
     }
 }
 
-/// As [`portable::tile_vector`](super::portable::tile_vector).
+/// As [`portable::tile_vectors`](super::portable::tile_vectors), for one token.
 ///
 /// # Safety
 /// The level; the invariant of [`Stored`]; blocks · 64 values of `x`.
@@ -342,7 +342,7 @@ unsafe fn to_f32(numbers: __m256i) -> [__m256; 2] {
 /// Bytes for a unit's codes of four bits, one each: 64 from an even place on, one more, and what is read behind them.
 const UNPACKED: usize = 80;
 
-/// The product of a tile of codes of BITS bits with one token, as [`Tile::vector`](super::Tile::vector).
+/// The product of a tile of codes of BITS bits with one token, as [`Tile::vectors`](super::Tile::vectors).
 ///
 /// A byte shuffle moves the codes of sixteen columns to their places. Those of four bits are unpacked to bytes before, and their zero
 /// subtracted by a second shuffle, for all rows of a block: reading across two stores waits until both are done.

@@ -192,7 +192,7 @@ unsafe fn unit_tokens_on<S: Sixteen, const T: usize>(
     }
 }
 
-/// As [`portable::tile_vector`](super::portable::tile_vector).
+/// As [`portable::tile_vectors`](super::portable::tile_vectors), for one token.
 ///
 /// # Safety
 /// The level; the invariant of [`Stored`]; blocks · 64 values of `x`.
@@ -313,7 +313,7 @@ mod tests {
     fn tile_is_the_product<V: Value, I: Index>(tile: Stored<'_, V, I>) {
         let x = whole(tile.blocks * BLOCK_COLS, 7);
         let (mut expected, mut found) = ([1.0; TILE_ROWS], [1.0; TILE_ROWS]);
-        portable::tile_vector(tile, &x, &mut expected);
+        portable::tile_vectors(tile, &x, std::slice::from_mut(&mut expected));
         // SAFETY: plain code needs no level; the tile is whole and `x` as long as it has to be.
         unsafe { tile_vector_on::<Plain, V, I>(tile, &x, &mut found) };
         assert_eq!(found, expected);

@@ -81,9 +81,6 @@ pub(crate) trait Tile: Copy + Send + Sync {
     /// At the first unit.
     fn cursor(self) -> Self::Cursor;
 
-    /// sums[row] += Σ over the tile's columns; `x` has blocks · 64 values.
-    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]);
-
     /// sums[token][row] += Σ over the tile's columns, for 1 to [`FEW_TOKENS`]; `x` is blocks x tokens x 64.
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]);
 

@@ -20,23 +20,6 @@ impl Lanes for half::bf16 {}
 #[cfg(not(target_arch = "x86_64"))]
 impl Lanes for half::f16 {}
 
-/// sums[row] += Σ over the tile's columns; `x` has blocks · 64 values.
-pub(super) fn tile_vector<V: Value, I: Index>(
-    tile: Stored<'_, V, I>,
-    x: &[f32],
-    sums: &mut [f32; TILE_ROWS],
-) {
-    let mut values = tile.values;
-    for (block, x) in x.chunks(BLOCK_COLS).take(tile.blocks).enumerate() {
-        for (row, sum) in sums.iter_mut().take(tile.rows).enumerate() {
-            let mask = tile.index.mask(block * tile.rows + row);
-            for (col, value) in bits(mask).zip(split_unit(&mut values, mask)) {
-                *sum += value.to_f32() * x[col];
-            }
-        }
-    }
-}
-
 /// sums[token][row] += Σ over the tile's columns; `x` is blocks x tokens x 64.
 pub(super) fn tile_vectors<V: Value, I: Index>(
     tile: Stored<'_, V, I>,

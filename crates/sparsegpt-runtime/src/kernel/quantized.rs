@@ -67,45 +67,34 @@ impl<'a> Tile for QuantizedTile<'a> {
         self.start
     }
 
-    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
-        match (level, self.width) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is padded to blocks.
-            (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
-                super::avx2::quantized_vector::<4>(self, x, sums);
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            (Level::Avx2 | Level::Avx512, Width::Eight) => unsafe {
-                super::avx2::quantized_vector::<8>(self, x, sums);
-            },
-            _ => {
-                let mut cursor = self.cursor();
-                for (block, x) in x.chunks(BLOCK_COLS).take(self.blocks).enumerate() {
-                    for (row, sum) in sums.iter_mut().take(self.rows).enumerate() {
-                        let unit = block * self.rows + row;
-                        let mut wide = [0.0; BLOCK_COLS];
-                        let (mask, values) = self.unit(level, unit, &mut cursor, &mut wide);
-                        portable::unit_vector(mask, values, x, sum);
-                    }
-                }
-            }
-        }
-    }
-
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]) {
-        match (level, self.width) {
+        #[cfg(target_arch = "x86_64")]
+        use super::avx2::{quantized_vector, quantized_vectors};
+
+        // SAFETY of all kernels: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all
+        // tokens.
+        match (level, self.width, sums) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all tokens.
-            (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
-                super::avx2::quantized_vectors::<4>(self, x, sums);
+            // SAFETY: as above.
+            (Level::Avx2 | Level::Avx512, Width::Four, [sums]) => unsafe {
+                quantized_vector::<4>(self, x, sums);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Level::Avx2 | Level::Avx512, Width::Eight) => unsafe {
-                super::avx2::quantized_vectors::<8>(self, x, sums);
+            (Level::Avx2 | Level::Avx512, Width::Four, sums) => unsafe {
+                quantized_vectors::<4>(self, x, sums);
             },
-            _ => {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2 | Level::Avx512, Width::Eight, [sums]) => unsafe {
+                quantized_vector::<8>(self, x, sums);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2 | Level::Avx512, Width::Eight, sums) => unsafe {
+                quantized_vectors::<8>(self, x, sums);
+            },
+            (_, _, sums) => {
                 let mut cursor = self.cursor();
                 for (block, x) in x.chunks(BLOCK_COLS * sums.len()).enumerate() {
                     for row in 0..self.rows {

@@ -34,27 +34,23 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
         self.values
     }
 
-    fn vector(self, level: Level, x: &[f32], sums: &mut [f32; TILE_ROWS]) {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is padded to blocks.
-            Level::Avx512 => unsafe { super::avx512::tile_vector(self, x, sums) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Avx2 => unsafe { super::avx2::tile_vector(self, x, sums) },
-            _ => portable::tile_vector(self, x, sums),
-        }
-    }
-
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]) {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all tokens.
-            Level::Avx512 => unsafe { super::avx512::tile_vectors(self, x, sums) },
+        // SAFETY of all kernels: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all
+        // tokens.
+        match (level, sums) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx2 => unsafe { super::avx2::tile_vectors(self, x, sums) },
-            _ => portable::tile_vectors(self, x, sums),
+            (Level::Avx512, [sums]) => unsafe { super::avx512::tile_vector(self, x, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx512, sums) => unsafe { super::avx512::tile_vectors(self, x, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2, [sums]) => unsafe { super::avx2::tile_vector(self, x, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2, sums) => unsafe { super::avx2::tile_vectors(self, x, sums) },
+            (_, sums) => portable::tile_vectors(self, x, sums),
         }
     }
 

@@ -22,10 +22,8 @@ pub(crate) fn packed_vectors(
 ) {
     let x = in_blocks(x, matrix.blocks());
     let size = (matrix.rows(), matrix.cols());
-    over_rows::<TILE_ROWS>(size, bias, y, |index, sums| match sums {
-        [] => {}
-        [sums] => matrix.tile(index).vector(level, &x, sums),
-        sums => matrix.tile(index).vectors(level, &x, sums),
+    over_rows::<TILE_ROWS>(size, bias, y, |index, sums| {
+        matrix.tile(index).vectors(level, &x, sums);
     });
 }
 
@@ -69,7 +67,7 @@ fn over_rows<const R: usize>(
     y: &mut [f32],
     product: impl Fn(usize, &mut [[f32; R]]) + Sync,
 ) {
-    if rows == 0 {
+    if y.is_empty() {
         return;
     }
     // For each R rows, where they are in each token's result.

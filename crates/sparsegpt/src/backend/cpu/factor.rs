@@ -16,8 +16,8 @@ use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, Par, Spec};
 use rayon::prelude::*;
 
-use super::packed::Triangle;
-use super::products::{ByTriangle, Engine, Real};
+use super::packed::{Triangle, rows_a_task};
+use super::products::{Engine, Real};
 use crate::backend::Precision;
 use crate::error::HostError;
 
@@ -175,7 +175,7 @@ fn solve<T: Real>(
 ) -> Result<(), HostError> {
     if ends.len() == 1 {
         let inverse = engine.triangle(u.transpose(), Triangle::Lower);
-        let at_a_time = ByTriangle::<T>::rows_at_a_time(x.nrows());
+        let at_a_time = rows_a_task(x.nrows());
         x.par_row_chunks_mut(at_a_time)
             .for_each(|rows| inverse.multiply(rows, None));
         return Ok(());

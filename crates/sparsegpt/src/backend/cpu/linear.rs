@@ -7,8 +7,8 @@ use faer::{Accum, MatMut, Par};
 use ndarray::s;
 use rayon::prelude::*;
 
-use super::packed::{Kernel, Packed, Triangle};
-use super::products::{ByTriangle, Engine};
+use super::packed::{Kernel, Packed, Triangle, rows_a_task};
+use super::products::Engine;
 use super::{Cpu, CpuMatrix};
 use crate::backend::Gemm;
 
@@ -69,7 +69,7 @@ pub(super) fn open_block(
     let (first, width) = (columns.start, columns.len());
     let r = factor.faer().submatrix(first, first, width, width);
     let r = engine.triangle(r, Triangle::Upper);
-    let at_a_time = ByTriangle::<f32>::rows_at_a_time(weights.dim().0);
+    let at_a_time = rows_a_task(weights.dim().0);
     let rest = rest.faer().subcols(first, width);
     let weights = weights.faer_mut().subcols_mut(first, width);
     weights

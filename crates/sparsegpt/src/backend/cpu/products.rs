@@ -17,12 +17,6 @@ const PACKED: usize = 16;
 const PARTS: usize = 2;
 /// Sides of a part below which it is not halved: packing the operands again would cost too much.
 const SMALLEST: usize = 128;
-/// Most rows by a triangle at a time: with 128 columns, what an L2 cache holds. Whole tiles, as the next number is.
-const MOST_ROWS: usize = 144;
-/// Fewer where there would be few tasks a thread, but no less than this.
-const LEAST_ROWS: usize = 24;
-/// Tasks a thread, so that none waits long for the last.
-const TASKS: usize = 4;
 /// What the sides of parts are multiples of: some tiles of the innermost loops.
 const ALIGNMENT: usize = 48;
 
@@ -159,12 +153,6 @@ impl<T: Real> ByTriangle<'_, T> {
                 );
             }
         }
-    }
-
-    /// Rows that a thread multiplies at a time, of so many: some tasks for each thread, and no more than an L2 cache holds.
-    pub(super) fn rows_at_a_time(rows: usize) -> usize {
-        let share = rows.div_ceil(TASKS * rayon::current_num_threads());
-        share.next_multiple_of(LEAST_ROWS).min(MOST_ROWS)
     }
 }
 

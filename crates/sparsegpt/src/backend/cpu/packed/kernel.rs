@@ -271,13 +271,11 @@ impl Block<'_> {
                 };
                 if counting == Counting::Everything {
                     let tile = self.c.as_mut().submatrix_mut(row, col, TILE, width);
-                    match self.start {
-                        Start::Scaled(beta) => add_whole(simd, tile, (self.alpha, beta), sums),
-                        Start::Other(start) => {
-                            let start = start.submatrix(row, col, TILE, width);
-                            add_to_other(simd, tile, (self.alpha, start), sums);
-                        }
-                    }
+                    let start = match self.start {
+                        Start::Other(start) => Start::Other(start.submatrix(row, col, TILE, width)),
+                        scaled => scaled,
+                    };
+                    add_whole(simd, tile, (self.alpha, start), sums);
                 } else {
                     self.add_counting::<S, TILE>((row, col), &sums);
                 }
@@ -387,55 +385,38 @@ enum Counting {
 #[inline(always)]
 fn add_whole<S: Simd, const TILE: usize>(
     simd: S,
-    tile: MatMut<'_, f32>,
-    (alpha, beta): (f32, f32),
-    sums: [[S::f32s; VECTORS]; TILE],
-) {
-    let (alpha, beta) = (simd.splat_f32s(alpha), simd.splat_f32s(beta));
-    let mut rows = tile.row_iter_mut();
-    // Sums that are reached by a running index would not stay in registers.
-    for sums in sums {
-        let Some(row) = rows.next().and_then(|row| row.try_as_row_major_mut()) else {
-            return;
-        };
-        let (values, _) = S::as_mut_simd_f32s(row.as_slice_mut());
-        if let Some(values) = values.first_chunk_mut::<VECTORS>() {
-            for vector in 0..VECTORS {
-                let before = simd.mul_f32s(beta, values[vector]);
-                values[vector] = simd.mul_add_e_f32s(alpha, sums[vector], before);
-            }
-        }
-    }
-}
-
-/// The sums of a whole tile, added to a tile of another matrix.
-#[inline(always)]
-fn add_to_other<S: Simd, const TILE: usize>(
-    simd: S,
-    tile: MatMut<'_, f32>,
-    (alpha, start): (f32, MatRef<'_, f32>),
+    mut tile: MatMut<'_, f32>,
+    (alpha, start): (f32, Start<'_>),
     sums: [[S::f32s; VECTORS]; TILE],
 ) {
     let alpha = simd.splat_f32s(alpha);
-    let mut rows = tile.row_iter_mut().zip(start.row_iter());
-    for sums in sums {
-        let Some((row, start)) = rows.next() else {
+    // Sums that are reached by a running index would not stay in registers.
+    for (row, sums) in sums.into_iter().enumerate() {
+        let Some(values) = tile.as_mut().row_mut(row).try_as_row_major_mut() else {
             return;
         };
-        let (Some(row), Some(start)) = (row.try_as_row_major_mut(), start.try_as_row_major())
-        else {
+        let (values, _) = S::as_mut_simd_f32s(values.as_slice_mut());
+        let Some(values) = values.first_chunk_mut::<VECTORS>() else {
             return;
         };
-        let (values, _) = S::as_mut_simd_f32s(row.as_slice_mut());
-        let (start, _) = S::as_simd_f32s(start.as_slice());
-        let both = (
-            values.first_chunk_mut::<VECTORS>(),
-            start.first_chunk::<VECTORS>(),
-        );
-        if let (Some(values), Some(start)) = both {
-            for vector in 0..VECTORS {
-                values[vector] = simd.mul_add_e_f32s(alpha, sums[vector], start[vector]);
+        let mut before = *values;
+        match start {
+            Start::Scaled(beta) => {
+                let beta = simd.splat_f32s(beta);
+                for vector in &mut before {
+                    *vector = simd.mul_f32s(beta, *vector);
+                }
             }
+            Start::Other(start) => {
+                let start = start.row(row).try_as_row_major();
+                let start = start.map_or(&[][..], |row| row.as_slice());
+                if let Some(start) = S::as_simd_f32s(start).0.first_chunk() {
+                    before = *start;
+                }
+            }
+        }
+        for vector in 0..VECTORS {
+            values[vector] = simd.mul_add_e_f32s(alpha, sums[vector], before[vector]);
         }
     }
 }

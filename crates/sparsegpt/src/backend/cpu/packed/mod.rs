@@ -42,6 +42,12 @@ thread_local! {
     static RIGHT: Cell<Panels> = const { Cell::new(Panels::new()) };
 }
 
+/// Rows of the result that a thread takes at a time, of so many.
+pub(super) fn rows_a_task(rows: usize) -> usize {
+    let share = rows.div_ceil(TASKS * rayon::current_num_threads());
+    share.next_multiple_of(LEAST_ROWS).min(ROWS)
+}
+
 /// beta·C + alpha·AᵀB; A and B have the inner dimension as rows.
 pub(super) struct Packed<'a, T> {
     pub(super) kernel: Kernel,
@@ -74,8 +80,7 @@ impl<T: Element> Packed<'_, T> {
         let (_, tile_columns) = self.kernel.tile();
         let lanes = self.kernel.lanes();
         let (rows, columns) = (c.nrows(), c.ncols());
-        let share = rows.div_ceil(TASKS * rayon::current_num_threads());
-        let at_once = share.next_multiple_of(LEAST_ROWS).min(ROWS);
+        let at_once = rows_a_task(rows);
         let at_a_time = INNER * lanes.values();
         let mut right = RIGHT.take();
         for first_column in (0..columns).step_by(COLUMNS) {
