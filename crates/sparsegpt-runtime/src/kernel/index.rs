@@ -1,6 +1,10 @@
 //! Which columns have values: a bit for each, or a number for each eight that obey an N:M pattern.
 
 /// The columns of a tile's units that have values.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "plain code goes by the masks")
+)]
 pub(crate) trait Index: Copy + Send + Sync {
     /// What the eight groups of eight columns of a unit are read from.
     fn word(self, unit: usize) -> u64;

@@ -27,7 +27,8 @@ pub(super) fn tile_vectors<V: Value, I: Index>(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let mut values = tile.values;
-    for (block, x) in x.chunks(BLOCK_COLS * sums.len()).enumerate() {
+    let blocks = x.chunks(BLOCK_COLS * sums.len()).take(tile.blocks);
+    for (block, x) in blocks.enumerate() {
         for row in 0..tile.rows {
             let mask = tile.index.mask(block * tile.rows + row);
             let values = split_unit(&mut values, mask);

@@ -96,7 +96,8 @@ impl<'a> Tile for QuantizedTile<'a> {
             },
             (_, _, sums) => {
                 let mut cursor = self.cursor();
-                for (block, x) in x.chunks(BLOCK_COLS * sums.len()).enumerate() {
+                let blocks = x.chunks(BLOCK_COLS * sums.len()).take(self.blocks);
+                for (block, x) in blocks.enumerate() {
                     for row in 0..self.rows {
                         let unit = block * self.rows + row;
                         let mut wide = [0.0; BLOCK_COLS];
