@@ -9,7 +9,7 @@ if ! cargo +nightly --version >/dev/null 2>&1; then
     exit "${SPARSEGPT_REQUIRE_FUZZING:-0}"
 fi
 host=$(rustc -vV | sed -n 's/^host: //p')
-built=$PWD/../target/fuzz/$host/debug
+built=$PWD/../target/fuzz/$host/fuzz
 # As cargo-fuzz 0.13 builds targets, which takes longer to install than this: the address sanitizer, and the counters,
 # comparisons and stack depth that steer libFuzzer.
 flags=(
@@ -23,10 +23,8 @@ flags=(
     -Cllvm-args=-sanitizer-coverage-stack-depth
     -Cllvm-args=-simplifycfg-branch-fold-threshold=0
 )
-# The same versions as the workspace's.
-cp ../Cargo.lock Cargo.lock
 # The host is named, or build scripts and macros would get the flags too.
-RUSTFLAGS="${flags[*]}" cargo +nightly build --target "$host" --target-dir ../target/fuzz
+RUSTFLAGS="${flags[*]}" cargo +nightly build --package sparsegpt-fuzz --profile fuzz --target "$host" --target-dir ../target/fuzz
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 run() {

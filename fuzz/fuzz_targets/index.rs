@@ -7,7 +7,8 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use sparsegpt_models::checkpoint::Checkpoint;
 
-const GPTQ: &[u8] = br#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": false,
+const GPTQ: &[u8] =
+    br#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": false,
     "desc_act": true, "checkpoint_format": "gptq"}}"#;
 const COMPRESSED_TENSORS: &[u8] = br#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,

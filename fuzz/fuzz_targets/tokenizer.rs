@@ -13,9 +13,9 @@ fuzz_target!(|data: &[u8]| {
     if fs::write(folder.path().join("tokenizer.json"), data).is_err() {
         return;
     }
-    if let Ok(tokenizer) = Tokenizer::from_folder(folder.path()) {
-        if let Ok(ids) = tokenizer.encode("A hacker is 12 years old.\n") {
-            let _ = tokenizer.decode(&ids);
-        }
+    if let Ok(tokenizer) = Tokenizer::from_folder(folder.path())
+        && let Ok(ids) = tokenizer.encode("A hacker is 12 years old.\n")
+    {
+        let _ = tokenizer.decode(&ids);
     }
 });
