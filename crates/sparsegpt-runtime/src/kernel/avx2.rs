@@ -4,30 +4,32 @@
 //! long as their documentation says. The drivers in `vector` and `tokens` see to both.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, _mm_and_si128, _mm_cmpgt_epi8, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_set1_epi8, _mm_setr_epi8, _mm_shuffle_epi8, _mm_srli_epi16,
-    _mm_srli_si128, _mm_storeu_si128, _mm_sub_epi8, _mm_unpackhi_epi8, _mm_unpacklo_epi8,
-    _mm_unpacklo_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_broadcast_ss,
-    _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi16, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32,
+    __m128i, __m256, __m256i, __m512, _mm_and_si128, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_set1_epi8, _mm_shuffle_epi8, _mm_srli_epi16, _mm_unpacklo_epi64, _mm256_add_ps,
+    _mm256_and_si256, _mm256_blend_epi32, _mm256_broadcast_ss, _mm256_broadcastsi128_si256,
+    _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepi16_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_inserti128_si256,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8,
+    _mm256_slli_epi16, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
+    _mm256_sub_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps,
+    _mm512_slli_epi32,
 };
 
 use half::{bf16, f16};
 
-use super::tables::{PLACES, QUARTERS, SPREAD, WIDEN};
-use super::{Bits, FEW_TOKENS, Index, QuantizedTile, Stored, lines_a_unit, prefetch};
+use super::quantized::count;
+use super::tables::{CODES, QUARTERS, SPREAD, WIDEN};
+use super::tokens::{UnitsTokens, ask_for_part};
+use super::{Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
 
 /// f32 values in a vector.
 pub(super) const LANES: usize = 8;
-/// Most vectors of tokens that [`unit_tokens`] holds in registers. Thirteen would fit, but so many activations of a block, 26 KiB, leave the
+/// Most vectors of tokens that [`units_tokens`] holds in registers. Thirteen would fit, but so many activations of a block, 26 KiB, leave the
 /// innermost cache no room for sums and values: slower by a tenth at half of zeros, by a fifth at 80 %.
 pub(super) const MOST_VECTORS: usize = 10;
 
@@ -237,60 +239,90 @@ pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
     x: &[f32],
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let mut partial = [[_mm256_setzero_ps(); FEW_TOKENS]; TILE_ROWS];
+    let mut partial = [[[_mm256_setzero_ps(); 2]; FEW_TOKENS]; TILE_ROWS / 2];
     let mut values = tile.values.as_ptr();
     for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
-        for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
-            let word = tile.index.word(block * tile.rows + row);
-            prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
-            let mut weights = [_mm256_setzero_ps(); BLOCK_COLS / LANES];
-            for (group, weights) in weights.iter_mut().enumerate() {
-                let byte = I::byte(word, group);
-                let (first, second) = (I::before(word, group), I::before_half(word, group, byte));
-                // SAFETY: as in `tile_vector`.
-                *weights = unsafe { V::group(byte, [values.add(first), values.add(second)]) };
-            }
+        for (pair, partial) in partial.iter_mut().enumerate().take(tile.rows.div_ceil(2)) {
+            let [row, other] = pair_of(pair, tile.rows);
+            let words = [row, other].map(|row| tile.index.word(block * tile.rows + row));
             // SAFETY: as in `tile_vector`; the level.
             unsafe {
-                values = values.add(I::total(word));
-                add_unit(weights, x, partial);
+                let rows = [values, values.add((other - row) * I::total(words[0]))];
+                prefetch(values, VALUES_AHEAD, 2 * lines_a_unit::<V>());
+                add_halves::<0>(weights_of::<V, I, 0>(words, rows), x, partial);
+                add_halves::<1>(weights_of::<V, I, 1>(words, rows), x, partial);
+                values = rows[1].add(I::total(words[1]));
             }
         }
     }
     add_totals(&partial, sums);
 }
 
-/// partial[token] += the unit's weights times those of the token; `x` is tokens x 64.
+/// The rows of a pair. A last row without another is with itself, and its second sums are nobody's.
+#[inline(always)]
+fn pair_of(pair: usize, rows: usize) -> [usize; 2] {
+    [2 * pair, (2 * pair + 1).min(rows - 1)]
+}
+
+/// Half H of the units of two rows whose values begin at `rows`.
+///
+/// # Safety
+/// The level; the values that the words tell, and 16 more.
+#[inline(always)]
+unsafe fn weights_of<V: Value, I: Index, const H: usize>(
+    words: [u64; 2],
+    rows: [*const V; 2],
+) -> [[__m256; HALF]; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let mut weights = [[_mm256_setzero_ps(); HALF]; 2];
+        for ((word, values), weights) in words.into_iter().zip(rows).zip(&mut weights) {
+            for (at, weights) in weights.iter_mut().enumerate() {
+                let group = H * HALF + at;
+                let byte = I::byte(word, group);
+                let (first, second) = (I::before(word, group), I::before_half(word, group, byte));
+                *weights = V::group(byte, [values.add(first), values.add(second)]);
+            }
+        }
+        weights
+    }
+}
+
+/// Groups in half a unit: those of two rows are as many registers as leave room for sums.
+const HALF: usize = BLOCK_COLS / LANES / 2;
+
+/// partial[token][row] += the weights of half H of the units of two rows times those of the token, whose activations are loaded once for
+/// both; `x` is tokens x 64.
 ///
 /// # Safety
 /// The level.
 #[inline(always)]
-unsafe fn add_unit(
-    weights: [__m256; BLOCK_COLS / LANES],
+unsafe fn add_halves<const H: usize>(
+    weights: [[__m256; HALF]; 2],
     x: &[f32],
-    partial: &mut [__m256; FEW_TOKENS],
+    partial: &mut [[__m256; 2]; FEW_TOKENS],
 ) {
     for (x, partial) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(partial) {
-        // SAFETY: 64 values of the token; the level.
-        unsafe {
-            let x = x.as_ptr();
-            // Two sums, so that an addition need not wait for the one before.
-            let mut sums = [*partial, _mm256_setzero_ps()];
-            for (group, weights) in weights.into_iter().enumerate() {
-                let x = _mm256_loadu_ps(x.add(group * LANES));
-                sums[group % 2] = _mm256_fmadd_ps(weights, x, sums[group % 2]);
+        let mut sums = *partial;
+        for at in 0..HALF {
+            // SAFETY: 64 values of the token; the level.
+            unsafe {
+                let x = _mm256_loadu_ps(x.as_ptr().add((H * HALF + at) * LANES));
+                sums[0] = _mm256_fmadd_ps(weights[0][at], x, sums[0]);
+                sums[1] = _mm256_fmadd_ps(weights[1][at], x, sums[1]);
             }
-            *partial = _mm256_add_ps(sums[0], sums[1]);
         }
+        *partial = sums;
     }
 }
 
-/// sums[token][row] += the lanes of partial[row][token].
+/// sums[token][row] += the lanes of its partial sum.
 #[inline(always)]
-fn add_totals(partial: &[[__m256; FEW_TOKENS]; TILE_ROWS], sums: &mut [[f32; TILE_ROWS]]) {
+fn add_totals(partial: &[[[__m256; 2]; FEW_TOKENS]; TILE_ROWS / 2], sums: &mut [[f32; TILE_ROWS]]) {
     for (token, sums) in sums.iter_mut().enumerate() {
-        for (sum, partial) in sums.iter_mut().zip(partial) {
-            *sum += total(partial[token]);
+        for (sums, partial) in sums.as_chunks_mut::<2>().0.iter_mut().zip(partial) {
+            sums[0] += total(partial[token][0]);
+            sums[1] += total(partial[token][1]);
         }
     }
 }
@@ -322,30 +354,18 @@ fn total(vector: __m256) -> f32 {
     ((a + e) + (b + f)) + ((c + g) + (d + h))
 }
 
-/// Two vectors of f32 from sixteen whole numbers.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn to_f32(numbers: __m256i) -> [__m256; 2] {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let low = _mm256_castsi256_si128(numbers);
-        let high = _mm256_extracti128_si256::<1>(numbers);
-        [
-            _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(low)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(high)),
-        ]
-    }
+/// 2²³ as f32, whose fraction's lowest byte is worth 1: with a code there, it is 2²³ + code.
+const BASE: i32 = 0x4b00_0000;
+
+/// Codes of four bits that are unpacked at once.
+const UNPACK: usize = 32;
+
+/// Bytes that so many codes of four bits take, one each, from an odd one on, with what is read behind them.
+const fn unpacked(codes: usize) -> usize {
+    codes.next_multiple_of(UNPACK) + UNPACK
 }
 
-/// Bytes for a unit's codes of four bits, one each: 64 from an even place on, one more, and what is read behind them.
-const UNPACKED: usize = 80;
-
 /// The product of a tile of codes of BITS bits with one token, as [`Tile::vectors`](super::Tile::vectors).
-///
-/// A byte shuffle moves the codes of sixteen columns to their places. Those of four bits are unpacked to bytes before, and their zero
-/// subtracted by a second shuffle, for all rows of a block: reading across two stores waits until both are done.
 ///
 /// # Safety
 /// The level; the invariant of [`QuantizedTile`]; blocks · 64 values of `x`.
@@ -361,17 +381,17 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
     for block in 0..tile.blocks {
         // SAFETY: the level; `x` has 64 values for each block.
         let x = unsafe { block_of(x, block) };
-        let (masks, scales, zeros) = tile.units(block);
+        let (masks, scales, zeros) = tile.units_of(block);
         // SAFETY: the level; blocks come in their order.
-        unsafe { units.unpack::<BITS>(masks, zeros) };
-        let grids = masks.iter().zip(zeros).zip(scales);
-        for (((grid, scale), bytes), partial) in grids.zip(units.bytes).zip(&mut partial) {
+        unsafe { units.unpack::<BITS>(masks) };
+        let rows = masks.iter().zip(units.bytes).zip(&mut partial);
+        for (((mask, codes), partial), (scale, zero)) in rows.zip(scales.iter().zip(zeros)) {
+            let base = base_of(*zero);
             let mut steps = [_mm256_setzero_ps(); 2];
-            for pair in 0..BLOCK_COLS / (2 * LANES) {
+            for (group, x) in x.into_iter().enumerate() {
                 // SAFETY: the level; these are the unit's codes.
-                let [low, high] = unsafe { steps_of_pair::<BITS>(grid, pair, bytes) };
-                steps[0] = _mm256_fmadd_ps(low, x[2 * pair], steps[0]);
-                steps[1] = _mm256_fmadd_ps(high, x[2 * pair + 1], steps[1]);
+                let own = unsafe { steps_of_group(*mask, group, codes, base) };
+                steps[group % 2] = _mm256_fmadd_ps(own, x, steps[group % 2]);
             }
             let steps = _mm256_add_ps(steps[0], steps[1]);
             *partial = _mm256_fmadd_ps(steps, _mm256_set1_ps(*scale), *partial);
@@ -392,34 +412,55 @@ pub(super) unsafe fn quantized_vectors<const BITS: usize>(
     x: &[f32],
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    let mut partial = [[_mm256_setzero_ps(); FEW_TOKENS]; TILE_ROWS];
+    let mut partial = [[[_mm256_setzero_ps(); 2]; FEW_TOKENS]; TILE_ROWS / 2];
     let mut units = UnpackedUnits::new(tile);
     for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
-        let (masks, scales, zeros) = tile.units(block);
+        let (masks, scales, zeros) = tile.units_of(block);
         // SAFETY: the level; blocks come in their order.
-        unsafe { units.unpack::<BITS>(masks, zeros) };
-        let grids = masks.iter().zip(zeros).zip(scales);
-        for (((grid, scale), bytes), partial) in grids.zip(units.bytes).zip(&mut partial) {
-            let scale = _mm256_set1_ps(*scale);
-            let mut weights = [_mm256_setzero_ps(); BLOCK_COLS / LANES];
-            for (pair, weights) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                // SAFETY: the level; these are the unit's codes.
-                let [low, high] = unsafe { steps_of_pair::<BITS>(grid, pair, bytes) };
-                *weights = [_mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale)];
+        unsafe { units.unpack::<BITS>(masks) };
+        for (pair, partial) in partial.iter_mut().enumerate().take(tile.rows.div_ceil(2)) {
+            let rows = pair_of(pair, tile.rows).map(|row| {
+                let grid = (_mm256_set1_ps(scales[row]), base_of(zeros[row]));
+                (masks[row], units.bytes[row], grid)
+            });
+            // SAFETY: the level; these are the units' codes.
+            unsafe {
+                add_halves::<0>(quantized_weights_of::<0>(rows), x, partial);
+                add_halves::<1>(quantized_weights_of::<1>(rows), x, partial);
             }
-            // SAFETY: the level.
-            unsafe { add_unit(weights, x, partial) };
         }
     }
     add_totals(&partial, sums);
 }
 
-/// The codes of a tile's units, a block after the other, each in a byte.
+/// Half H of the units of two rows: their masks, codes, and scales and bases.
+///
+/// # Safety
+/// As [`steps_of_group`].
+#[inline(always)]
+unsafe fn quantized_weights_of<const H: usize>(
+    rows: [(u64, *const u8, (__m256, __m256i)); 2],
+) -> [[__m256; HALF]; 2] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let mut weights = [[_mm256_setzero_ps(); HALF]; 2];
+        for ((mask, codes, (scale, base)), weights) in rows.into_iter().zip(&mut weights) {
+            for (at, weights) in weights.iter_mut().enumerate() {
+                let steps = steps_of_group(mask, H * HALF + at, codes, base);
+                *weights = _mm256_mul_ps(steps, scale);
+            }
+        }
+        weights
+    }
+}
+
+/// The codes of a tile's units, a block after the other, each in a byte. A block's are unpacked before any is used, since a load that
+/// spans two stores waits until both are done.
 struct UnpackedUnits<'a> {
     codes: &'a [u8],
     /// The next block's first code.
     at: usize,
-    unpacked: [[u8; UNPACKED]; TILE_ROWS],
+    unpacked: [u8; unpacked(TILE_ROWS * BLOCK_COLS)],
     /// Where each row's codes begin.
     bytes: [*const u8; TILE_ROWS],
 }
@@ -430,136 +471,135 @@ impl<'a> UnpackedUnits<'a> {
         Self {
             codes: tile.codes,
             at: tile.start,
-            unpacked: [[0; UNPACKED]; TILE_ROWS],
+            unpacked: [0; unpacked(TILE_ROWS * BLOCK_COLS)],
             bytes: [tile.codes.as_ptr(); TILE_ROWS],
         }
     }
 
-    /// The next block's. Those of four bits are unpacked, and their zeros subtracted.
+    /// The next block's.
     ///
     /// # Safety
-    /// The level; `codes` has one for each bit of the masks of all blocks so far, and eight bytes more.
+    /// The level; `codes` has one for each bit of the masks of all blocks so far, and 16 bytes more.
     #[inline(always)]
-    unsafe fn unpack<const BITS: usize>(&mut self, masks: &[u64], zeros: &[u8]) {
-        let rows = self.unpacked.iter_mut().zip(&mut self.bytes);
-        for ((mask, zero), (unpacked, bytes)) in masks.iter().zip(zeros).zip(rows) {
-            let count = mask.count_ones() as usize;
-            // SAFETY: there are `count` codes from `at` on.
-            unsafe {
-                *bytes = match BITS {
-                    4 => unpack(self.codes, (self.at, count), *zero, unpacked),
-                    _ => self.codes.as_ptr().add(self.at),
-                };
+    unsafe fn unpack<const BITS: usize>(&mut self, masks: &[u64]) {
+        let count = count(masks);
+        // SAFETY: there are codes from `at` on, one for each bit.
+        unsafe {
+            let mut next = match BITS {
+                4 => unpack(self.codes, (self.at, count), &mut self.unpacked),
+                _ => self.codes.as_ptr().add(self.at),
+            };
+            for (mask, bytes) in masks.iter().zip(&mut self.bytes) {
+                *bytes = next;
+                next = next.add(mask.count_ones() as usize);
             }
-            self.at += count;
         }
+        self.at += count;
     }
 }
 
-/// code − zero of a pair of groups of a unit with this mask and zero, whose codes [`UnpackedUnits`] has put to `bytes`; 0 where
-/// there is none.
+/// 2²³ + zero in every lane.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+fn base_of(zero: u8) -> __m256i {
+    // SAFETY: its callers have had vectors from the level.
+    unsafe { _mm256_set1_epi32(BASE | i32::from(zero)) }
+}
+
+/// code − zero of the columns of a group of a unit with this mask whose codes are at `codes`, `base` being 2²³ + zero; 0 where there
+/// is no code. A byte shuffle puts each code, or else the zero, into the fraction of 2²³; the difference is exact.
 ///
 /// # Safety
 /// The level; eight bytes can be read from each code's place on, and from that of the first behind them.
 #[inline(always)]
-unsafe fn steps_of_pair<const BITS: usize>(
-    (mask, zero): (&u64, &u8),
-    pair: usize,
-    bytes: *const u8,
-) -> [__m256; 2] {
+unsafe fn steps_of_group(mask: u64, group: usize, codes: *const u8, base: __m256i) -> __m256 {
+    // SAFETY: as required of the caller; the table has an entry for every byte.
+    unsafe {
+        let own = codes.add(Bits::before(mask, group)).cast::<i64>();
+        let columns = CODES.0[Bits::byte(mask, group) as usize].as_ptr();
+        // Eight codes and the base, in either half.
+        let own = _mm256_set1_epi64x(own.read_unaligned());
+        let from = _mm256_blend_epi32::<0b1100_1100>(own, base);
+        let moved = _mm256_shuffle_epi8(from, _mm256_loadu_si256(columns.cast()));
+        _mm256_sub_ps(_mm256_castsi256_ps(moved), _mm256_castsi256_ps(base))
+    }
+}
+
+/// Puts `count` codes of four bits from code `at` on into a byte each, and some around them; returns where the first is.
+///
+/// # Safety
+/// The level; `codes` has so many and 16 bytes more, and `to` as many as [`unpacked`] says.
+#[inline(always)]
+unsafe fn unpack(codes: &[u8], (at, count): (usize, usize), to: &mut [u8]) -> *const u8 {
+    debug_assert!(
+        (at + count).div_ceil(2) + UNPACK / 2 <= codes.len() && unpacked(count) <= to.len()
+    );
+    let (first, odd) = (at / 2, at % 2);
+    for start in (0..odd + count).step_by(UNPACK) {
+        // SAFETY: the byte from which 16 are read holds one of the codes; 32 are written for as many or fewer codes.
+        unsafe {
+            let bytes = _mm_loadu_si128(codes.as_ptr().add(first + start / 2).cast());
+            let words = _mm256_cvtepu8_epi16(bytes);
+            let both = _mm256_or_si256(words, _mm256_slli_epi16::<4>(words));
+            let codes = _mm256_and_si256(both, _mm256_set1_epi8(15));
+            _mm256_storeu_si256(to.as_mut_ptr().add(start).cast(), codes);
+        }
+    }
+    // SAFETY: `to` has more than one.
+    unsafe { to.as_ptr().add(odd) }
+}
+
+/// The weights (code − zero)·scale of a block of a tile of codes of BITS bits, whose first is code `at`.
+///
+/// # Safety
+/// The level; the invariant of [`QuantizedTile`].
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) unsafe fn widen_codes<const BITS: usize>(
+    tile: QuantizedTile<'_>,
+    block: usize,
+    at: usize,
+    wide: &mut Wide,
+) {
+    let (masks, scales, zeros) = tile.units_of(block);
+    let mut units = UnpackedUnits::new(tile);
+    units.at = at;
+    // SAFETY: the level; the block's first code is `at`.
+    unsafe { units.unpack::<BITS>(masks) };
+    let mut to = wide.as_mut_ptr();
+    let rows = masks.iter().zip(units.bytes);
+    for ((mask, codes), (scale, zero)) in rows.zip(scales.iter().zip(zeros)) {
+        let (scale, base) = (_mm256_set1_ps(*scale), base_of(*zero));
+        let count = mask.count_ones() as usize;
+        // SAFETY: the level; eight bytes can be read from each code on. What is written behind a row's values is the next row's
+        // place, or the vector at the end of `wide`.
+        unsafe {
+            for start in (0..count).step_by(LANES) {
+                let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.add(start).cast()));
+                let codes = _mm256_or_si256(codes, _mm256_set1_epi32(BASE));
+                let steps = _mm256_sub_ps(_mm256_castsi256_ps(codes), _mm256_castsi256_ps(base));
+                _mm256_storeu_ps(to.add(start), _mm256_mul_ps(steps, scale));
+            }
+            to = to.add(count);
+        }
+    }
+}
+
+/// Two vectors of f32 from sixteen whole numbers.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn to_f32(numbers: __m256i) -> [__m256; 2] {
     // SAFETY: as required of the caller.
     unsafe {
-        let (codes, columns) = columns_of(*mask, pair, bytes);
-        let moved = _mm_shuffle_epi8(codes, columns);
-        if BITS == 4 {
-            let second = _mm_srli_si128::<8>(moved);
-            [
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(moved)),
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)),
-            ]
-        } else {
-            // Where there is a code, its place is no negative number.
-            let there = _mm_cmpgt_epi8(columns, _mm_set1_epi8(-1));
-            let zeros = _mm_and_si128(_mm_set1_epi8(zero.cast_signed()), there);
-            to_f32(_mm256_sub_epi16(
-                _mm256_cvtepu8_epi16(moved),
-                _mm256_cvtepu8_epi16(zeros),
-            ))
-        }
-    }
-}
-
-/// The codes of a pair of groups of a unit whose codes are at `bytes`, each group's in a half, and where its columns find theirs.
-///
-/// # Safety
-/// The level; eight readable bytes at the first code of each group.
-#[inline(always)]
-unsafe fn columns_of(mask: u64, pair: usize, bytes: *const u8) -> (__m128i, __m128i) {
-    let [first, second] = [2 * pair, 2 * pair + 1];
-    // SAFETY: as required of the caller; the tables have an entry for every byte.
-    unsafe {
-        let load = |low: *const u8, high: *const u8| {
-            _mm_unpacklo_epi64(_mm_loadl_epi64(low.cast()), _mm_loadl_epi64(high.cast()))
-        };
-        let codes = load(
-            bytes.add(Bits::before(mask, first)),
-            bytes.add(Bits::before(mask, second)),
-        );
-        let columns = load(
-            PLACES[0].0[Bits::byte(mask, first) as usize].as_ptr(),
-            PLACES[1].0[Bits::byte(mask, second) as usize].as_ptr(),
-        );
-        (codes, columns)
-    }
-}
-
-/// Writes code − zero for `count` codes of four bits from code `at` on, and for some behind them; returns where the first is.
-///
-/// # Safety
-/// The level; `codes` has so many.
-#[inline(always)]
-unsafe fn unpack(
-    codes: &[u8],
-    (at, count): (usize, usize),
-    zero: u8,
-    to: &mut [u8; UNPACKED],
-) -> *const u8 {
-    /// Bytes that are read: 64 codes, and sixteen for the one more.
-    const READ: usize = 40;
-    let (first, odd) = (at / 2, at % 2);
-    let mut end = [0; READ];
-    let from = match codes.get(first..first + READ) {
-        Some(codes) => codes.as_ptr(),
-        None => {
-            let rest = codes.get(first..).unwrap_or_default();
-            end[..rest.len()].copy_from_slice(rest);
-            end.as_ptr()
-        }
-    };
-    // SAFETY: 40 bytes are read, 80 written.
-    unsafe {
-        let four = _mm_set1_epi8(15);
-        let all = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        // By code.
-        let steps = _mm_sub_epi8(all, _mm_set1_epi8(zero.cast_signed()));
-        let halves = |raw: __m128i| {
-            let upper = _mm_srli_epi16::<4>(raw);
-            [_mm_and_si128(raw, four), _mm_and_si128(upper, four)]
-        };
-        let mut put = |place: usize, codes: __m128i| {
-            let to = to.as_mut_ptr().add(place).cast();
-            _mm_storeu_si128(to, _mm_shuffle_epi8(steps, codes));
-        };
-        for place in [0, 16] {
-            let [lower, upper] = halves(_mm_loadu_si128(from.add(place).cast()));
-            put(2 * place, _mm_unpacklo_epi8(lower, upper));
-            put(2 * place + 16, _mm_unpackhi_epi8(lower, upper));
-        }
-        if odd + count > BLOCK_COLS {
-            let [lower, upper] = halves(_mm_loadl_epi64(from.add(32).cast()));
-            put(64, _mm_unpacklo_epi8(lower, upper));
-        }
-        to.as_ptr().add(odd)
+        let low = _mm256_castsi256_si128(numbers);
+        let high = _mm256_extracti128_si256::<1>(numbers);
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(low)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(high)),
+        ]
     }
 }
 
@@ -602,18 +642,15 @@ pub(super) unsafe fn steps_vector<const BITS: usize>(
     }
 }
 
-/// Widens a unit's values, and some behind them.
+/// Widens the first `count` values, and some behind them.
 ///
 /// # Safety
-/// The level; `values` has at least eight values more than the unit.
+/// The level; `values` has at least eight values more than that.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn widen_unit<V: Value>(
-    values: &[V],
-    nonzeros: usize,
-    wide: &mut [f32; BLOCK_COLS],
-) {
-    for start in (0..nonzeros).step_by(LANES) {
-        // SAFETY: `start` is a multiple of eight below 64, and `values` goes on for eight more.
+pub(super) unsafe fn widen<V: Value>(values: &[V], count: usize, wide: &mut Wide) {
+    debug_assert!(count + LANES <= wide.len() && count + LANES <= values.len());
+    for start in (0..count).step_by(LANES) {
+        // SAFETY: both go on for eight values behind `count`.
         unsafe {
             let vector = V::widen(values.as_ptr().add(start));
             _mm256_storeu_ps(wide.as_mut_ptr().add(start), vector);
@@ -621,29 +658,46 @@ pub(super) unsafe fn widen_unit<V: Value>(
     }
 }
 
-/// A kernel for one number of vectors: mask, values, columns x lanes, sums.
-pub(super) type UnitTokens = unsafe fn(u64, *const f32, *const f32, *mut f32);
-
 /// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens.
-pub(super) static UNIT_TOKENS: [UnitTokens; MOST_VECTORS] = [
-    unit_tokens::<1>,
-    unit_tokens::<2>,
-    unit_tokens::<3>,
-    unit_tokens::<4>,
-    unit_tokens::<5>,
-    unit_tokens::<6>,
-    unit_tokens::<7>,
-    unit_tokens::<8>,
-    unit_tokens::<9>,
-    unit_tokens::<10>,
+pub(super) static UNITS_TOKENS: [UnitsTokens; MOST_VECTORS] = [
+    units_tokens::<1, 2>,
+    units_tokens::<2, 2>,
+    units_tokens::<3, 2>,
+    units_tokens::<4, 2>,
+    units_tokens::<5, 2>,
+    units_tokens::<6, 1>,
+    units_tokens::<7, 1>,
+    units_tokens::<8, 1>,
+    units_tokens::<9, 1>,
+    units_tokens::<10, 1>,
 ];
 
-/// As [`portable::unit_tokens`](super::portable::unit_tokens), for T vectors of tokens.
+/// As [`portable::unit_tokens`](super::portable::unit_tokens) for each of the units, with T vectors of tokens. Every C-th value has sums of
+/// its own, where there are registers for them, so that additions need not wait for each other.
 ///
 /// # Safety
-/// The level; a value for each bit, 64 x 8T values of `x`, 8T sums.
+/// The level; for each unit a value for each bit and 8T sums; 64 x 8T values of `x`.
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-unsafe fn unit_tokens<const T: usize>(
+unsafe fn units_tokens<const T: usize, const C: usize>(
+    units: &[Unit<'_>],
+    x: *const f32,
+    sums: *mut f32,
+    ahead: &[f32],
+) {
+    for (row, (mask, values)) in units.iter().enumerate() {
+        ask_for_part(ahead, row, units.len());
+        // SAFETY: as required of the caller.
+        unsafe {
+            let sums = sums.add(row * T * LANES);
+            unit_tokens::<T, C>(*mask, values.as_ptr(), x, sums);
+        }
+    }
+}
+
+/// # Safety
+/// As [`units_tokens`], for one unit.
+#[inline(always)]
+unsafe fn unit_tokens<const T: usize, const C: usize>(
     mut mask: u64,
     mut values: *const f32,
     x: *const f32,
@@ -651,22 +705,50 @@ unsafe fn unit_tokens<const T: usize>(
 ) {
     // SAFETY: as required of the caller.
     unsafe {
-        let mut partial = [_mm256_setzero_ps(); T];
-        for (vector, partial) in partial.iter_mut().enumerate() {
+        let mut partial = [[_mm256_setzero_ps(); T]; C];
+        for (vector, partial) in partial[0].iter_mut().enumerate() {
             *partial = _mm256_loadu_ps(sums.add(vector * LANES));
         }
-        while mask != 0 {
-            let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
-            mask &= mask - 1;
-            let weight = _mm256_broadcast_ss(&*values);
-            values = values.add(1);
-            for (vector, partial) in partial.iter_mut().enumerate() {
-                *partial =
-                    _mm256_fmadd_ps(weight, _mm256_loadu_ps(x.add(vector * LANES)), *partial);
+        let mut count = mask.count_ones() as usize;
+        while count >= C {
+            for partial in &mut partial {
+                add_column(&mut mask, &mut values, x, partial);
             }
+            count -= C;
         }
-        for (vector, partial) in partial.iter().enumerate() {
-            _mm256_storeu_ps(sums.add(vector * LANES), *partial);
+        for _ in 0..count {
+            add_column(&mut mask, &mut values, x, &mut partial[0]);
+        }
+        for vector in 0..T {
+            let mut sum = partial[0][vector];
+            for partial in &partial[1..] {
+                sum = _mm256_add_ps(sum, partial[vector]);
+            }
+            _mm256_storeu_ps(sums.add(vector * LANES), sum);
+        }
+    }
+}
+
+/// partial += the next value times the activations of the mask's first column, which is taken off.
+///
+/// # Safety
+/// The level; a column is left; 64 x 8T values of `x`.
+#[inline(always)]
+unsafe fn add_column<const T: usize>(
+    mask: &mut u64,
+    values: &mut *const f32,
+    x: *const f32,
+    partial: &mut [__m256; T],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
+        *mask &= mask.wrapping_sub(1);
+        let weight = _mm256_broadcast_ss(&**values);
+        *values = values.add(1);
+        for (vector, partial) in partial.iter_mut().enumerate() {
+            let x = _mm256_loadu_ps(x.add(vector * LANES));
+            *partial = _mm256_fmadd_ps(weight, x, *partial);
         }
     }
 }

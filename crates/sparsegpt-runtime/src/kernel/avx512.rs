@@ -16,7 +16,7 @@ use crate::value::Value;
 
 /// f32 values in a vector.
 pub(super) const LANES: usize = 16;
-/// Most vectors of tokens that [`unit_tokens`] holds: eight chains of multiply-adds keep two units busy, and a block's
+/// Most vectors of tokens that [`units_tokens`] holds: eight chains of multiply-adds keep two units busy, and a block's
 /// activations are 32 KiB.
 pub(super) const MOST_VECTORS: usize = 8;
 
@@ -222,33 +222,39 @@ pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
     unsafe { tile_vectors_on::<__m512, V, I>(tile, x, sums) }
 }
 
-/// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens: mask, values, columns x lanes, sums.
+/// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens.
 #[cfg(target_arch = "x86_64")]
-pub(super) static UNIT_TOKENS: [super::avx2::UnitTokens; MOST_VECTORS] = [
-    unit_tokens::<1>,
-    unit_tokens::<2>,
-    unit_tokens::<3>,
-    unit_tokens::<4>,
-    unit_tokens::<5>,
-    unit_tokens::<6>,
-    unit_tokens::<7>,
-    unit_tokens::<8>,
+pub(super) static UNITS_TOKENS: [super::tokens::UnitsTokens; MOST_VECTORS] = [
+    units_tokens::<1>,
+    units_tokens::<2>,
+    units_tokens::<3>,
+    units_tokens::<4>,
+    units_tokens::<5>,
+    units_tokens::<6>,
+    units_tokens::<7>,
+    units_tokens::<8>,
 ];
 
-/// As [`portable::unit_tokens`](super::portable::unit_tokens), for T vectors of tokens.
+/// As [`portable::unit_tokens`](super::portable::unit_tokens) for each of the units, with T vectors of tokens.
 ///
 /// # Safety
-/// The level; a value for each bit, 64 x 16T values of `x`, 16T sums.
+/// The level; for each unit a value for each bit and 16T sums; 64 x 16T values of `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,bmi1,bmi2,popcnt")]
-unsafe fn unit_tokens<const T: usize>(
-    mask: u64,
-    values: *const f32,
+unsafe fn units_tokens<const T: usize>(
+    units: &[super::Unit<'_>],
     x: *const f32,
     sums: *mut f32,
+    ahead: &[f32],
 ) {
-    // SAFETY: as required of the caller.
-    unsafe { unit_tokens_on::<__m512, T>(mask, values, x, sums) }
+    for (row, (mask, values)) in units.iter().enumerate() {
+        super::tokens::ask_for_part(ahead, row, units.len());
+        // SAFETY: as required of the caller.
+        unsafe {
+            let sums = sums.add(row * T * LANES);
+            unit_tokens_on::<__m512, T>(*mask, values.as_ptr(), x, sums);
+        }
+    }
 }
 
 #[cfg(test)]

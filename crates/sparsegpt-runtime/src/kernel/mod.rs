@@ -46,7 +46,7 @@ pub(crate) const FEW_TOKENS: usize = 32;
 /// [`Packed::few`] for values of this density. What tiles take for a unit grows with its values, and they want some vectors of
 /// tokens to be busy. Measured with AVX2; `docs/runtime.md` says how.
 pub(crate) fn few_of_values(density: f64) -> usize {
-    ((50.0 * density).round() as usize).clamp(8, FEW_TOKENS)
+    ((56.0 * density).round() as usize).clamp(12, FEW_TOKENS)
 }
 
 /// Packed weights as the drivers see them: tiles of rows, blocks of columns.
@@ -84,17 +84,33 @@ pub(crate) trait Tile: Copy + Send + Sync {
     /// sums[token][row] += Σ over the tile's columns, for 1 to [`FEW_TOKENS`]; `x` is blocks x tokens x 64.
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]);
 
-    /// The mask of the unit at which `cursor` is, and its values in f32, with or without more behind them. The cursor
-    /// moves on. Values may be put into `wide`.
-    fn unit<'w>(
+    /// The units of a block, one for each row, the rest being empty. `cursor` is at the first of them and moves on to the next block's.
+    /// Values may be put into `wide`.
+    fn units<'w>(
         self,
         level: Level,
-        unit: usize,
+        block: usize,
         cursor: &mut Self::Cursor,
-        wide: &'w mut [f32; BLOCK_COLS],
-    ) -> (u64, &'w [f32])
+        wide: &'w mut Wide,
+    ) -> [Unit<'w>; TILE_ROWS]
     where
         Self: 'w;
+}
+
+/// A unit's mask, and its values in f32, with or without more behind them.
+pub(crate) type Unit<'a> = (u64, &'a [f32]);
+
+/// Place for a block of a tile in f32, and for a vector that is written behind it.
+pub(crate) type Wide = [f32; TILE_ROWS * BLOCK_COLS + 8];
+
+/// Units with these masks, whose values follow each other.
+fn units_of<'a>(masks: impl Iterator<Item = u64>, mut values: &'a [f32]) -> [Unit<'a>; TILE_ROWS] {
+    let mut units: [Unit<'a>; TILE_ROWS] = [(0, &[]); TILE_ROWS];
+    for (unit, mask) in units.iter_mut().zip(masks) {
+        *unit = (mask, values);
+        split_unit(&mut values, mask);
+    }
+    units
 }
 
 /// Dense weights as the drivers see them.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::tokens::DENSE_COLS;
-use super::{Panel, StoredPanel, Tile, portable};
+use super::{Panel, StoredPanel, Tile, Unit, Wide, portable, units_of};
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
@@ -16,7 +16,7 @@ pub(crate) fn steps_of(code: u8, zero: u8) -> f32 {
 
 /// A tile of a quantized matrix.
 ///
-/// **Invariant**: `masks` has rows x blocks entries; `codes` has a code for each bit from code `start` on, and eight bytes
+/// **Invariant**: `masks` has rows x blocks entries; `codes` has a code for each bit from code `start` on, and 16 bytes
 /// more; `scales` and `zeros` have an entry for each row of each group of blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantizedTile<'a> {
@@ -37,7 +37,7 @@ pub(crate) struct QuantizedTile<'a> {
 impl QuantizedTile<'_> {
     /// Masks, scales and zeros of the rows of a block.
     #[inline(always)]
-    pub(super) fn units(&self, block: usize) -> (&[u64], &[f32], &[u8]) {
+    pub(super) fn units_of(&self, block: usize) -> (&[u64], &[f32], &[u8]) {
         let of_rows = |at: usize| at * self.rows..(at + 1) * self.rows;
         let grid = of_rows(block / self.group_blocks);
         (
@@ -45,13 +45,6 @@ impl QuantizedTile<'_> {
             &self.scales[grid.clone()],
             &self.zeros[grid],
         )
-    }
-
-    /// Scale and zero of a unit.
-    #[inline(always)]
-    pub(super) fn grid(&self, block: usize, row: usize) -> (f32, u8) {
-        let (_, scales, zeros) = self.units(block);
-        (scales[row], zeros[row])
     }
 }
 
@@ -96,12 +89,11 @@ impl<'a> Tile for QuantizedTile<'a> {
             },
             (_, _, sums) => {
                 let mut cursor = self.cursor();
+                let mut wide = [0.0; _];
                 let blocks = x.chunks(BLOCK_COLS * sums.len()).take(self.blocks);
                 for (block, x) in blocks.enumerate() {
-                    for row in 0..self.rows {
-                        let unit = block * self.rows + row;
-                        let mut wide = [0.0; BLOCK_COLS];
-                        let (mask, values) = self.unit(level, unit, &mut cursor, &mut wide);
+                    let units = self.units(level, block, &mut cursor, &mut wide);
+                    for (row, (mask, values)) in units.into_iter().enumerate() {
                         for (sums, x) in sums.iter_mut().zip(x.chunks(BLOCK_COLS)) {
                             portable::unit_vector(mask, values, x, &mut sums[row]);
                         }
@@ -111,26 +103,48 @@ impl<'a> Tile for QuantizedTile<'a> {
         }
     }
 
-    fn unit<'w>(
+    fn units<'w>(
         self,
-        _level: Level,
-        unit: usize,
+        level: Level,
+        block: usize,
         cursor: &mut usize,
-        wide: &'w mut [f32; BLOCK_COLS],
-    ) -> (u64, &'w [f32])
+        wide: &'w mut Wide,
+    ) -> [Unit<'w>; TILE_ROWS]
     where
         Self: 'w,
     {
-        let mask = self.masks[unit];
-        let (scale, zero) = self.grid(unit / self.rows, unit % self.rows);
-        let count = mask.count_ones() as usize;
-        for (at, wide) in wide.iter_mut().take(count).enumerate() {
-            let code = self.width.code(self.codes, *cursor + at);
-            *wide = steps_of(code, zero) * scale;
+        let (masks, scales, zeros) = self.units_of(block);
+        let at = *cursor;
+        *cursor += count(masks);
+        match (level, self.width) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: levels are checked where they are chosen, and the tile holds its invariant.
+            (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
+                super::avx2::widen_codes::<4>(self, block, at, wide);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx2 | Level::Avx512, Width::Eight) => unsafe {
+                super::avx2::widen_codes::<8>(self, block, at, wide);
+            },
+            _ => {
+                let mut codes = at..*cursor;
+                let mut wide = wide.iter_mut();
+                for ((mask, scale), zero) in masks.iter().zip(scales).zip(zeros) {
+                    let own = codes.by_ref().take(mask.count_ones() as usize);
+                    for (code, wide) in own.zip(&mut wide) {
+                        *wide = steps_of(self.width.code(self.codes, code), *zero) * scale;
+                    }
+                }
+            }
         }
-        *cursor += count;
-        (mask, wide)
+        units_of(masks.iter().copied(), wide)
     }
+}
+
+/// Codes of units with these masks.
+pub(super) fn count(masks: &[u64]) -> usize {
+    masks.iter().map(|mask| mask.count_ones() as usize).sum()
 }
 
 /// A panel's scales and zeros, groups x [`PANEL_ROWS`] each.

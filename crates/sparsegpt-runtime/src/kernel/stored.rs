@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use super::{Index, Panel, Tile, lines_a_unit, portable, prefetch, split_unit};
+use super::{
+    Index, Panel, Tile, Unit, Wide, lines_a_unit, portable, prefetch, split_unit, units_of,
+};
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
-use crate::packed::{BLOCK_COLS, TILE_ROWS};
+use crate::packed::TILE_ROWS;
 use crate::value::Value;
 
 /// Bytes ahead of the values in use that are asked for with many tokens: about a block of a tile.
@@ -54,29 +56,32 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
         }
     }
 
-    fn unit<'w>(
+    fn units<'w>(
         self,
         level: Level,
-        unit: usize,
+        block: usize,
         cursor: &mut &'a [V],
-        wide: &'w mut [f32; BLOCK_COLS],
-    ) -> (u64, &'w [f32])
+        wide: &'w mut Wide,
+    ) -> [Unit<'w>; TILE_ROWS]
     where
         Self: 'w,
     {
-        let mask = self.index.mask(unit);
-        prefetch(cursor.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
+        let masks = (0..self.rows).map(|row| self.index.mask(block * self.rows + row));
         let values = *cursor;
-        let own = split_unit(cursor, mask);
+        for mask in masks.clone() {
+            prefetch(cursor.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
+            split_unit(cursor, mask);
+        }
         match bytemuck::try_cast_slice(values) {
-            Ok(values) if V::NAME == f32::NAME => return (mask, values),
+            Ok(values) if V::NAME == f32::NAME => return units_of(masks, values),
             _ => {}
         }
+        let own = &values[..values.len() - cursor.len()];
         match level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.
             Level::Avx2 | Level::Avx512 => unsafe {
-                super::avx2::widen_unit(values, own.len(), wide);
+                super::avx2::widen(values, own.len(), wide);
             },
             _ => {
                 for (wide, value) in wide.iter_mut().zip(own) {
@@ -84,7 +89,7 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
                 }
             }
         }
-        (mask, wide)
+        units_of(masks, wide)
     }
 }
 

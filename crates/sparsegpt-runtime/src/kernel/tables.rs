@@ -15,8 +15,9 @@ pub(super) static WIDEN: Table<[u8; 32]> = Table(widen());
 /// For eight 16-bit values: the bytes that make word i the value of column i, or zero.
 pub(super) static SPREAD: Table<[u8; 16]> = Table(spread());
 
-/// For eight bytes: the bytes that make byte i the one of column i, or zero; and the same where they are the second eight of sixteen.
-pub(super) static PLACES: [Table<[u8; 8]>; 2] = [Table(places(0)), Table(places(8))];
+/// For eight codes and the f32 2²³ + zero behind them, in each half of a vector: the bytes that make lane i the f32 2²³ + the
+/// code of column i, or 2²³ + zero.
+pub(super) static CODES: Table<[u8; 32]> = Table(codes());
 
 /// A byte shuffle writes zero there.
 const ZERO: u8 = 0x80;
@@ -82,15 +83,24 @@ const fn spread() -> [[u8; 16]; 256] {
     table
 }
 
-const fn places(first: u8) -> [[u8; 8]; 256] {
-    let mut table = [[ZERO; 8]; 256];
+const fn codes() -> [[u8; 32]; 256] {
+    /// Where the f32 is.
+    const BASE: u8 = 8;
+    let mut table = [[0; 32]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let (mut column, mut value) = (0, first);
+        let (mut column, mut value) = (0, 0);
         while column < 8 {
+            // The lowest byte of a fraction that has place for a code.
+            table[byte][4 * column] = BASE;
             if byte >> column & 1 == 1 {
-                table[byte][column] = value;
+                table[byte][4 * column] = value;
                 value += 1;
+            }
+            let mut part = 1;
+            while part < 4 {
+                table[byte][4 * column + part] = BASE + part as u8;
+                part += 1;
             }
             column += 1;
         }

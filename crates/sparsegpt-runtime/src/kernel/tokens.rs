@@ -3,7 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::{Dense, Packed, Panel, Tile, portable, prefetch};
+use super::{Dense, Packed, Panel, Tile, Unit, portable, prefetch};
 use crate::buffer::Aligned;
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
@@ -147,53 +147,58 @@ fn fill_bias(bias: Option<&[f32]>, y: &mut ArrayViewMut2<'_, f32>) {
 /// sums[row][token] += Σ for the rows of some tiles that follow each other; `x` is columns x `width`.
 fn tiles_tokens<T: Tile>(level: Level, tiles: &[T], x: &[f32], width: usize, sums: &mut [f32]) {
     let mut cursors: Vec<_> = tiles.iter().map(|tile| tile.cursor()).collect();
-    let mut wide = [0.0; BLOCK_COLS];
+    let mut wide = [0.0; _];
     let block_len = BLOCK_COLS * width;
-    let mut blocks = x.chunks_exact(block_len).peekable();
-    let mut block = 0;
-    while let Some(x) = blocks.next() {
-        // Lines are used in no order that a processor could guess, so the next block is asked for row by row.
-        let rows: usize = tiles.iter().map(|tile| tile.rows()).sum();
-        let mut ahead = blocks
-            .peek()
-            .map(|next| next.chunks(block_len.div_ceil(rows)));
+    let mut blocks = x.chunks_exact(block_len).enumerate().peekable();
+    while let Some((block, x)) = blocks.next() {
+        // Lines are used in no order that a processor could guess, so the next block is asked for, a part with each tile.
+        let next = blocks.peek().map_or(&[][..], |(_, next)| next);
+        let mut parts = next.chunks(block_len.div_ceil(tiles.len()));
         let tiles = tiles.iter().zip(&mut cursors);
         for ((tile, cursor), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
-            for (row, sums) in sums.chunks_exact_mut(width).enumerate().take(tile.rows()) {
-                if let Some(part) = ahead.as_mut().and_then(Iterator::next) {
-                    prefetch(part.as_ptr(), 0, size_of_val(part).div_ceil(64));
-                }
-                let unit = block * tile.rows() + row;
-                let (mask, values) = tile.unit(level, unit, cursor, &mut wide);
-                unit_tokens(level, mask, values, x, sums);
-            }
+            let ahead = parts.next().unwrap_or_default();
+            let units = tile.units(level, block, cursor, &mut wide);
+            units_tokens(level, &units[..tile.rows()], x, ahead, sums);
         }
-        block += 1;
     }
 }
 
-/// `values` begins with the unit's.
-fn unit_tokens(level: Level, mask: u64, values: &[f32], x: &[f32], sums: &mut [f32]) {
+/// A kernel for one number of vectors: units of a block, columns x lanes, rows x lanes of sums, and activations to ask for meanwhile.
+pub(super) type UnitsTokens = unsafe fn(&[Unit<'_>], *const f32, *mut f32, &[f32]);
+
+/// sums[row][token] += Σ over the columns of a block, for the rows of these units; `x` is columns x tokens.
+fn units_tokens(level: Level, units: &[Unit<'_>], x: &[f32], ahead: &[f32], sums: &mut [f32]) {
+    let width = x.len() / BLOCK_COLS;
     #[cfg(target_arch = "x86_64")]
     {
         let kernel = match level {
-            Level::Avx512 => {
-                Some(super::avx512::UNIT_TOKENS[sums.len() / super::avx512::LANES - 1])
-            }
-            Level::Avx2 => Some(super::avx2::UNIT_TOKENS[sums.len() / super::avx2::LANES - 1]),
+            Level::Avx512 => Some(super::avx512::UNITS_TOKENS[width / super::avx512::LANES - 1]),
+            Level::Avx2 => Some(super::avx2::UNITS_TOKENS[width / super::avx2::LANES - 1]),
             Level::Portable => None,
         };
         if let Some(kernel) = kernel {
-            debug_assert!(values.len() >= mask.count_ones() as usize);
-            debug_assert!(x.len() == BLOCK_COLS * sums.len());
+            let whole = |(mask, values): &Unit<'_>| values.len() >= mask.count_ones() as usize;
+            debug_assert!(units.iter().all(whole));
+            debug_assert!(sums.len() >= units.len() * width);
             // SAFETY: levels are checked where they are chosen; by the invariant of the tile there is a value for each
-            // bit, `x` is a whole block, and `sums` whole vectors.
-            unsafe { kernel(mask, values.as_ptr(), x.as_ptr(), sums.as_mut_ptr()) };
+            // bit, `x` is a whole block, and there are `width` sums, whole vectors, for each unit.
+            unsafe { kernel(units, x.as_ptr(), sums.as_mut_ptr(), ahead) };
             return;
         }
     }
-    let _ = level;
-    portable::unit_tokens(mask, values, x, sums);
+    let _ = (level, ahead);
+    for ((mask, values), sums) in units.iter().zip(sums.chunks_exact_mut(width)) {
+        portable::unit_tokens(*mask, values, x, sums);
+    }
+}
+
+/// Asks for the part of some activations that falls to one of so many rows.
+#[inline(always)]
+pub(super) fn ask_for_part(ahead: &[f32], row: usize, rows: usize) {
+    /// f32 values in a cache line.
+    const LINE: usize = 16;
+    let lines = ahead.len().div_ceil(LINE * rows);
+    prefetch(ahead.as_ptr(), row * lines * LINE * size_of::<f32>(), lines);
 }
 
 /// The same for dense weights.

@@ -1,6 +1,6 @@
 //! A few tokens: every weight is read from memory once and used for all of them.
 
-use ndarray::{ArrayView2, s};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use super::{Dense, Packed, Panel, Tile};
@@ -47,14 +47,14 @@ pub(crate) fn dense_vectors(
 
 /// Blocks x tokens x columns of a block, with zeros behind the last column.
 fn in_blocks(x: ArrayView2<'_, f32>, blocks: usize) -> Aligned<f32> {
-    let (tokens, cols) = x.dim();
+    let tokens = x.nrows();
     let mut values = Aligned::zeroed(blocks * tokens * BLOCK_COLS);
+    let x = x.as_standard_layout();
     for (token, row) in x.rows().into_iter().enumerate() {
-        for block in 0..blocks {
-            let columns = block * BLOCK_COLS..cols.min((block + 1) * BLOCK_COLS);
-            let to = &mut values[(block * tokens + token) * BLOCK_COLS..];
-            let from = row.slice(s![columns]);
-            from.iter().zip(to).for_each(|(from, to)| *to = *from);
+        let columns = row.to_slice().unwrap_or_default().chunks(BLOCK_COLS);
+        for (block, columns) in columns.enumerate() {
+            let to = (block * tokens + token) * BLOCK_COLS;
+            values[to..to + columns.len()].copy_from_slice(columns);
         }
     }
     values
