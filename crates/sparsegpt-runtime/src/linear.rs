@@ -16,7 +16,7 @@ use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
 /// Layers denser than this are stored dense, as products with one token get slower, and those with many. Measured;
-/// `docs/runtime.md` says how, and which are slower below it: some with 16 to 32 tokens, and those of codes with one.
+/// `docs/runtime.md` says how, and which are slower below it: some with 12 to 32 tokens.
 pub const MOST_SPARSE_DENSITY: f64 = 0.75;
 
 /// Up to so many tokens, a dense panel is multiplied by one after the other; more are multiplied in tiles of tokens.

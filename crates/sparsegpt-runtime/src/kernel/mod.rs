@@ -46,7 +46,7 @@ pub(crate) const FEW_TOKENS: usize = 32;
 /// [`Packed::few`] for values of this density. What tiles take for a unit grows with its values, and they want some vectors of
 /// tokens to be busy. Measured with AVX2; `docs/runtime.md` says how.
 pub(crate) fn few_of_values(density: f64) -> usize {
-    ((56.0 * density).round() as usize).clamp(12, FEW_TOKENS)
+    ((52.0 * density).round() as usize).clamp(12, FEW_TOKENS)
 }
 
 /// Packed weights as the drivers see them: tiles of rows, blocks of columns.

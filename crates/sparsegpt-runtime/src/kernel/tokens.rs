@@ -9,8 +9,9 @@ use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
-/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 40 KiB of sums.
-const MOST_TILES_A_TASK: usize = 8;
+/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 20 KiB of sums. (Eight take a twentieth
+/// longer with 400 tokens, a tenth with 32.)
+const MOST_TILES_A_TASK: usize = 4;
 /// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
 const TASKS_A_THREAD: usize = 4;
 /// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
