@@ -73,7 +73,8 @@ fn use_layers(path: &Path) {
         if layer.rows().saturating_mul(layer.cols()) > MOST_WEIGHTS {
             continue;
         }
-        for tokens in [1, 5] {
+        // One, a few, and many: each has kernels of its own.
+        for tokens in [1, 5, 33] {
             let x = Array2::from_elem((tokens, layer.cols()), 1.0);
             let y = layer.forward(x.view()).expect("the shapes fit");
             assert_eq!(y.dim(), (tokens, layer.rows()));

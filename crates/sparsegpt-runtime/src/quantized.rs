@@ -80,7 +80,7 @@ pub struct Codes<'a> {
     pub width: Width,
     /// rows x cols.
     pub codes: ArrayView2<'a, u8>,
-    /// rows x groups.
+    /// rows x groups; finite.
     pub scales: ArrayView2<'a, f32>,
     /// rows x groups.
     pub zeros: ArrayView2<'a, u8>,
@@ -102,6 +102,7 @@ impl Codes<'_> {
                 ));
             }
         }
+        finite_scales(self.scales.iter().copied()).or_else(refuse)?;
         let most = self.width.most();
         let all = self.codes.iter().chain(self.zeros);
         match all.into_iter().find(|&&code| code > most) {
@@ -130,6 +131,14 @@ impl Codes<'_> {
         let stored =
             stored.filter(|((row, col), code)| **code != self.zeros[[*row, col / self.group]]);
         stored.count() as f64 / self.codes.len().max(1) as f64
+    }
+}
+
+/// Kernels put zeros where there are no codes, which would be no numbers times any other scale.
+fn finite_scales(mut scales: impl Iterator<Item = f32>) -> Result<(), String> {
+    match scales.find(|scale| !scale.is_finite()) {
+        Some(scale) => Err(format!("expected finite scales, found {scale}")),
+        None => Ok(()),
     }
 }
 
@@ -199,7 +208,7 @@ impl QuantizedMatrix {
     /// Packs codes; those that are their group's zero are left out.
     ///
     /// # Errors
-    /// [`Error::Packed`] if shapes do not fit, groups are none of those allowed, or a code or zero is too large.
+    /// [`Error::Packed`] if shapes do not fit, groups are none of those allowed, a code or zero is too large, or a scale is not finite.
     pub fn from_codes(of: &Codes<'_>) -> Result<Self> {
         of.check()?;
         let (rows, cols) = of.codes.dim();
@@ -292,6 +301,7 @@ impl QuantizedMatrix {
         // As many as masks at most, so that they can be counted.
         expect_entries("scales", self.rows * groups, self.scales.len())?;
         expect_entries("zeros", self.rows * groups, self.zeros.len())?;
+        finite_scales(self.scales.iter().copied())?;
         let most = self.width.most();
         if let Some(zero) = self.zeros.iter().find(|&&zero| zero > most) {
             return Err(format!("expected zeros up to {most}, found {zero}"));
@@ -560,7 +570,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_beyond_the_codes_are_refused() {
+    fn zeros_beyond_the_codes_and_scales_that_are_no_numbers_are_refused() {
         let (codes, scale, zero) = (
             Array2::from_elem((1, 64), 9),
             Array2::from_elem((1, 1), 1.0),
@@ -574,7 +584,7 @@ mod tests {
             group: 64,
         };
         let packed = QuantizedMatrix::from_codes(&codes).unwrap();
-        let with = |zero: u8| {
+        let with = |zero: u8, scale: f32| {
             let copy = |words: &[u64]| Buffer::from(words.to_vec());
             QuantizedMatrix::from_buffers(
                 (1, 64),
@@ -584,11 +594,13 @@ mod tests {
                     Buffer::from(packed.codes.to_vec()),
                     Buffer::from(vec![zero]),
                 ],
-                Buffer::from(packed.scales.to_vec()),
+                Buffer::from(vec![scale]),
             )
         };
-        assert_eq!(with(15).unwrap().unpack(), packed.unpack());
-        let error = with(16).unwrap_err().to_string();
+        assert_eq!(with(15, 1.0).unwrap().unpack(), packed.unpack());
+        let error = with(15, f32::INFINITY).unwrap_err().to_string();
+        assert!(error.contains("finite scales, found inf"), "{error}");
+        let error = with(16, 1.0).unwrap_err().to_string();
         assert!(
             error.contains("expected zeros up to 15, found 16"),
             "{error}"

@@ -26,6 +26,11 @@ fn main() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let weights = matrix(&tensors, "weight");
     let solver = Solver::new(Cpu::new(threads).unwrap());
+    // Once a model, as its first layer would do.
+    solver
+        .backend()
+        .reserve(weights.nrows(), weights.ncols())
+        .unwrap();
     let mut hessian = solver
         .hessian_from(matrix(&tensors, "hessian").view())
         .unwrap();

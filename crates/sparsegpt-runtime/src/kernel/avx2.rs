@@ -209,13 +209,13 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
             for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
                 let word = tile.index.word(block * tile.rows + row);
                 prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
-                // Two sums, so that an addition need not wait for the one before.
+                // Two sums, so that an addition need not wait for the one before: a half of the unit each, as `add_halves` has them.
                 let mut sums = [*partial, _mm256_setzero_ps()];
                 for (group, x) in x.into_iter().enumerate() {
                     let byte = I::byte(word, group);
                     let (first, second) =
                         (I::before(word, group), I::before_half(word, group, byte));
-                    let sum = &mut sums[group % 2];
+                    let sum = &mut sums[group / HALF];
                     let weights = V::group(byte, [values.add(first), values.add(second)]);
                     *sum = _mm256_fmadd_ps(weights, x, *sum);
                 }
@@ -292,7 +292,7 @@ unsafe fn weights_of<V: Value, I: Index, const H: usize>(
 const HALF: usize = BLOCK_COLS / LANES / 2;
 
 /// partial[token][row] += the weights of half H of the units of two rows times those of the token, whose activations are loaded once for
-/// both; `x` is tokens x 64.
+/// both; `x` is tokens x 64. In the order of [`tile_vector`], so that a token has the same bits alone.
 ///
 /// # Safety
 /// The level.
@@ -303,16 +303,25 @@ unsafe fn add_halves<const H: usize>(
     partial: &mut [[__m256; 2]; FEW_TOKENS],
 ) {
     for (x, partial) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(partial) {
-        let mut sums = *partial;
-        for at in 0..HALF {
-            // SAFETY: 64 values of the token; the level.
-            unsafe {
+        // SAFETY: 64 values of the token; the level.
+        unsafe {
+            let mut sums = match H {
+                0 => *partial,
+                _ => [_mm256_setzero_ps(); 2],
+            };
+            for at in 0..HALF {
                 let x = _mm256_loadu_ps(x.as_ptr().add((H * HALF + at) * LANES));
                 sums[0] = _mm256_fmadd_ps(weights[0][at], x, sums[0]);
                 sums[1] = _mm256_fmadd_ps(weights[1][at], x, sums[1]);
             }
+            *partial = match H {
+                0 => sums,
+                _ => [
+                    _mm256_add_ps(partial[0], sums[0]),
+                    _mm256_add_ps(partial[1], sums[1]),
+                ],
+            };
         }
-        *partial = sums;
     }
 }
 
@@ -386,7 +395,8 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
         unsafe { units.unpack::<BITS>(masks) };
         let rows = masks.iter().zip(units.bytes).zip(&mut partial);
         for (((mask, codes), partial), (scale, zero)) in rows.zip(scales.iter().zip(zeros)) {
-            let base = base_of(*zero);
+            // SAFETY: the level.
+            let base = unsafe { base_of(*zero) };
             let mut steps = [_mm256_setzero_ps(); 2];
             for (group, x) in x.into_iter().enumerate() {
                 // SAFETY: the level; these are the unit's codes.
@@ -420,7 +430,9 @@ pub(super) unsafe fn quantized_vectors<const BITS: usize>(
         unsafe { units.unpack::<BITS>(masks) };
         for (pair, partial) in partial.iter_mut().enumerate().take(tile.rows.div_ceil(2)) {
             let rows = pair_of(pair, tile.rows).map(|row| {
-                let grid = (_mm256_set1_ps(scales[row]), base_of(zeros[row]));
+                // SAFETY: the level.
+                let base = unsafe { base_of(zeros[row]) };
+                let grid = (_mm256_set1_ps(scales[row]), base);
                 (masks[row], units.bytes[row], grid)
             });
             // SAFETY: the level; these are the units' codes.
@@ -503,8 +515,8 @@ impl<'a> UnpackedUnits<'a> {
 /// # Safety
 /// AVX2.
 #[inline(always)]
-fn base_of(zero: u8) -> __m256i {
-    // SAFETY: its callers have had vectors from the level.
+unsafe fn base_of(zero: u8) -> __m256i {
+    // SAFETY: as required of the caller.
     unsafe { _mm256_set1_epi32(BASE | i32::from(zero)) }
 }
 
@@ -570,7 +582,8 @@ pub(super) unsafe fn widen_codes<const BITS: usize>(
     let mut to = wide.as_mut_ptr();
     let rows = masks.iter().zip(units.bytes);
     for ((mask, codes), (scale, zero)) in rows.zip(scales.iter().zip(zeros)) {
-        let (scale, base) = (_mm256_set1_ps(*scale), base_of(*zero));
+        // SAFETY: the level.
+        let (scale, base) = (_mm256_set1_ps(*scale), unsafe { base_of(*zero) });
         let count = mask.count_ones() as usize;
         // SAFETY: the level; eight bytes can be read from each code on. What is written behind a row's values is the next row's
         // place, or the vector at the end of `wide`.

@@ -152,7 +152,7 @@ proptest! {
     fn patterns_are_products_too(
         rows in 1_usize..60,
         eights in 0_usize..30,
-        tokens in 0_usize..40,
+        tokens in prop_oneof![4 => 0_usize..40, 1 => 40_usize..90],
         density in 0.6_f32..=1.0,
         seed in any::<u64>(),
     ) {
@@ -172,7 +172,7 @@ proptest! {
     #[test]
     fn codes_are_products_too(
         (rows, cols) in (0_usize..60, 0_usize..300),
-        tokens in 0_usize..40,
+        tokens in prop_oneof![4 => 0_usize..40, 1 => 40_usize..90],
         percent in 0_u64..=100,
         wide in any::<bool>(),
         symmetric in any::<bool>(),
@@ -190,7 +190,13 @@ proptest! {
         let codes = Array2::from_shape_fn((rows, cols), |(row, col)| {
             if below(100) < percent { below(most + 1) as u8 } else { zeros[[row, col / group]] }
         });
-        let scales = Array2::from_shape_simple_fn(grid, || 0.01 + below(1000) as f32 / 999.0);
+        let scales = Array2::from_shape_simple_fn(grid, || match below(16) {
+            0 => 0.0,
+            1 => -0.0,
+            2 => -0.5,
+            _ => 0.01 + below(1000) as f32 / 999.0,
+        });
+        let stored = codes.indexed_iter().filter(|((row, col), code)| **code != zeros[[*row, col / group]]).count();
         let codes = Codes { width, codes: codes.view(), scales: scales.view(), zeros: zeros.view(), group };
         let plain = Case::<f32>::new((rows, cols), tokens, 1.0, seed);
         let case = Case { weight: codes.to_f32(), ..plain };
@@ -199,10 +205,7 @@ proptest! {
                 let bias = with_bias.then(|| case.bias.to_vec());
                 let packed = QuantizedMatrix::from_codes(&codes).unwrap();
                 prop_assert_eq!(packed.unpack(), case.weight.clone());
-                prop_assert_eq!(
-                    packed.nonzeros(),
-                    case.weight.iter().filter(|value| **value != 0.0).count()
-                );
+                prop_assert_eq!(packed.nonzeros(), stored);
                 let dense = QuantizedDense::from_codes(&codes).unwrap();
                 prop_assert_eq!(dense.unpack(), case.weight.clone());
                 for layer in [
@@ -235,7 +238,26 @@ fn codes_that_do_not_fit_are_errors() {
     };
     let large = Array2::from_elem((2, 100), 16_u8);
     let narrow = Array2::from_elem((2, 1), 3_u8);
+    let [infinite, no_number] = [f32::NEG_INFINITY, f32::NAN].map(|value| {
+        let mut scales = scales.clone();
+        scales[[1, 0]] = value;
+        scales
+    });
     for (changed, named) in [
+        (
+            Codes {
+                scales: infinite.view(),
+                ..sound
+            },
+            "finite scales, found -inf",
+        ),
+        (
+            Codes {
+                scales: no_number.view(),
+                ..sound
+            },
+            "finite scales, found NaN",
+        ),
         (Codes { group: 32, ..sound }, "groups of a multiple of 64"),
         (Codes { group: 0, ..sound }, "groups of a multiple of 64"),
         (
@@ -336,6 +358,26 @@ fn results_do_not_depend_on_the_number_of_threads() {
             }
         }
     }
+}
+
+/// So a model's step over a few sequences is that of each of them.
+#[test]
+fn a_few_tokens_have_the_bits_of_each_alone() {
+    fn holds<V: Value>() {
+        for rows in [20, 33] {
+            let case = Case::<V>::new((rows, 330), 4, 0.5, 11);
+            for layer in case.layers(true) {
+                let together = layer.forward(case.x.view()).unwrap();
+                for (token, x) in case.x.rows().into_iter().enumerate() {
+                    let alone = layer.forward_one(x).unwrap();
+                    assert_eq!(together.row(token), alone, "{} {rows} {token}", V::NAME);
+                }
+            }
+        }
+    }
+    holds::<f32>();
+    holds::<bf16>();
+    holds::<f16>();
 }
 
 #[test]

@@ -244,3 +244,24 @@ fn the_workspace_is_kept_for_the_next_layer_and_can_be_given_back() {
     prune();
     assert_eq!(solver.backend().workspace_bytes(), kept);
 }
+
+#[test]
+fn a_reserved_workspace_is_what_a_layer_takes() {
+    let settings = LayerSettings::new(Pattern::unstructured(0.5).unwrap());
+    for (rows, cols) in [(512, 768), (1024, 512), (768, 768)] {
+        let solver = Solver::new(Cpu::new(2).unwrap());
+        let weights =
+            Array2::from_shape_fn((rows, cols), |(i, j)| ((i * 7 + j) % 31) as f32 - 15.0);
+        let mut hessian = solver.hessian_from(Array2::eye(cols).view()).unwrap();
+        solver.backend().reserve(rows, cols).unwrap();
+        let reserved = solver.backend().workspace_bytes();
+        solver
+            .prune(weights.view(), &mut hessian, &settings)
+            .unwrap();
+        assert_eq!(
+            solver.backend().workspace_bytes(),
+            reserved,
+            "{rows} x {cols}"
+        );
+    }
+}

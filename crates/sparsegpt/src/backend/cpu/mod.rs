@@ -165,6 +165,29 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// Takes the workspace for layers of this size from the system, and touches it: what otherwise the first layer does, which
+    /// then takes half as long again as the next.
+    ///
+    /// ```
+    /// use sparsegpt::backend::Cpu;
+    /// let cpu = Cpu::new(2)?;
+    /// cpu.reserve(768, 3072)?;
+    /// assert!(cpu.workspace_bytes() > 4 * 768 * 3072);
+    /// # Ok::<(), sparsegpt::error::HostError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`HostError::OutOfMemory`].
+    pub fn reserve(&self, rows: usize, cols: usize) -> Result<(), HostError> {
+        // Weights, the look-back form's other matrix of their size, and the factor.
+        let taken = self.run(|_| {
+            let matrix = |rows| self.buffers.zeros(rows, cols);
+            Ok([matrix(rows)?, matrix(rows)?, matrix(cols)?])
+        })?;
+        drop(taken);
+        Ok(())
+    }
+
     /// Bytes of the buffers that are kept for the next layers: the workspace of the solves behind, and enough for
     /// more of the same size without new memory. It belongs to this value and its clones and forks.
     #[must_use]
