@@ -190,8 +190,8 @@ impl Failure {
         let mut source = self.error.source();
         while let Some(error) = source {
             let text = error.to_string();
-            // Wrappers that only pass a message on would repeat it.
-            if text != told {
+            // Wrappers that pass a message on, alone or at the end of their own, would repeat it.
+            if !told.ends_with(&text) {
                 eprintln!("  caused by: {text}");
             }
             told = text;

@@ -190,6 +190,9 @@ fn what_is_damaged_is_refused() {
     // Another model's layers.
     let names = String::from_utf8_lossy(&sound[..header]).replace("layers.0.", "layers.9.");
     refused(&[names.as_bytes(), &sound[header..]].concat(), "layers.0.");
+    fs::remove_file(&file).unwrap();
+    let run = fail(&generate, 3, "packed.safetensors");
+    assert_eq!(run.stderr.matches("No such file").count(), 1, "{run:?}");
     fs::write(&file, &sound).unwrap();
     succeed(&generate);
 

@@ -166,7 +166,7 @@ impl Cpu {
     }
 
     /// Takes the workspace for layers of this size from the system, and touches it: what otherwise the first layer does, which
-    /// then takes half as long again as the next.
+    /// then takes half as long again as the next. (A layer whose error is measured takes one more matrix of its weights' size.)
     ///
     /// ```
     /// use sparsegpt::backend::Cpu;
