@@ -2,7 +2,8 @@
 
 All read the same weights and Hessian from one file and take turns in one process tree, so that a noisy machine is noisy
 for all. A turn is as many solves as fit into half a second, at least one, since that is how a model's layers follow each
-other and how a processor is awake; its time is their median. "First call" is the median of the first solves of some fresh processes. What is timed is the solve, from weights and Hessian in
+other and how a processor is awake; its time is their median. "First call" is the median of the first solves of some
+fresh processes, whose workspace has been reserved as it is once for a model. What is timed is the solve, from weights and Hessian in
 memory to pruned weights in memory; copies that a peer needs because it destroys its input are left out. Run from the
 repository's root:
 

@@ -56,6 +56,9 @@ pub struct Cpu {
     products: Products,
 }
 
+/// Rows and columns of the product that [`Cpu::reserve`] runs at most: enough for panels of most of their full size.
+const PANEL_SIDE: usize = 1024;
+
 /// A mask of the [`Cpu`] backend.
 #[derive(Debug)]
 pub struct CpuMask(Array2<bool>);
@@ -179,13 +182,21 @@ impl Cpu {
     /// # Errors
     /// [`HostError::OutOfMemory`].
     pub fn reserve(&self, rows: usize, cols: usize) -> Result<(), HostError> {
-        // Weights, the look-back form's other matrix of their size, and the factor.
-        let taken = self.run(|_| {
-            let matrix = |rows| self.buffers.zeros(rows, cols);
-            Ok([matrix(rows)?, matrix(rows)?, matrix(cols)?])
-        })?;
-        drop(taken);
-        Ok(())
+        self.run(|engine| {
+            // Weights, the look-back form's other matrix of their size, and the factor.
+            let mut weights = self.buffers.zeros(rows, cols)?;
+            let other = self.buffers.zeros(rows, cols)?;
+            let factor = self.buffers.zeros(cols, cols)?;
+            // The threads' own memory, which holds panels of a product's operands.
+            let (rows, cols) = (rows.min(PANEL_SIDE), cols.min(PANEL_SIDE));
+            engine.add_product(
+                weights.faer_mut().submatrix_mut(0, 0, rows, cols),
+                1.0,
+                other.faer().submatrix(0, 0, rows, cols),
+                factor.faer().submatrix(0, 0, cols, cols),
+            );
+            Ok(())
+        })
     }
 
     /// Bytes of the buffers that are kept for the next layers: the workspace of the solves behind, and enough for
