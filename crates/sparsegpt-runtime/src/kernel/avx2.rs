@@ -19,10 +19,12 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::quantized::count;
 use super::tables::{CODES, QUARTERS, SPREAD, WIDEN};
-use super::tokens::{UnitsTokens, ask_for_part};
-use super::{Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, lines_a_unit, prefetch};
+use super::tokens::UnitsTokens;
+use super::{
+    Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, ask_for_part, count, lines_a_unit,
+    prefetch,
+};
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
@@ -212,12 +214,8 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
                 // Two sums, so that an addition need not wait for the one before: a half of the unit each, as `add_halves` has them.
                 let mut sums = [*partial, _mm256_setzero_ps()];
                 for (group, x) in x.into_iter().enumerate() {
-                    let byte = I::byte(word, group);
-                    let (first, second) =
-                        (I::before(word, group), I::before_half(word, group, byte));
                     let sum = &mut sums[group / HALF];
-                    let weights = V::group(byte, [values.add(first), values.add(second)]);
-                    *sum = _mm256_fmadd_ps(weights, x, *sum);
+                    *sum = _mm256_fmadd_ps(group_of::<V, I>(word, group, values), x, *sum);
                 }
                 values = values.add(I::total(word));
                 *partial = _mm256_add_ps(sums[0], sums[1]);
@@ -278,14 +276,23 @@ unsafe fn weights_of<V: Value, I: Index, const H: usize>(
         let mut weights = [[_mm256_setzero_ps(); HALF]; 2];
         for ((word, values), weights) in words.into_iter().zip(rows).zip(&mut weights) {
             for (at, weights) in weights.iter_mut().enumerate() {
-                let group = H * HALF + at;
-                let byte = I::byte(word, group);
-                let (first, second) = (I::before(word, group), I::before_half(word, group, byte));
-                *weights = V::group(byte, [values.add(first), values.add(second)]);
+                *weights = group_of::<V, I>(word, H * HALF + at, values);
             }
         }
         weights
     }
+}
+
+/// The weights of a group of a unit whose values begin at `values`.
+///
+/// # Safety
+/// The level; the values that the word tells, and 16 more.
+#[inline(always)]
+unsafe fn group_of<V: Value, I: Index>(word: u64, group: usize, values: *const V) -> __m256 {
+    let byte = I::byte(word, group);
+    let (first, second) = (I::before(word, group), I::before_half(word, group, byte));
+    // SAFETY: as required of the caller.
+    unsafe { V::group(byte, [values.add(first), values.add(second)]) }
 }
 
 /// Groups in half a unit: those of two rows are as many registers as leave room for sums.
@@ -386,11 +393,11 @@ pub(super) unsafe fn quantized_vector<const BITS: usize>(
 ) {
     debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
     let mut partial = [_mm256_setzero_ps(); TILE_ROWS];
-    let mut units = UnpackedUnits::new(tile);
+    let mut units = UnpackedUnits::new(tile, tile.start);
     for block in 0..tile.blocks {
         // SAFETY: the level; `x` has 64 values for each block.
         let x = unsafe { block_of(x, block) };
-        let (masks, scales, zeros) = tile.units_of(block);
+        let (masks, scales, zeros) = tile.masks_and_grids(block);
         // SAFETY: the level; blocks come in their order.
         unsafe { units.unpack::<BITS>(masks) };
         let rows = masks.iter().zip(units.bytes).zip(&mut partial);
@@ -423,9 +430,9 @@ pub(super) unsafe fn quantized_vectors<const BITS: usize>(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     let mut partial = [[[_mm256_setzero_ps(); 2]; FEW_TOKENS]; TILE_ROWS / 2];
-    let mut units = UnpackedUnits::new(tile);
+    let mut units = UnpackedUnits::new(tile, tile.start);
     for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
-        let (masks, scales, zeros) = tile.units_of(block);
+        let (masks, scales, zeros) = tile.masks_and_grids(block);
         // SAFETY: the level; blocks come in their order.
         unsafe { units.unpack::<BITS>(masks) };
         for (pair, partial) in partial.iter_mut().enumerate().take(tile.rows.div_ceil(2)) {
@@ -479,10 +486,10 @@ struct UnpackedUnits<'a> {
 
 impl<'a> UnpackedUnits<'a> {
     #[inline(always)]
-    fn new(tile: QuantizedTile<'a>) -> Self {
+    fn new(tile: QuantizedTile<'a>, at: usize) -> Self {
         Self {
             codes: tile.codes,
-            at: tile.start,
+            at,
             unpacked: [0; unpacked(TILE_ROWS * BLOCK_COLS)],
             bytes: [tile.codes.as_ptr(); TILE_ROWS],
         }
@@ -574,9 +581,8 @@ pub(super) unsafe fn widen_codes<const BITS: usize>(
     at: usize,
     wide: &mut Wide,
 ) {
-    let (masks, scales, zeros) = tile.units_of(block);
-    let mut units = UnpackedUnits::new(tile);
-    units.at = at;
+    let (masks, scales, zeros) = tile.masks_and_grids(block);
+    let mut units = UnpackedUnits::new(tile, at);
     // SAFETY: the level; the block's first code is `at`.
     unsafe { units.unpack::<BITS>(masks) };
     let mut to = wide.as_mut_ptr();

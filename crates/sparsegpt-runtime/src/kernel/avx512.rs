@@ -248,7 +248,7 @@ unsafe fn units_tokens<const T: usize>(
     ahead: &[f32],
 ) {
     for (row, (mask, values)) in units.iter().enumerate() {
-        super::tokens::ask_for_part(ahead, row, units.len());
+        super::ask_for_part(ahead, row, units.len());
         // SAFETY: as required of the caller.
         unsafe {
             let sums = sums.add(row * T * LANES);

@@ -104,13 +104,18 @@ pub(crate) type Unit<'a> = (u64, &'a [f32]);
 pub(crate) type Wide = [f32; TILE_ROWS * BLOCK_COLS + 8];
 
 /// Units with these masks, whose values follow each other.
-fn units_of<'a>(masks: impl Iterator<Item = u64>, mut values: &'a [f32]) -> [Unit<'a>; TILE_ROWS] {
+fn units_of<'a>(masks: &[u64], mut values: &'a [f32]) -> [Unit<'a>; TILE_ROWS] {
     let mut units: [Unit<'a>; TILE_ROWS] = [(0, &[]); TILE_ROWS];
     for (unit, mask) in units.iter_mut().zip(masks) {
-        *unit = (mask, values);
-        split_unit(&mut values, mask);
+        *unit = (*mask, values);
+        split_unit(&mut values, *mask);
     }
     units
+}
+
+/// Values of units with these masks.
+fn count(masks: &[u64]) -> usize {
+    masks.iter().map(|mask| mask.count_ones() as usize).sum()
 }
 
 /// Dense weights as the drivers see them.
@@ -151,12 +156,13 @@ pub(crate) fn split_unit<'a, V>(values: &mut &'a [V], mask: u64) -> &'a [V] {
     unit
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Asks for so many cache lines of an array from this byte on, which may lie behind its end, so that they are on the way
 /// when they are used.
 #[inline(always)]
 fn prefetch<T>(array: *const T, byte: usize, lines: usize) {
-    /// Bytes of a cache line.
-    const LINE: usize = 64;
     #[cfg(target_arch = "x86_64")]
     for line in 0..lines {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -165,10 +171,19 @@ fn prefetch<T>(array: *const T, byte: usize, lines: usize) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(place) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (array, byte, lines, LINE);
+    let _ = (array, byte, lines);
+}
+
+/// Asks for the part of some activations that falls to one of so many rows.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn ask_for_part(ahead: &[f32], row: usize, rows: usize) {
+    let lines = size_of_val(ahead).div_ceil(LINE * rows);
+    prefetch(ahead.as_ptr(), row * lines * LINE, lines);
 }
 
 /// Lines to ask for with each unit: a little more than half of its weights take.
+#[cfg(target_arch = "x86_64")]
 const fn lines_a_unit<V>() -> usize {
     size_of::<V>() / 2 + 1
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::tokens::DENSE_COLS;
-use super::{Panel, StoredPanel, Tile, Unit, Wide, portable, units_of};
+use super::{Panel, StoredPanel, Tile, Unit, Wide, count, portable, units_of};
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
@@ -37,7 +37,7 @@ pub(crate) struct QuantizedTile<'a> {
 impl QuantizedTile<'_> {
     /// Masks, scales and zeros of the rows of a block.
     #[inline(always)]
-    pub(super) fn units_of(&self, block: usize) -> (&[u64], &[f32], &[u8]) {
+    pub(super) fn masks_and_grids(&self, block: usize) -> (&[u64], &[f32], &[u8]) {
         let of_rows = |at: usize| at * self.rows..(at + 1) * self.rows;
         let grid = of_rows(block / self.group_blocks);
         (
@@ -113,7 +113,7 @@ impl<'a> Tile for QuantizedTile<'a> {
     where
         Self: 'w,
     {
-        let (masks, scales, zeros) = self.units_of(block);
+        let (masks, scales, zeros) = self.masks_and_grids(block);
         let at = *cursor;
         *cursor += count(masks);
         match (level, self.width) {
@@ -138,13 +138,8 @@ impl<'a> Tile for QuantizedTile<'a> {
                 }
             }
         }
-        units_of(masks.iter().copied(), wide)
+        units_of(masks, wide)
     }
-}
-
-/// Codes of units with these masks.
-pub(super) fn count(masks: &[u64]) -> usize {
-    masks.iter().map(|mask| mask.count_ones() as usize).sum()
 }
 
 /// A panel's scales and zeros, groups x [`PANEL_ROWS`] each.

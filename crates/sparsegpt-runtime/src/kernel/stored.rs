@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use super::{
-    Index, Panel, Tile, Unit, Wide, lines_a_unit, portable, prefetch, split_unit, units_of,
-};
+use super::{Index, LINE, Panel, Tile, Unit, Wide, count, portable, prefetch, units_of};
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::TILE_ROWS;
@@ -66,17 +64,20 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
     where
         Self: 'w,
     {
-        let masks = (0..self.rows).map(|row| self.index.mask(block * self.rows + row));
-        let values = *cursor;
-        for mask in masks.clone() {
-            prefetch(cursor.as_ptr(), VALUES_AHEAD, lines_a_unit::<V>());
-            split_unit(cursor, mask);
+        let mut masks = [0; TILE_ROWS];
+        let masks = &mut masks[..self.rows];
+        for (row, mask) in masks.iter_mut().enumerate() {
+            *mask = self.index.mask(block * self.rows + row);
         }
+        let values = *cursor;
+        let (own, rest) = values.split_at(count(masks));
+        *cursor = rest;
+        let lines = size_of_val(own).div_ceil(LINE);
+        prefetch(values.as_ptr(), VALUES_AHEAD, lines);
         match bytemuck::try_cast_slice(values) {
             Ok(values) if V::NAME == f32::NAME => return units_of(masks, values),
             _ => {}
         }
-        let own = &values[..values.len() - cursor.len()];
         match level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.

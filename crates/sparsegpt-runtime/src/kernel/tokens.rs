@@ -3,7 +3,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::{Dense, Packed, Panel, Tile, Unit, portable, prefetch};
+use super::{Dense, Packed, Panel, Tile, Unit, portable};
 use crate::buffer::Aligned;
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
@@ -165,6 +165,7 @@ fn tiles_tokens<T: Tile>(level: Level, tiles: &[T], x: &[f32], width: usize, sum
 }
 
 /// A kernel for one number of vectors: units of a block, columns x lanes, rows x lanes of sums, and activations to ask for meanwhile.
+#[cfg(target_arch = "x86_64")]
 pub(super) type UnitsTokens = unsafe fn(&[Unit<'_>], *const f32, *mut f32, &[f32]);
 
 /// sums[row][token] += Σ over the columns of a block, for the rows of these units; `x` is columns x tokens.
@@ -191,15 +192,6 @@ fn units_tokens(level: Level, units: &[Unit<'_>], x: &[f32], ahead: &[f32], sums
     for ((mask, values), sums) in units.iter().zip(sums.chunks_exact_mut(width)) {
         portable::unit_tokens(*mask, values, x, sums);
     }
-}
-
-/// Asks for the part of some activations that falls to one of so many rows.
-#[inline(always)]
-pub(super) fn ask_for_part(ahead: &[f32], row: usize, rows: usize) {
-    /// f32 values in a cache line.
-    const LINE: usize = 16;
-    let lines = ahead.len().div_ceil(LINE * rows);
-    prefetch(ahead.as_ptr(), row * lines * LINE * size_of::<f32>(), lines);
 }
 
 /// The same for dense weights.
