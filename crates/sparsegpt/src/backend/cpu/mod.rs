@@ -122,7 +122,8 @@ impl Cpu {
     }
 
     /// Rounds the operands of the solver's large products, the trailing updates, to bf16 and adds up in f32, on the
-    /// processor's dot products. Twice the arithmetic an instruction for a little of the result's quality;
+    /// processor's dot products. Twice the arithmetic an instruction for a little of the result's quality, if the processor starts as many
+    /// of them as of f32's: AMD's do, on Intel's it takes twice as long (`cargo bench -p sparsegpt --bench hessian` tells);
     /// [`BackendInfo::products`] and the reports say so.
     ///
     /// ```
@@ -306,7 +307,10 @@ impl Backend for Cpu {
     ) -> Result<(), HostError> {
         self.run(|_| {
             let kernel = Kernel::F32(self.arch);
-            gram::add_gram(kernel, self.bf16, h, x, (alpha, beta));
+            // What was asked for by name serves here, too.
+            let asked_for = self.products == Products::Bf16;
+            let bf16 = self.bf16.filter(|bf16| asked_for || bf16.serves_hessians());
+            gram::add_gram(kernel, bf16, h, x, (alpha, beta));
         });
         Ok(())
     }
