@@ -15,12 +15,14 @@ pub enum Level {
     Portable,
     /// AVX2 with FMA, F16C, BMI and POPCNT: x86-64 processors from 2013 on.
     Avx2,
-    /// AVX-512 F and BW beside what AVX2 names. Dense and quantized layers run on AVX2's kernels.
+    /// AVX-512 F and BW beside what AVX2 names. Quantized layers with few tokens run on AVX2's kernels.
     Avx512,
+    /// VBMI and VBMI2 beside those.
+    Avx512Vbmi2,
 }
 
 impl Level {
-    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vbmi2];
 
     /// The widest that this processor has.
     #[must_use]
@@ -51,8 +53,14 @@ impl Level {
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vbmi2 => {
+                Self::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("avx512vbmi2")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Vbmi2 => false,
         }
     }
 }
@@ -63,6 +71,7 @@ impl fmt::Display for Level {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512",
+            Self::Avx512Vbmi2 => "AVX-512 VBMI2",
         })
     }
 }

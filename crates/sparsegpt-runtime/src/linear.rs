@@ -15,9 +15,9 @@ use crate::pattern::{PatternMatrix, View};
 use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
-/// Layers denser than this are stored dense, as products with many tokens get slower (16-bit values first), and then those with one.
-/// Measured; `docs/runtime.md` says how, and which are slower below it: some with 12 to 32 tokens.
-pub const MOST_SPARSE_DENSITY: f64 = 0.7;
+/// Layers denser than this are stored dense, as products with many tokens get slower (16-bit values first, and with AVX-512 sooner than with
+/// AVX2), and then those with one. Measured; `docs/runtime.md` says how, and which are slower below it: some with 12 to 32 tokens.
+pub const MOST_SPARSE_DENSITY: f64 = 0.55;
 
 /// Up to so many tokens, a dense panel is multiplied by one after the other; more are multiplied in tiles of tokens.
 const MOST_VECTORS: usize = 4;

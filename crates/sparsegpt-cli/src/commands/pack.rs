@@ -12,7 +12,7 @@ use crate::{interrupt, model};
 
 const AFTER_HELP: &str = "\
 The folder that pack writes can be given wherever a MODEL is asked for. generate, eval and logits then run on the sparse \
-kernels, with the weights mapped from the file as they are. Layers of which more than 70 % would be stored, and the head, \
+kernels, with the weights mapped from the file as they are. Layers of which more than 55 % would be stored, and the head, \
 are stored dense, as that is faster; the table says so. Layers of codes are always stored sparse. unpack gives back the \
 checkpoint bit for bit; in place of codes, the weights that they stand for.";
 

@@ -108,7 +108,7 @@ mod tests {
             _ => ((place * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0,
         };
         let weight = Array2::from_shape_fn((rows, cols), |(row, col)| value(row * cols + col));
-        let sparse = SparseLinear::new(weight.view(), None).unwrap();
+        let sparse = SparseLinear::smallest(weight.view(), None).unwrap();
         let dense = DenseMatrix::from_dense(weight.view());
         let dense = SparseLinear::dense(dense, None).unwrap();
         for layer in [sparse, dense] {

@@ -40,9 +40,13 @@ const VALUES_AHEAD: usize = 1024;
 
 /// What kernels know of a type.
 pub trait Lanes: Copy {
+    /// Whether its bits are the upper half of an f32's.
+    #[doc(hidden)]
+    const UPPER_HALF: bool = false;
+
     /// Whether a column of a dense panel has the rows 0, 8, 1, 9, ...
     #[doc(hidden)]
-    const INTERLEAVED: bool;
+    const INTERLEAVED: bool = Self::UPPER_HALF;
 
     /// The group of eight columns whose stored ones `byte` tells, zeros in the others. `values` are the group's, and those of
     /// its second four columns.
@@ -75,8 +79,6 @@ pub trait Lanes: Copy {
 }
 
 impl Lanes for f32 {
-    const INTERLEAVED: bool = false;
-
     /// One byte shuffle puts the values at their columns and zeros between them, after the values of the first four columns
     /// and those of the others have been loaded into a half of the vector each: loads of 16 bytes seldom lie across two
     /// lines. (A permutation of one load of 32 and a blend took a fifth longer. Moving the activations to the values, with
@@ -112,7 +114,7 @@ impl Lanes for f32 {
 }
 
 impl Lanes for bf16 {
-    const INTERLEAVED: bool = true;
+    const UPPER_HALF: bool = true;
 
     /// One byte shuffle puts the values at their columns, zeros between them, and widens them.
     #[inline(always)]
@@ -158,8 +160,6 @@ impl Lanes for bf16 {
 }
 
 impl Lanes for f16 {
-    const INTERLEAVED: bool = false;
-
     /// One byte shuffle puts the values at their columns, zeros between them.
     #[inline(always)]
     unsafe fn group(byte: u8, [values, _]: [*const Self; 2]) -> __m256 {
@@ -371,7 +371,7 @@ fn total(vector: __m256) -> f32 {
 }
 
 /// 2²³ as f32, whose fraction's lowest byte is worth 1: with a code there, it is 2²³ + code.
-const BASE: i32 = 0x4b00_0000;
+pub(super) const BASE: i32 = 0x4b00_0000;
 
 /// Codes of four bits that are unpacked at once.
 const UNPACK: usize = 32;
@@ -851,12 +851,12 @@ pub(super) unsafe fn panel_tokens<V: Value, const N: usize>(
     }
 }
 
-/// Multiply-adds on registers alone, 96 at each of the `steps`: what the processor can do at most.
+/// Multiply-adds on registers alone, twelve vectors at each of the `steps`: what the processor can do at most. Lanes of a vector, and a sum.
 ///
 /// # Safety
 /// The level.
 #[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> f32 {
+pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> (usize, f32) {
     // Ten chains would hide a latency of five at two a cycle.
     let mut sums = [_mm256_setzero_ps(); 12];
     let factor = _mm256_set1_ps(factor);
@@ -865,15 +865,5 @@ pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> f32 {
             *sum = _mm256_fmadd_ps(factor, factor, *sum);
         }
     }
-    let mut total = [0.0; LANES];
-    for sum in sums {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: eight values.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        total
-            .iter_mut()
-            .zip(lanes)
-            .for_each(|(total, lane)| *total += lane);
-    }
-    total.iter().sum()
+    (LANES, sums.into_iter().map(total).sum())
 }

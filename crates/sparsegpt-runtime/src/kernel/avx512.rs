@@ -1,16 +1,20 @@
-//! AVX-512, for packed weights: an expansion by mask puts sixteen columns' values in their places.
+//! AVX-512: an expansion by mask puts sixteen columns' values of packed weights in their places.
 //!
-//! The kernels are written on [`Sixteen`], so that their plain twin in the tests shows on any processor that they are the
-//! products; only the one-line functions that name an instruction each need a processor that has it. Dense panels and
-//! quantized weights run on AVX2's kernels.
+//! The kernels of packed weights are written on [`Sixteen`], so that their plain twin in the tests shows on any processor that they are
+//! the products; only the one-line functions that name an instruction each need a processor that has it. Dense panels with a few tokens and
+//! quantized weights run on AVX2's kernels, the latter on those of [`vbmi2`](super::vbmi2) where they can.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m512, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_reduce_add_ps,
-    _mm512_set1_ps, _mm512_storeu_ps,
+    __m512, _mm256_castps_pd, _mm512_add_ps, _mm512_castpd_ps, _mm512_castpd256_pd512,
+    _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_or_si512,
+    _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_storeu_ps,
 };
 
 use super::{FEW_TOKENS, Index, Stored, lines_a_unit, prefetch};
+#[cfg(target_arch = "x86_64")]
+use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 use crate::value::Value;
 
@@ -21,13 +25,13 @@ pub(super) const LANES: usize = 16;
 pub(super) const MOST_VECTORS: usize = 8;
 
 /// Bytes ahead of the values in use that are asked for: the processor's own prefetching stops at every page.
-const VALUES_AHEAD: usize = 1024;
+pub(super) const VALUES_AHEAD: usize = 1024;
 
 /// Sixteen f32 in a register.
 ///
 /// # Safety
 /// Every function needs the instructions of its implementor, and [`LANES`] readable or writable values at its pointers.
-trait Sixteen: Copy {
+pub(super) trait Sixteen: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(values: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -37,6 +41,9 @@ trait Sixteen: Copy {
     unsafe fn expand(self, mask: u16) -> Self;
     /// self · x + sum.
     unsafe fn multiply_add(self, x: Self, sum: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// The values with even numbers of both, and those with odd ones.
+    unsafe fn split(pair: [Self; 2]) -> [Self; 2];
     unsafe fn total(self) -> f32;
 }
 
@@ -79,42 +86,169 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { _mm512_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn split([first, second]: [Self; 2]) -> [Self; 2] {
+        // SAFETY: as required of the caller.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+            [
+                _mm512_permutex2var_ps(first, even, second),
+                _mm512_permutex2var_ps(first, odd, second),
+            ]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn total(self) -> f32 {
         // SAFETY: as required of the caller.
         unsafe { _mm512_reduce_add_ps(self) }
     }
 }
 
+/// Vectors in a unit.
+pub(super) const VECTORS: usize = BLOCK_COLS / LANES;
+/// Rows whose units are multiplied by a token's activations while these are in registers: 16 vectors of weights, 4 of sums.
+const ROWS_AT_ONCE: usize = 4;
+
+/// The units of a tile, a block after the other and in a block row by row.
+pub(super) trait Units<S: Sixteen>: Copy {
+    /// Where a unit's values are.
+    type Place: Copy;
+
+    /// Whether each two vectors of weights are those of 32 columns with even numbers and with odd ones.
+    const SPLIT: bool;
+
+    fn rows(self) -> usize;
+
+    /// Of the first unit.
+    fn first(self) -> Self::Place;
+
+    /// The next unit's weights over its scale, and the place of the one behind it.
+    ///
+    /// # Safety
+    /// The instructions of S and of the implementor; the tile's invariant; units in their order.
+    unsafe fn unit(self, block: usize, row: usize, place: &mut Self::Place) -> [S; VECTORS];
+
+    /// What a unit's weights have in common, if anything.
+    ///
+    /// # Safety
+    /// As [`unit`](Self::unit).
+    #[inline(always)]
+    unsafe fn scale(self, _block: usize, _row: usize) -> Option<S> {
+        None
+    }
+}
+
+/// Values of a type, sixteen expanded at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Expanded<'a, V, I>(pub(super) Stored<'a, V, I>);
+
+impl<'a, S: Sixteen, V: Value, I: Index> Units<S> for Expanded<'a, V, I> {
+    type Place = *const V;
+
+    const SPLIT: bool = false;
+
+    #[inline(always)]
+    fn rows(self) -> usize {
+        self.0.rows
+    }
+
+    #[inline(always)]
+    fn first(self) -> *const V {
+        self.0.values.as_ptr()
+    }
+
+    #[inline(always)]
+    unsafe fn unit(self, block: usize, row: usize, place: &mut *const V) -> [S; VECTORS] {
+        let word = self.0.index.word(block * self.0.rows + row);
+        prefetch(*place, VALUES_AHEAD, lines_a_unit::<V>());
+        // SAFETY: `place` moves on by one for each stored column, so that with the padding there are 16 readable values at each
+        // step.
+        unsafe {
+            let weights = expanded::<S, V, I>(word, *place);
+            *place = place.add(I::total(word));
+            weights
+        }
+    }
+}
+
+/// The weights of a unit whose values begin at `values`.
+///
 /// # Safety
-/// The instructions of S; the invariant of [`Stored`]; blocks · 64 values of `x`.
+/// The instructions of S; the values that the word tells, and 16 more.
 #[inline(always)]
-unsafe fn tile_vector_on<S: Sixteen, V: Value, I: Index>(
-    tile: Stored<'_, V, I>,
+pub(super) unsafe fn expanded<S: Sixteen, V: Value, I: Index>(
+    word: u64,
+    values: *const V,
+) -> [S; VECTORS] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let mut weights = [S::splat(0.0); VECTORS];
+        for (pair, weights) in weights.iter_mut().enumerate() {
+            let bytes = [I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1)];
+            let own = values.add(I::before(word, 2 * pair));
+            *weights = S::widen(own).expand(u16::from_le_bytes(bytes));
+        }
+        weights
+    }
+}
+
+/// The activations of 64 columns in the order of the weights.
+///
+/// # Safety
+/// The instructions of S; 64 readable values.
+#[inline(always)]
+unsafe fn columns<S: Sixteen, U: Units<S>>(x: *const f32) -> [S; VECTORS] {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let mut vectors = [S::splat(0.0); VECTORS];
+        for (at, vector) in vectors.iter_mut().enumerate() {
+            *vector = S::load(x.add(at * LANES));
+        }
+        if U::SPLIT {
+            for pair in vectors.as_chunks_mut::<2>().0 {
+                *pair = S::split(*pair);
+            }
+        }
+        vectors
+    }
+}
+
+/// # Safety
+/// As [`Units::unit`]; exactly 64 values of `x` for each block.
+#[inline(always)]
+pub(super) unsafe fn tile_vector_on<S: Sixteen, U: Units<S>>(
+    tile: U,
     x: &[f32],
     sums: &mut [f32; TILE_ROWS],
 ) {
-    debug_assert!(x.len() >= tile.blocks * BLOCK_COLS);
-    // SAFETY: `x` has 64 values for each block. `values` moves on by one for each stored column, so that with the padding
-    // there are 16 readable values at each step.
+    // SAFETY: as required of the caller.
     unsafe {
         let mut partial = [S::splat(0.0); TILE_ROWS];
-        let mut values = tile.values.as_ptr();
-        for block in 0..tile.blocks {
+        let mut place = tile.first();
+        for (block, x) in x.as_chunks::<BLOCK_COLS>().0.iter().enumerate() {
             // In registers for all rows of the tile.
-            let mut vectors = [S::splat(0.0); BLOCK_COLS / LANES];
-            for (pair, vector) in vectors.iter_mut().enumerate() {
-                *vector = S::load(x.as_ptr().add(block * BLOCK_COLS + pair * LANES));
-            }
-            for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
-                let word = tile.index.word(block * tile.rows + row);
-                prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
-                for (pair, x) in vectors.into_iter().enumerate() {
-                    let bytes = [I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1)];
-                    let own = values.add(I::before(word, 2 * pair));
-                    let weights = S::widen(own).expand(u16::from_le_bytes(bytes));
-                    *partial = weights.multiply_add(x, *partial);
+            let x = columns::<S, U>(x.as_ptr());
+            for (row, partial) in partial.iter_mut().enumerate().take(tile.rows()) {
+                let weights = tile.unit(block, row, &mut place);
+                let scale = tile.scale(block, row);
+                let mut sum = match scale {
+                    Some(_) => S::splat(0.0),
+                    None => *partial,
+                };
+                for (weights, x) in weights.into_iter().zip(x) {
+                    sum = weights.multiply_add(x, sum);
                 }
-                values = values.add(I::total(word));
+                *partial = match scale {
+                    Some(scale) => scale.multiply_add(sum, *partial),
+                    None => sum,
+                };
             }
         }
         for (sum, partial) in sums.iter_mut().zip(partial) {
@@ -124,48 +258,64 @@ unsafe fn tile_vector_on<S: Sixteen, V: Value, I: Index>(
 }
 
 /// # Safety
-/// The instructions of S; the invariant of [`Stored`]; at most [`FEW_TOKENS`] and blocks x tokens x 64 values of `x`.
+/// As [`Units::unit`]; at most [`FEW_TOKENS`] and exactly blocks x tokens x 64 values of `x`.
 #[inline(always)]
-unsafe fn tile_vectors_on<S: Sixteen, V: Value, I: Index>(
-    tile: Stored<'_, V, I>,
+pub(super) unsafe fn tile_vectors_on<S: Sixteen, U: Units<S>>(
+    tile: U,
     x: &[f32],
     sums: &mut [[f32; TILE_ROWS]],
 ) {
-    // SAFETY: as in `tile_vector_on`; `x` has 64 values for each token and block.
+    // SAFETY: as required of the caller.
     unsafe {
-        let mut partial = [[S::splat(0.0); FEW_TOKENS]; TILE_ROWS];
-        let mut values = tile.values.as_ptr();
+        let mut partial = [[[S::splat(0.0); ROWS_AT_ONCE]; FEW_TOKENS]; TILE_ROWS / ROWS_AT_ONCE];
+        let mut place = tile.first();
+        let mut in_order = [[S::splat(0.0); VECTORS]; FEW_TOKENS];
         for (block, x) in x.chunks_exact(BLOCK_COLS * sums.len()).enumerate() {
-            for (row, partial) in partial.iter_mut().enumerate().take(tile.rows) {
-                let word = tile.index.word(block * tile.rows + row);
-                prefetch(values, VALUES_AHEAD, lines_a_unit::<V>());
-                let mut weights = [S::splat(0.0); BLOCK_COLS / LANES];
-                for (pair, weights) in weights.iter_mut().enumerate() {
-                    let bytes = [I::byte(word, 2 * pair), I::byte(word, 2 * pair + 1)];
-                    let own = values.add(I::before(word, 2 * pair));
-                    *weights = S::widen(own).expand(u16::from_le_bytes(bytes));
-                }
-                values = values.add(I::total(word));
-                for (x, partial) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(partial) {
-                    for (pair, weights) in weights.into_iter().enumerate() {
-                        let x = S::load(x.as_ptr().add(pair * LANES));
-                        *partial = weights.multiply_add(x, *partial);
+            for (x, in_order) in x.as_chunks::<BLOCK_COLS>().0.iter().zip(&mut in_order) {
+                *in_order = columns::<S, U>(x.as_ptr());
+            }
+            let in_order = &in_order[..sums.len()];
+            let quarters = tile.rows().div_ceil(ROWS_AT_ONCE);
+            for (quarter, partial) in partial.iter_mut().enumerate().take(quarters) {
+                // Rows that are not there have no weights.
+                let mut weights = [[S::splat(0.0); VECTORS]; ROWS_AT_ONCE];
+                let rows = quarter * ROWS_AT_ONCE..tile.rows();
+                for (row, weights) in rows.zip(&mut weights) {
+                    *weights = tile.unit(block, row, &mut place);
+                    if let Some(scale) = tile.scale(block, row) {
+                        for weights in weights {
+                            *weights = weights.multiply_add(scale, S::splat(0.0));
+                        }
                     }
+                }
+                for (x, partial) in in_order.iter().zip(partial) {
+                    let mut sums = *partial;
+                    for (at, x) in x.iter().enumerate() {
+                        for row in 0..ROWS_AT_ONCE {
+                            sums[row] = weights[row][at].multiply_add(*x, sums[row]);
+                        }
+                    }
+                    *partial = sums;
                 }
             }
         }
         for (token, sums) in sums.iter_mut().enumerate() {
-            for (sum, partial) in sums.iter_mut().zip(&partial) {
-                *sum += partial[token].total();
+            let quarters = sums.as_chunks_mut::<ROWS_AT_ONCE>().0;
+            for (sums, partial) in quarters.iter_mut().zip(&partial) {
+                for (sum, partial) in sums.iter_mut().zip(partial[token]) {
+                    *sum += partial.total();
+                }
             }
         }
     }
 }
 
+/// Every C-th value has sums of its own, so that additions need not wait for each other.
+///
 /// # Safety
 /// The instructions of S; a value for each bit, 64 x 16T values of `x`, 16T sums.
 #[inline(always)]
-unsafe fn unit_tokens_on<S: Sixteen, const T: usize>(
+unsafe fn unit_tokens_on<S: Sixteen, const T: usize, const C: usize>(
     mut mask: u64,
     mut values: *const f32,
     x: *const f32,
@@ -173,21 +323,49 @@ unsafe fn unit_tokens_on<S: Sixteen, const T: usize>(
 ) {
     // SAFETY: as required of the caller.
     unsafe {
-        let mut partial = [S::splat(0.0); T];
-        for (vector, partial) in partial.iter_mut().enumerate() {
+        let mut partial = [[S::splat(0.0); T]; C];
+        for (vector, partial) in partial[0].iter_mut().enumerate() {
             *partial = S::load(sums.add(vector * LANES));
         }
-        while mask != 0 {
-            let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
-            mask &= mask - 1;
-            let weight = S::splat(*values);
-            values = values.add(1);
-            for (vector, partial) in partial.iter_mut().enumerate() {
-                *partial = weight.multiply_add(S::load(x.add(vector * LANES)), *partial);
+        let mut count = mask.count_ones() as usize;
+        while count >= C {
+            for partial in &mut partial {
+                add_column(&mut mask, &mut values, x, partial);
             }
+            count -= C;
         }
-        for (vector, partial) in partial.into_iter().enumerate() {
-            partial.store(sums.add(vector * LANES));
+        for _ in 0..count {
+            add_column(&mut mask, &mut values, x, &mut partial[0]);
+        }
+        for vector in 0..T {
+            let mut sum = partial[0][vector];
+            for partial in &partial[1..] {
+                sum = sum.add(partial[vector]);
+            }
+            sum.store(sums.add(vector * LANES));
+        }
+    }
+}
+
+/// partial += the next value times the activations of the mask's first column, which is taken off.
+///
+/// # Safety
+/// The instructions of S; a column is left; 64 x 16T values of `x`.
+#[inline(always)]
+unsafe fn add_column<S: Sixteen, const T: usize>(
+    mask: &mut u64,
+    values: &mut *const f32,
+    x: *const f32,
+    partial: &mut [S; T],
+) {
+    // SAFETY: as required of the caller.
+    unsafe {
+        let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
+        *mask &= mask.wrapping_sub(1);
+        let weight = S::splat(**values);
+        *values = values.add(1);
+        for (vector, partial) in partial.iter_mut().enumerate() {
+            *partial = weight.multiply_add(S::load(x.add(vector * LANES)), *partial);
         }
     }
 }
@@ -204,7 +382,7 @@ pub(super) unsafe fn tile_vector<V: Value, I: Index>(
     sums: &mut [f32; TILE_ROWS],
 ) {
     // SAFETY: as required of the caller.
-    unsafe { tile_vector_on::<__m512, V, I>(tile, x, sums) }
+    unsafe { tile_vector_on::<__m512, _>(Expanded(tile), x, sums) }
 }
 
 /// As [`portable::tile_vectors`](super::portable::tile_vectors).
@@ -219,20 +397,20 @@ pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
     sums: &mut [[f32; TILE_ROWS]],
 ) {
     // SAFETY: as required of the caller.
-    unsafe { tile_vectors_on::<__m512, V, I>(tile, x, sums) }
+    unsafe { tile_vectors_on::<__m512, _>(Expanded(tile), x, sums) }
 }
 
 /// Kernels for 1 to [`MOST_VECTORS`] vectors of tokens.
 #[cfg(target_arch = "x86_64")]
 pub(super) static UNITS_TOKENS: [super::tokens::UnitsTokens; MOST_VECTORS] = [
-    units_tokens::<1>,
-    units_tokens::<2>,
-    units_tokens::<3>,
-    units_tokens::<4>,
-    units_tokens::<5>,
-    units_tokens::<6>,
-    units_tokens::<7>,
-    units_tokens::<8>,
+    units_tokens::<1, 4>,
+    units_tokens::<2, 4>,
+    units_tokens::<3, 4>,
+    units_tokens::<4, 4>,
+    units_tokens::<5, 2>,
+    units_tokens::<6, 2>,
+    units_tokens::<7, 2>,
+    units_tokens::<8, 2>,
 ];
 
 /// As [`portable::unit_tokens`](super::portable::unit_tokens) for each of the units, with T vectors of tokens.
@@ -241,7 +419,7 @@ pub(super) static UNITS_TOKENS: [super::tokens::UnitsTokens; MOST_VECTORS] = [
 /// The level; for each unit a value for each bit and 16T sums; 64 x 16T values of `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,bmi1,bmi2,popcnt")]
-unsafe fn units_tokens<const T: usize>(
+unsafe fn units_tokens<const T: usize, const C: usize>(
     units: &[super::Unit<'_>],
     x: *const f32,
     sums: *mut f32,
@@ -252,8 +430,67 @@ unsafe fn units_tokens<const T: usize>(
         // SAFETY: as required of the caller.
         unsafe {
             let sums = sums.add(row * T * LANES);
-            unit_tokens_on::<__m512, T>(*mask, values.as_ptr(), x, sums);
+            unit_tokens_on::<__m512, T, C>(*mask, values.as_ptr(), x, sums);
         }
+    }
+}
+
+/// As [`portable::panel_tokens`](super::portable::panel_tokens).
+///
+/// # Safety
+/// The level.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn panel_tokens<V: Value, const N: usize>(
+    panel: &[V],
+    x: &[f32],
+    sums: &mut [[f32; PANEL_ROWS]; N],
+) {
+    // SAFETY: sums, columns and rows of x have 16, 16 and N values.
+    unsafe {
+        let mut partial = [__m512::splat(0.0); N];
+        for (partial, sums) in partial.iter_mut().zip(sums.iter()) {
+            *partial = __m512::load(sums.as_ptr());
+        }
+        for (column, x) in panel.chunks_exact(PANEL_ROWS).zip(x.as_chunks::<N>().0) {
+            let column = if V::INTERLEAVED {
+                let (low, high) = V::column(column.as_ptr());
+                let low = _mm512_castpd256_pd512(_mm256_castps_pd(low));
+                _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
+            } else {
+                V::widen_sixteen(column.as_ptr())
+            };
+            for (partial, x) in partial.iter_mut().zip(x) {
+                *partial = column.multiply_add(__m512::splat(*x), *partial);
+            }
+        }
+        for (partial, sums) in partial.into_iter().zip(sums.iter_mut()) {
+            partial.store(sums.as_mut_ptr());
+        }
+    }
+}
+
+/// As [`avx2::multiply_adds`](super::avx2::multiply_adds).
+///
+/// # Safety
+/// The level.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn multiply_adds_of_sixteen(steps: usize, factor: f32) -> (usize, f32) {
+    // SAFETY: the level.
+    unsafe {
+        let mut sums = [__m512::splat(0.0); 12];
+        let factor = __m512::splat(factor);
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = factor.multiply_add(factor, *sum);
+            }
+        }
+        let mut total = 0.0;
+        for sum in sums {
+            total += sum.total();
+        }
+        (LANES, total)
     }
 }
 
@@ -304,6 +541,15 @@ mod tests {
             }))
         }
 
+        unsafe fn add(self, other: Self) -> Self {
+            Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+        }
+
+        unsafe fn split([first, second]: [Self; 2]) -> [Self; 2] {
+            let both = [first.0, second.0].concat();
+            [0, 1].map(|odd| Self(std::array::from_fn(|lane| both[2 * lane + odd])))
+        }
+
         unsafe fn total(self) -> f32 {
             self.0.iter().sum()
         }
@@ -321,7 +567,7 @@ mod tests {
         let (mut expected, mut found) = ([1.0; TILE_ROWS], [1.0; TILE_ROWS]);
         portable::tile_vectors(tile, &x, std::slice::from_mut(&mut expected));
         // SAFETY: plain code needs no level; the tile is whole and `x` as long as it has to be.
-        unsafe { tile_vector_on::<Plain, V, I>(tile, &x, &mut found) };
+        unsafe { tile_vector_on::<Plain, _>(Expanded(tile), &x, &mut found) };
         assert_eq!(found, expected);
         for tokens in [1, 3, FEW_TOKENS] {
             let x = whole(tile.blocks * tokens * BLOCK_COLS, 7);
@@ -329,7 +575,7 @@ mod tests {
             let mut found = expected.clone();
             portable::tile_vectors(tile, &x, &mut expected);
             // SAFETY: as above.
-            unsafe { tile_vectors_on::<Plain, V, I>(tile, &x, &mut found) };
+            unsafe { tile_vectors_on::<Plain, _>(Expanded(tile), &x, &mut found) };
             assert_eq!(found, expected);
         }
     }
@@ -389,7 +635,7 @@ mod tests {
 
     #[test]
     fn units_of_tokens_on_the_plain_twin() {
-        fn holds<const T: usize>() {
+        fn holds<const T: usize, const C: usize>() {
             let x = whole(BLOCK_COLS * T * LANES, 7);
             for mask in [0, 1, 1 << 63, u64::MAX, 0x00F0_1234_8001_5A5A] {
                 let values = whole(mask.count_ones() as usize, 5);
@@ -397,7 +643,7 @@ mod tests {
                 portable::unit_tokens(mask, &values, &x, &mut expected);
                 // SAFETY: plain code needs no level; the arrays are as long as they have to be.
                 unsafe {
-                    unit_tokens_on::<Plain, T>(
+                    unit_tokens_on::<Plain, T, C>(
                         mask,
                         values.as_ptr(),
                         x.as_ptr(),
@@ -407,8 +653,8 @@ mod tests {
                 assert_eq!(found, expected);
             }
         }
-        holds::<1>();
-        holds::<5>();
-        holds::<8>();
+        holds::<1, 4>();
+        holds::<5, 2>();
+        holds::<8, 2>();
     }
 }

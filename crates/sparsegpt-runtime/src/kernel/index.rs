@@ -9,6 +9,11 @@ pub(crate) trait Index: Copy + Send + Sync {
     /// What the eight groups of eight columns of a unit are read from.
     fn word(self, unit: usize) -> u64;
 
+    /// The pattern and the codes of all units, where it is codes.
+    fn codes(&self) -> Option<(&'static Shape, &[u8])> {
+        None
+    }
+
     /// A bit for each column of a group.
     fn byte(word: u64, group: usize) -> u8;
 
@@ -112,6 +117,11 @@ const fn shape(zeros: usize, group: usize) -> Shape {
 pub(crate) struct Codes<'a, const P: usize>(pub(crate) &'a [u8]);
 
 impl<const P: usize> Index for Codes<'_, P> {
+    #[inline(always)]
+    fn codes(&self) -> Option<(&'static Shape, &[u8])> {
+        Some((&SHAPES[P], self.0))
+    }
+
     #[inline(always)]
     fn word(self, unit: usize) -> u64 {
         let at = unit * ALL[P].bits;

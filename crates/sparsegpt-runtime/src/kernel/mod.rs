@@ -16,6 +16,8 @@ mod stored;
 #[cfg(target_arch = "x86_64")]
 mod tables;
 mod tokens;
+#[cfg(target_arch = "x86_64")]
+mod vbmi2;
 mod vector;
 
 pub(crate) use index::{Bits, Codes, Index, SHAPES, Shape};
@@ -25,7 +27,7 @@ pub(crate) use tokens::{dense_tokens, packed_tokens};
 pub(crate) use vector::{dense_vectors, packed_vectors};
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::multiply_adds;
+pub(crate) use {avx2::multiply_adds, avx512::multiply_adds_of_sixteen};
 
 /// What kernels know of a type. Public in name only: it seals [`Value`](crate::Value).
 #[cfg(target_arch = "x86_64")]
@@ -183,7 +185,7 @@ fn ask_for_part(ahead: &[f32], row: usize, rows: usize) {
 }
 
 /// Lines to ask for with each unit: a little more than half of its weights take.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", test))]
 const fn lines_a_unit<V>() -> usize {
     size_of::<V>() / 2 + 1
 }

@@ -69,6 +69,16 @@ impl<'a> Tile for QuantizedTile<'a> {
         match (level, self.width, sums) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
+            (Level::Avx512Vbmi2, Width::Four, sums) => unsafe {
+                super::vbmi2::quantized_vectors::<4>(self, x, sums);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx512Vbmi2, Width::Eight, sums) => unsafe {
+                super::vbmi2::quantized_vectors::<8>(self, x, sums);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             (Level::Avx2 | Level::Avx512, Width::Four, [sums]) => unsafe {
                 quantized_vector::<4>(self, x, sums);
             },
@@ -119,12 +129,12 @@ impl<'a> Tile for QuantizedTile<'a> {
         match (level, self.width) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: levels are checked where they are chosen, and the tile holds its invariant.
-            (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
+            (Level::Avx2 | Level::Avx512 | Level::Avx512Vbmi2, Width::Four) => unsafe {
                 super::avx2::widen_codes::<4>(self, block, at, wide);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Level::Avx2 | Level::Avx512, Width::Eight) => unsafe {
+            (Level::Avx2 | Level::Avx512 | Level::Avx512Vbmi2, Width::Eight) => unsafe {
                 super::avx2::widen_codes::<8>(self, block, at, wide);
             },
             _ => {
@@ -197,6 +207,16 @@ impl Panel for QuantizedPanel<'_> {
             match (level, self.width) {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: levels are checked where they are chosen; a column of codes for each value of x.
+                (Level::Avx512Vbmi2, Width::Four) => unsafe {
+                    super::vbmi2::steps_vector::<4>(codes, &zeros, x, &mut steps);
+                },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                (Level::Avx512Vbmi2, Width::Eight) => unsafe {
+                    super::vbmi2::steps_vector::<8>(codes, &zeros, x, &mut steps);
+                },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
                 (Level::Avx2 | Level::Avx512, Width::Four) => unsafe {
                     super::avx2::steps_vector::<4>(codes, &zeros, x, &mut steps);
                 },

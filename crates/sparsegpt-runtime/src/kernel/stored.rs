@@ -40,10 +40,19 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
         match (level, sums) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Level::Avx512, [sums]) => unsafe { super::avx512::tile_vector(self, x, sums) },
+            (Level::Avx512Vbmi2, sums) if V::UPPER_HALF || self.index.codes().is_some() => unsafe {
+                super::vbmi2::tile_vectors(self, x, sums);
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Level::Avx512, sums) => unsafe { super::avx512::tile_vectors(self, x, sums) },
+            (Level::Avx512 | Level::Avx512Vbmi2, [sums]) => unsafe {
+                super::avx512::tile_vector(self, x, sums)
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Level::Avx512 | Level::Avx512Vbmi2, sums) => unsafe {
+                super::avx512::tile_vectors(self, x, sums)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             (Level::Avx2, [sums]) => unsafe { super::avx2::tile_vector(self, x, sums) },
@@ -81,7 +90,7 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
         match level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: levels are checked where they are chosen, and a tile ends in 16 values of padding.
-            Level::Avx2 | Level::Avx512 => unsafe {
+            Level::Avx2 | Level::Avx512 | Level::Avx512Vbmi2 => unsafe {
                 super::avx2::widen(values, own.len(), wide);
             },
             _ => {
@@ -103,7 +112,9 @@ impl<V: Value> Panel for StoredPanel<'_, V> {
         match level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: levels are checked where they are chosen; a panel has as many columns as x values.
-            Level::Avx2 | Level::Avx512 => unsafe { super::avx2::panel_vector(self.0, x, sums) },
+            Level::Avx2 | Level::Avx512 | Level::Avx512Vbmi2 => unsafe {
+                super::avx2::panel_vector(self.0, x, sums)
+            },
             _ => portable::panel_vector(self.0, x, sums),
         }
     }
@@ -120,7 +131,12 @@ impl<V: Value> Panel for StoredPanel<'_, V> {
             match level {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: levels are checked where they are chosen.
-                Level::Avx2 | Level::Avx512 => unsafe {
+                Level::Avx512 | Level::Avx512Vbmi2 => unsafe {
+                    super::avx512::panel_tokens(panel, x(tile), sums);
+                },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: levels are checked where they are chosen.
+                Level::Avx2 => unsafe {
                     super::avx2::panel_tokens(panel, x(tile), sums);
                 },
                 _ => portable::panel_tokens(panel, x(tile), sums),

@@ -1,5 +1,7 @@
 //! Many tokens: arithmetic decides, and each stored weight is loaded once for a tile of tokens.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -16,33 +18,54 @@ const MOST_TILES_A_TASK: usize = 4;
 const TASKS_A_THREAD: usize = 4;
 /// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
 const DENSE_TOKENS: usize = 6;
+/// The same with AVX-512, where a panel's rows are one vector: each step loads it and so many activations.
+#[cfg(target_arch = "x86_64")]
+const DENSE_TOKENS_OF_SIXTEEN: usize = 14;
 /// Columns of a dense panel that stay in the innermost cache: 16 KiB of f32.
 pub(super) const DENSE_COLS: usize = 256;
 /// Panels that follow each other over the same activations.
 const PANELS_A_TASK: usize = 4;
 
-/// Activations transposed in tiles: tiles x columns x tokens of a tile, zeros where there are none.
+/// Activations transposed in tiles of tokens: tiles x columns x tokens of a tile, zeros where there are none.
 struct Transposed {
     values: Aligned<f32>,
     cols: usize,
-    width: usize,
+    /// The first token of each tile, and the one behind the last.
+    starts: Vec<usize>,
 }
 
 impl Transposed {
-    fn new(x: ArrayView2<'_, f32>, cols: usize, width: usize) -> Self {
-        let tiles = x.nrows().div_ceil(width);
-        let mut values = Aligned::zeroed(tiles * cols * width);
+    /// `widths` of the tiles, which together have places for all tokens.
+    fn new(x: ArrayView2<'_, f32>, cols: usize, widths: impl Iterator<Item = usize>) -> Self {
+        let mut starts = vec![0];
+        starts.extend(widths.scan(0, |end, width| {
+            *end += width;
+            Some(*end)
+        }));
+        let places = starts.last().copied().unwrap_or(0);
+        let mut transposed = Self {
+            values: Aligned::zeroed(places * cols),
+            cols,
+            starts,
+        };
         let x = x.as_standard_layout();
-        let x = x.view();
+        let mut rest = &mut transposed.values[..];
+        let mut tiles = Vec::new();
+        for tokens in transposed.starts.windows(2) {
+            let (values, others) = rest.split_at_mut((tokens[1] - tokens[0]) * cols);
+            rest = others;
+            tiles.push((x.slice(s![tokens[0]..x.nrows().min(tokens[1]), ..]), values));
+        }
         // Rows are read and columns written in pieces that the innermost cache holds.
         let fill = |(tokens, values): (ArrayView2<'_, f32>, &mut [f32])| {
+            let width = values.len() / cols.max(1);
             let tokens: Vec<_> = tokens
                 .rows()
                 .into_iter()
                 .filter_map(|t| t.to_slice())
                 .collect();
-            let blocks = values.par_chunks_mut(BLOCK_COLS * width).enumerate();
-            blocks.for_each(|(block, values)| {
+            let blocks = values.par_chunks_mut((BLOCK_COLS * width).max(1));
+            blocks.enumerate().for_each(|(block, values)| {
                 let first = block * BLOCK_COLS;
                 for (lane, token) in tokens.iter().enumerate() {
                     let token = token.get(first..).unwrap_or_default();
@@ -52,35 +75,39 @@ impl Transposed {
                 }
             });
         };
-        let tile_len = (cols * width).max(1);
-        let tokens: Vec<_> = x.axis_chunks_iter(Axis(0), width).collect();
-        tokens
-            .into_par_iter()
-            .zip(values.par_chunks_mut(tile_len))
-            .for_each(fill);
-        Self {
-            values,
-            cols,
-            width,
-        }
+        tiles.into_par_iter().for_each(fill);
+        transposed
     }
 
     fn tiles(&self) -> usize {
-        self.values.len() / (self.cols * self.width)
+        self.starts.len() - 1
+    }
+
+    /// Places for tokens of one tile.
+    fn tokens(&self, tile: usize) -> Range<usize> {
+        self.starts[tile]..self.starts[tile + 1]
     }
 
     /// Columns from `col` on, of one tile.
     fn columns(&self, tile: usize, col: usize) -> &[f32] {
-        let (start, end) = (tile * self.cols + col, (tile + 1) * self.cols);
-        &self.values[start * self.width..end * self.width]
+        let tokens = self.tokens(tile);
+        let start = tokens.start * self.cols + col * tokens.len();
+        &self.values[start..tokens.end * self.cols]
     }
+}
+
+/// The sizes of the fewest tiles of at most `most` vectors each, as even as whole vectors can be: a half-filled tile costs as much as a
+/// whole one.
+fn even_tiles(vectors: usize, most: usize) -> impl Iterator<Item = usize> {
+    let tiles = vectors.div_ceil(most);
+    (0..tiles).map(move |tile| vectors / tiles + usize::from(tile < vectors % tiles))
 }
 
 /// Tokens in a vector, and vectors of tokens in a tile at most.
 fn vectors(level: Level) -> (usize, usize) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (super::avx512::LANES, super::avx512::MOST_VECTORS),
+        Level::Avx512 | Level::Avx512Vbmi2 => (super::avx512::LANES, super::avx512::MOST_VECTORS),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => (super::avx2::LANES, super::avx2::MOST_VECTORS),
         _ => (8, 10),
@@ -98,31 +125,33 @@ pub(crate) fn packed_tokens(
     if matrix.cols() == 0 {
         return fill_bias(bias, &mut y);
     }
-    // Tiles of tokens of about the same size, as half-filled ones cost as much as whole ones.
     let (lanes, most) = vectors(level);
-    let vectors = x.nrows().div_ceil(lanes);
-    let tiles = vectors.div_ceil(most).max(1);
-    let width = vectors.div_ceil(tiles).max(1) * lanes;
-    let x = Transposed::new(x, matrix.blocks() * BLOCK_COLS, width);
+    let widths = even_tiles(x.nrows().div_ceil(lanes), most).map(|vectors| vectors * lanes);
+    let x = Transposed::new(x, matrix.blocks() * BLOCK_COLS, widths);
     let task_tiles = matrix.tiles() / (TASKS_A_THREAD * rayon::current_num_threads());
     let task_tiles = task_tiles.clamp(1, MOST_TILES_A_TASK);
     let task_rows = task_tiles * TILE_ROWS;
+    let widest = (0..x.tiles()).map(|tile| x.tokens(tile).len()).max();
+    let sums_len = task_rows * widest.unwrap_or(0);
     let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
     tasks.into_par_iter().enumerate().for_each_init(
-        || Aligned::zeroed(task_rows * width),
+        || Aligned::zeroed(sums_len),
         |sums, (task, mut y)| {
             let first = task * task_tiles;
             let last = matrix.tiles().min(first + task_tiles);
             let tiles: Vec<_> = (first..last).map(|tile| matrix.tile(tile)).collect();
             let bias = bias.map(|bias| &bias[task * task_rows..]);
             for tile in 0..x.tiles() {
+                let tokens = x.tokens(tile);
+                let width = tokens.len();
+                let sums = &mut sums[..task_rows * width];
                 sums.fill(0.0);
                 if let Some(bias) = bias {
                     let rows = sums.chunks_exact_mut(width).zip(bias);
                     rows.for_each(|(sums, bias)| sums.fill(*bias));
                 }
                 tiles_tokens(level, &tiles, x.columns(tile, 0), width, sums);
-                let tokens = tile * width..y.nrows().min((tile + 1) * width);
+                let tokens = tokens.start..y.nrows().min(tokens.end);
                 let mut y = y.slice_mut(s![tokens, ..]);
                 // Some rows at a time, whose sums the innermost cache holds while they are transposed.
                 let pieces = y.axis_chunks_iter_mut(Axis(1), TILE_ROWS);
@@ -174,7 +203,9 @@ fn units_tokens(level: Level, units: &[Unit<'_>], x: &[f32], ahead: &[f32], sums
     #[cfg(target_arch = "x86_64")]
     {
         let kernel = match level {
-            Level::Avx512 => Some(super::avx512::UNITS_TOKENS[width / super::avx512::LANES - 1]),
+            Level::Avx512 | Level::Avx512Vbmi2 => {
+                Some(super::avx512::UNITS_TOKENS[width / super::avx512::LANES - 1])
+            }
             Level::Avx2 => Some(super::avx2::UNITS_TOKENS[width / super::avx2::LANES - 1]),
             Level::Portable => None,
         };
@@ -200,30 +231,48 @@ pub(crate) fn dense_tokens(
     matrix: &impl Dense,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
+    y: ArrayViewMut2<'_, f32>,
+) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Vbmi2 => {
+            dense_tiles::<DENSE_TOKENS_OF_SIXTEEN>(level, matrix, x, bias, y);
+        }
+        _ => dense_tiles::<DENSE_TOKENS>(level, matrix, x, bias, y),
+    }
+}
+
+/// N tokens at a time.
+fn dense_tiles<const N: usize>(
+    level: Level,
+    matrix: &impl Dense,
+    x: ArrayView2<'_, f32>,
+    bias: Option<&[f32]>,
     mut y: ArrayViewMut2<'_, f32>,
 ) {
     if matrix.cols() == 0 {
         return fill_bias(bias, &mut y);
     }
-    let x = Transposed::new(x, matrix.cols(), DENSE_TOKENS);
+    let widths = std::iter::repeat_n(N, x.nrows().div_ceil(N));
+    let x = Transposed::new(x, matrix.cols(), widths);
     let task_rows = PANELS_A_TASK * PANEL_ROWS;
     let tasks: Vec<_> = y.axis_chunks_iter_mut(Axis(1), task_rows).collect();
     tasks.into_par_iter().enumerate().for_each_init(
-        || vec![[[0.0; PANEL_ROWS]; DENSE_TOKENS]; PANELS_A_TASK * x.tiles()],
+        || vec![[[0.0; PANEL_ROWS]; N]; PANELS_A_TASK * x.tiles()],
         |sums, (task, mut y)| {
             let first = task * PANELS_A_TASK;
             let panels = first..matrix.panels().min(first + PANELS_A_TASK);
-            sums.fill([[0.0; PANEL_ROWS]; DENSE_TOKENS]);
+            sums.fill([[0.0; PANEL_ROWS]; N]);
             for col in (0..matrix.cols()).step_by(DENSE_COLS) {
                 let cols = DENSE_COLS.min(matrix.cols() - col);
                 for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(x.tiles())) {
-                    let of_tile = |tile| &x.columns(tile, col)[..cols * DENSE_TOKENS];
+                    let of_tile = |tile| &x.columns(tile, col)[..cols * N];
                     let panel = matrix.panel(panel);
                     panel.tokens(level, col..col + cols, &of_tile, sums);
                 }
             }
             for (token, mut y) in y.rows_mut().into_iter().enumerate() {
-                let (tile, token) = (token / DENSE_TOKENS, token % DENSE_TOKENS);
+                let (tile, token) = (token / N, token % N);
                 for (row, y) in y.iter_mut().enumerate() {
                     let panel = row / PANEL_ROWS;
                     let start = bias.map_or(0.0, |bias| bias[task * task_rows + row]);

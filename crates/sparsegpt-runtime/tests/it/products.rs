@@ -297,7 +297,7 @@ fn codes_that_do_not_fit_are_errors() {
 /// The levels that this processor lacks cannot be shown to work here; the test says so.
 #[test]
 fn levels_that_were_not_run_are_told() {
-    for level in [Level::Avx2, Level::Avx512] {
+    for level in [Level::Avx2, Level::Avx512, Level::Avx512Vbmi2] {
         let weight = Array2::<f32>::zeros((1, 8));
         let layer = SparseLinear::new(weight.view(), None).unwrap();
         let there = Level::available().any(|other| other == level);

@@ -14,7 +14,7 @@ use crate::console::Console;
 use crate::failure::Failure;
 
 const AFTER_HELP: &str = "\
-With --layer: measured are a random layer stored dense, the same layer packed, and what memory and multiply-adds of this \
+With --layer: measured are a random layer stored dense, the same layer packed, and what memory and arithmetic of this \
 machine would allow the packed one (the floor). Copies of the layer take turns, so that weights come from memory as in a \
 model of many layers.
 
