@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::buffer::Aligned;
@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::layer::LinearLayer;
 use crate::level::Level;
 use crate::linear::{QuantizedLinear, SparseLinear};
-use crate::packed::TILE_ROWS;
 use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
@@ -27,8 +26,6 @@ const CACHES: usize = 4;
 const USUAL_CACHE: usize = 32 << 20;
 /// Copies at most: of layers of some kilobytes, what holds the copies would be larger than their weights.
 const MOST_COPIES: usize = 1 << 14;
-/// Weights of codes, about, that stay in the second cache of a core: half a mebibyte of eight bits, dense. With fewer, waking the threads would count.
-const IN_CACHE: usize = 1 << 19;
 /// Runs of each at least, whatever they take.
 const LEAST_RUNS: usize = 5;
 
@@ -179,8 +176,7 @@ pub struct Timing {
     pub dense_least_seconds: f64,
     /// The packed layer's fastest run.
     pub sparse_least_seconds: f64,
-    /// The packed bytes over the bandwidth, or the nonzero multiply-adds over their rate, whichever is more. Of codes, or what the
-    /// kernel takes for as many in the cache with one token, its instructions, if that is more than either.
+    /// The packed bytes over the bandwidth, or the nonzero multiply-adds over their rate, whichever is more.
     pub floor_seconds: f64,
     /// The same for the dense layer.
     pub dense_floor_seconds: f64,
@@ -210,7 +206,7 @@ pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
     let sparse = SparseLinear::smallest(weight.view(), None)?;
     let dense = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None)?;
     drop(weight);
-    run(case, dense, sparse, None)
+    run(case, dense, sparse)
 }
 
 /// The same with codes of a grid that `group` columns of a row share, a multiple of 64.
@@ -239,45 +235,12 @@ pub fn quantized_layer(case: &Case, width: Width, group: usize) -> Result<Timing
         zeros: zeros.view(),
         group,
     };
-    let layers = |codes: &Codes<'_>| -> Result<[QuantizedLinear; 2]> {
-        let dense = QuantizedLinear::dense(QuantizedDense::from_codes(codes)?, None)?;
-        let sparse = QuantizedLinear::sparse(QuantizedMatrix::from_codes(codes)?, None)?;
-        Ok([dense, sparse])
-    };
-    let threads = rayon::current_num_threads();
-    let rows = (IN_CACHE * threads / case.cols.max(1)).next_multiple_of(TILE_ROWS);
-    let rows = rows.min(case.rows);
-    let first_rows = Codes {
-        codes: codes.codes.slice(s![..rows, ..]),
-        scales: codes.scales.slice(s![..rows, ..]),
-        zeros: codes.zeros.slice(s![..rows, ..]),
-        ..codes
-    };
-    // With more tokens, arithmetic decides.
-    let in_cache = match case.tokens {
-        1 => Some(InCache {
-            layers: layers(&first_rows)?,
-            share: rows as f64 / case.rows as f64,
-        }),
-        _ => None,
-    };
-    let [dense, sparse] = layers(&codes)?;
-    run(case, dense, sparse, in_cache.as_ref())
+    let sparse = QuantizedLinear::sparse(QuantizedMatrix::from_codes(&codes)?, None)?;
+    let dense = QuantizedLinear::dense(QuantizedDense::from_codes(&codes)?, None)?;
+    run(case, dense, sparse)
 }
 
-/// The first rows of a layer, dense and sparse, few enough to stay in the cache: what they take is the kernels' instructions.
-struct InCache<L> {
-    layers: [L; 2],
-    /// Of the layer's rows.
-    share: f64,
-}
-
-fn run<L: LinearLayer + Clone>(
-    case: &Case,
-    dense: L,
-    sparse: L,
-    in_cache: Option<&InCache<L>>,
-) -> Result<Timing> {
+fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
     let cache = last_level_cache();
     let (sparse_bytes, dense_bytes) = (sparse.bytes(), dense.bytes());
     let density = sparse.storage().density();
@@ -290,7 +253,6 @@ fn run<L: LinearLayer + Clone>(
     memory.fill(1_u64);
 
     let mut seconds = [const { Vec::new() }; 4];
-    let mut instruction_seconds = [const { Vec::new() }; 2];
     let start = Instant::now();
     let mut run = 0;
     while run < LEAST_RUNS || start.elapsed() < case.duration {
@@ -302,13 +264,6 @@ fn run<L: LinearLayer + Clone>(
             seconds[2].push(timed(|| read(&memory)).0 / size_of_val(&*memory) as f64);
             let (took, operations) = timed(multiply_add);
             seconds[3].push(took / operations);
-            if let Some(InCache { layers, share }) = in_cache {
-                for (layer, seconds) in layers.iter().zip(&mut instruction_seconds) {
-                    // The first run is what brings it into the cache.
-                    let [_, took] = [(); 2].map(|()| timed(|| layer.forward(x.view())).0);
-                    seconds.push(took / share);
-                }
-            }
         }
         run += 1;
     }
@@ -320,22 +275,17 @@ fn run<L: LinearLayer + Clone>(
         byte_seconds,
         operation_seconds,
     ] = seconds.map(median);
-    let instruction_seconds = instruction_seconds.map(|seconds| match seconds.is_empty() {
-        true => 0.0,
-        false => median(seconds),
-    });
-    let floor = |bytes: usize, density: f64, instruction_seconds: f64| {
+    let floor = |bytes: usize, density: f64| {
         let operations = 2.0 * density * (case.rows * case.cols * case.tokens) as f64;
-        let seconds = (bytes as f64 * byte_seconds).max(operations * operation_seconds);
-        seconds.max(instruction_seconds)
+        (bytes as f64 * byte_seconds).max(operations * operation_seconds)
     };
     Ok(Timing {
         dense_seconds,
         sparse_seconds,
         dense_least_seconds,
         sparse_least_seconds,
-        floor_seconds: floor(sparse_bytes, density, instruction_seconds[1]),
-        dense_floor_seconds: floor(dense_bytes, 1.0, instruction_seconds[0]),
+        floor_seconds: floor(sparse_bytes, density),
+        dense_floor_seconds: floor(dense_bytes, 1.0),
         dense_bytes,
         sparse_bytes,
         density,
