@@ -21,9 +21,9 @@ use half::{bf16, f16};
 
 use super::tables::{CODES, QUARTERS, SPREAD, WIDEN};
 use super::tokens::UnitsTokens;
+use super::unit::{Vector, units_tokens_on};
 use super::{
-    Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, ask_for_part, count, lines_a_unit,
-    prefetch,
+    Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, count, lines_a_unit, prefetch,
 };
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
@@ -691,8 +691,7 @@ pub(super) static UNITS_TOKENS: [UnitsTokens; MOST_VECTORS] = [
     units_tokens::<10, 1>,
 ];
 
-/// As [`portable::unit_tokens`](super::portable::unit_tokens) for each of the units, with T vectors of tokens. Every C-th value has sums of
-/// its own, where there are registers for them, so that additions need not wait for each other.
+/// [`units_tokens_on`] with T vectors of tokens and C sums of each.
 ///
 /// # Safety
 /// The level; for each unit a value for each bit and 8T sums; 64 x 8T values of `x`.
@@ -703,72 +702,41 @@ unsafe fn units_tokens<const T: usize, const C: usize>(
     sums: *mut f32,
     ahead: &[f32],
 ) {
-    for (row, (mask, values)) in units.iter().enumerate() {
-        ask_for_part(ahead, row, units.len());
+    // SAFETY: as required of the caller.
+    unsafe { units_tokens_on::<__m256, T, C>(units, x, sums, ahead) }
+}
+
+impl Vector for __m256 {
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
         // SAFETY: as required of the caller.
-        unsafe {
-            let sums = sums.add(row * T * LANES);
-            unit_tokens::<T, C>(*mask, values.as_ptr(), x, sums);
-        }
+        unsafe { _mm256_set1_ps(value) }
     }
-}
 
-/// # Safety
-/// As [`units_tokens`], for one unit.
-#[inline(always)]
-unsafe fn unit_tokens<const T: usize, const C: usize>(
-    mut mask: u64,
-    mut values: *const f32,
-    x: *const f32,
-    sums: *mut f32,
-) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let mut partial = [[_mm256_setzero_ps(); T]; C];
-        for (vector, partial) in partial[0].iter_mut().enumerate() {
-            *partial = _mm256_loadu_ps(sums.add(vector * LANES));
-        }
-        let mut count = mask.count_ones() as usize;
-        while count >= C {
-            for partial in &mut partial {
-                add_column(&mut mask, &mut values, x, partial);
-            }
-            count -= C;
-        }
-        for _ in 0..count {
-            add_column(&mut mask, &mut values, x, &mut partial[0]);
-        }
-        for vector in 0..T {
-            let mut sum = partial[0][vector];
-            for partial in &partial[1..] {
-                sum = _mm256_add_ps(sum, partial[vector]);
-            }
-            _mm256_storeu_ps(sums.add(vector * LANES), sum);
-        }
+    #[inline(always)]
+    unsafe fn load(values: *const f32) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_loadu_ps(values) }
     }
-}
 
-/// partial += the next value times the activations of the mask's first column, which is taken off.
-///
-/// # Safety
-/// The level; a column is left; 64 x 8T values of `x`.
-#[inline(always)]
-unsafe fn add_column<const T: usize>(
-    mask: &mut u64,
-    values: &mut *const f32,
-    x: *const f32,
-    partial: &mut [__m256; T],
-) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
-        *mask &= mask.wrapping_sub(1);
-        let weight = _mm256_broadcast_ss(&**values);
-        *values = values.add(1);
-        for (vector, partial) in partial.iter_mut().enumerate() {
-            let x = _mm256_loadu_ps(x.add(vector * LANES));
-            *partial = _mm256_fmadd_ps(weight, x, *partial);
-        }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, x: Self, sum: Self) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_fmadd_ps(self, x, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { _mm256_add_ps(self, other) }
     }
 }
 

@@ -12,6 +12,9 @@ use std::arch::x86_64::{
     _mm512_setr_epi32, _mm512_storeu_ps,
 };
 
+use super::unit::Vector;
+#[cfg(target_arch = "x86_64")]
+use super::unit::units_tokens_on;
 use super::{FEW_TOKENS, Index, Stored, lines_a_unit, prefetch};
 #[cfg(target_arch = "x86_64")]
 use crate::dense::PANEL_ROWS;
@@ -30,25 +33,21 @@ pub(super) const VALUES_AHEAD: usize = 1024;
 /// Sixteen f32 in a register.
 ///
 /// # Safety
-/// Every function needs the instructions of its implementor, and [`LANES`] readable or writable values at its pointers.
-pub(super) trait Sixteen: Copy {
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn load(values: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
+/// As of [`Vector`].
+pub(super) trait Sixteen: Vector {
     /// Consecutive values in f32.
     unsafe fn widen<V: Value>(values: *const V) -> Self;
     /// The first values in the lanes whose bits are set, in their order, and zeros in the others.
     unsafe fn expand(self, mask: u16) -> Self;
-    /// self · x + sum.
-    unsafe fn multiply_add(self, x: Self, sum: Self) -> Self;
-    unsafe fn add(self, other: Self) -> Self;
     /// The values with even numbers of both, and those with odd ones.
     unsafe fn split(pair: [Self; 2]) -> [Self; 2];
     unsafe fn total(self) -> f32;
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Sixteen for __m512 {
+impl Vector for __m512 {
+    const LANES: usize = LANES;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: as required of the caller.
@@ -68,18 +67,6 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn widen<V: Value>(values: *const V) -> Self {
-        // SAFETY: as required of the caller.
-        unsafe { V::widen_sixteen(values) }
-    }
-
-    #[inline(always)]
-    unsafe fn expand(self, mask: u16) -> Self {
-        // SAFETY: as required of the caller.
-        unsafe { _mm512_maskz_expand_ps(mask, self) }
-    }
-
-    #[inline(always)]
     unsafe fn multiply_add(self, x: Self, sum: Self) -> Self {
         // SAFETY: as required of the caller.
         unsafe { _mm512_fmadd_ps(self, x, sum) }
@@ -89,6 +76,21 @@ impl Sixteen for __m512 {
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: as required of the caller.
         unsafe { _mm512_add_ps(self, other) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Sixteen for __m512 {
+    #[inline(always)]
+    unsafe fn widen<V: Value>(values: *const V) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { V::widen_sixteen(values) }
+    }
+
+    #[inline(always)]
+    unsafe fn expand(self, mask: u16) -> Self {
+        // SAFETY: as required of the caller.
+        unsafe { _mm512_maskz_expand_ps(mask, self) }
     }
 
     #[inline(always)]
@@ -310,66 +312,6 @@ pub(super) unsafe fn tile_vectors_on<S: Sixteen, U: Units<S>>(
     }
 }
 
-/// Every C-th value has sums of its own, so that additions need not wait for each other.
-///
-/// # Safety
-/// The instructions of S; a value for each bit, 64 x 16T values of `x`, 16T sums.
-#[inline(always)]
-unsafe fn unit_tokens_on<S: Sixteen, const T: usize, const C: usize>(
-    mut mask: u64,
-    mut values: *const f32,
-    x: *const f32,
-    sums: *mut f32,
-) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let mut partial = [[S::splat(0.0); T]; C];
-        for (vector, partial) in partial[0].iter_mut().enumerate() {
-            *partial = S::load(sums.add(vector * LANES));
-        }
-        let mut count = mask.count_ones() as usize;
-        while count >= C {
-            for partial in &mut partial {
-                add_column(&mut mask, &mut values, x, partial);
-            }
-            count -= C;
-        }
-        for _ in 0..count {
-            add_column(&mut mask, &mut values, x, &mut partial[0]);
-        }
-        for vector in 0..T {
-            let mut sum = partial[0][vector];
-            for partial in &partial[1..] {
-                sum = sum.add(partial[vector]);
-            }
-            sum.store(sums.add(vector * LANES));
-        }
-    }
-}
-
-/// partial += the next value times the activations of the mask's first column, which is taken off.
-///
-/// # Safety
-/// The instructions of S; a column is left; 64 x 16T values of `x`.
-#[inline(always)]
-unsafe fn add_column<S: Sixteen, const T: usize>(
-    mask: &mut u64,
-    values: &mut *const f32,
-    x: *const f32,
-    partial: &mut [S; T],
-) {
-    // SAFETY: as required of the caller.
-    unsafe {
-        let x = x.add(mask.trailing_zeros() as usize * (T * LANES));
-        *mask &= mask.wrapping_sub(1);
-        let weight = S::splat(**values);
-        *values = values.add(1);
-        for (vector, partial) in partial.iter_mut().enumerate() {
-            *partial = weight.multiply_add(S::load(x.add(vector * LANES)), *partial);
-        }
-    }
-}
-
 /// As [`portable::tile_vectors`](super::portable::tile_vectors), for one token.
 ///
 /// # Safety
@@ -425,14 +367,8 @@ unsafe fn units_tokens<const T: usize, const C: usize>(
     sums: *mut f32,
     ahead: &[f32],
 ) {
-    for (row, (mask, values)) in units.iter().enumerate() {
-        super::ask_for_part(ahead, row, units.len());
-        // SAFETY: as required of the caller.
-        unsafe {
-            let sums = sums.add(row * T * LANES);
-            unit_tokens_on::<__m512, T, C>(*mask, values.as_ptr(), x, sums);
-        }
-    }
+    // SAFETY: as required of the caller.
+    unsafe { units_tokens_on::<__m512, T, C>(units, x, sums, ahead) }
 }
 
 /// As [`portable::panel_tokens`](super::portable::panel_tokens).
@@ -496,6 +432,7 @@ pub(crate) unsafe fn multiply_adds_of_sixteen(steps: usize, factor: f32) -> (usi
 
 #[cfg(test)]
 mod tests {
+    use super::super::unit::unit_tokens_on;
     use super::super::{Bits, Codes, SHAPES, portable};
     use super::*;
 
@@ -503,7 +440,9 @@ mod tests {
     #[derive(Clone, Copy)]
     struct Plain([f32; LANES]);
 
-    impl Sixteen for Plain {
+    impl Vector for Plain {
+        const LANES: usize = LANES;
+
         unsafe fn splat(value: f32) -> Self {
             Self([value; LANES])
         }
@@ -520,6 +459,18 @@ mod tests {
             }
         }
 
+        unsafe fn multiply_add(self, x: Self, sum: Self) -> Self {
+            Self(std::array::from_fn(|lane| {
+                self.0[lane] * x.0[lane] + sum.0[lane]
+            }))
+        }
+
+        unsafe fn add(self, other: Self) -> Self {
+            Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+        }
+    }
+
+    impl Sixteen for Plain {
         unsafe fn widen<V: Value>(values: *const V) -> Self {
             // SAFETY: as required of the caller.
             Self(std::array::from_fn(|lane| unsafe {
@@ -533,16 +484,6 @@ mod tests {
                 1 => values.next().unwrap_or_default(),
                 _ => 0.0,
             }))
-        }
-
-        unsafe fn multiply_add(self, x: Self, sum: Self) -> Self {
-            Self(std::array::from_fn(|lane| {
-                self.0[lane] * x.0[lane] + sum.0[lane]
-            }))
-        }
-
-        unsafe fn add(self, other: Self) -> Self {
-            Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
         }
 
         unsafe fn split([first, second]: [Self; 2]) -> [Self; 2] {

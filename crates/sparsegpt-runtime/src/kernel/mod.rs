@@ -16,6 +16,8 @@ mod stored;
 #[cfg(target_arch = "x86_64")]
 mod tables;
 mod tokens;
+#[cfg(any(target_arch = "x86_64", test))]
+mod unit;
 #[cfg(target_arch = "x86_64")]
 mod vbmi2;
 mod vector;
@@ -177,7 +179,7 @@ fn prefetch<T>(array: *const T, byte: usize, lines: usize) {
 }
 
 /// Asks for the part of some activations that falls to one of so many rows.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", test))]
 #[inline(always)]
 fn ask_for_part(ahead: &[f32], row: usize, rows: usize) {
     let lines = size_of_val(ahead).div_ceil(LINE * rows);

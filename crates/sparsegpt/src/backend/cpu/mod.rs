@@ -123,7 +123,7 @@ impl Cpu {
 
     /// Rounds the operands of the solver's large products, the trailing updates, to bf16 and adds up in f32, on the
     /// processor's dot products. Twice the arithmetic an instruction for a little of the result's quality, if the processor starts as many
-    /// of them as of f32's: AMD's do, on Intel's it takes twice as long (`cargo bench -p sparsegpt --bench hessian` tells);
+    /// of them as of f32's: AMD's do by published timings, on Intel's it takes twice as long (`cargo bench -p sparsegpt --bench hessian` tells);
     /// [`BackendInfo::products`] and the reports say so.
     ///
     /// ```
