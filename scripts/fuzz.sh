@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for so many seconds (60), two at a time, from the corpus in fuzz/corpus. Needs a nightly compiler;
+# Runs every fuzz target for so many seconds (30), two at a time, from the corpus in fuzz/corpus. Needs a nightly compiler;
 # without one this says so and ends with 0, unless SPARSEGPT_REQUIRE_FUZZING is 1. What is found lies in fuzz/artifacts.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
-seconds=${1:-60}
+seconds=${1:-30}
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "skipped: fuzzing needs a nightly toolchain (rustup toolchain install nightly)" >&2
     exit "${SPARSEGPT_REQUIRE_FUZZING:-0}"

@@ -8,7 +8,7 @@ are four times the last-level cache. Peers are measured so (cycled), and on one 
 What is not installed or not built is left out. Run from the repository's root:
 
     cargo build --release
-    cargo bench -p sparsegpt-runtime --features candle --bench crates --no-run
+    cargo bench -p sparsegpt-models --bench crates --no-run
     benches/runtime/setup.sh
     target/peers/bin/python benches/runtime/peers.py --deepsparse target/deepsparse/bin/python
 

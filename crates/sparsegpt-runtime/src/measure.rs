@@ -241,6 +241,11 @@ pub fn quantized_layer(case: &Case, width: Width, group: usize) -> Result<Timing
 }
 
 fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
+    // As in a model, where products follow each other.
+    sparsegpt_threads::awake(|| run_awake(case, dense, sparse))
+}
+
+fn run_awake<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
     let cache = last_level_cache();
     let (sparse_bytes, dense_bytes) = (sparse.bytes(), dense.bytes());
     let density = sparse.storage().density();
@@ -315,16 +320,25 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Reads all of it with all threads.
 fn read(memory: &[u64]) -> u64 {
     const PIECE: usize = 1 << 17;
-    let sum = |piece: &[u64]| {
-        let mut sums = [0_u64; 8];
-        for line in piece.as_chunks::<8>().0 {
-            sums.iter_mut()
-                .zip(line)
-                .for_each(|(sum, word)| *sum ^= word);
-        }
-        sums.iter().fold(0, |all, sum| all ^ sum)
-    };
-    memory.par_chunks(PIECE).map(sum).reduce(|| 0, |a, b| a ^ b)
+    let level = Level::detect();
+    let pieces = memory.par_chunks(PIECE);
+    pieces
+        .map(|piece| read_piece(level, piece))
+        .reduce(|| 0, |a, b| a ^ b)
+}
+
+/// Reads with the level's vectors: narrow loads fill the processor's window before enough of memory is on its way (of 16 bytes 18
+/// GB/s, of 64 bytes 24, in the same minute on a Sapphire Rapids).
+fn read_piece(level: Level, piece: &[u64]) -> u64 {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the level.
+        Level::Avx512 | Level::Avx512Vbmi2 => unsafe { crate::kernel::xor_by_lines(piece) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { crate::kernel::xor_by_halves(piece) },
+        _ => piece.iter().fold(0, |all, word| all ^ word),
+    }
 }
 
 /// Multiply-adds on all threads; how many operations they were.

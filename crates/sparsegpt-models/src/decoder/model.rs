@@ -6,6 +6,7 @@ use candle_core::{IndexOp, Tensor};
 use ndarray::{Array3, Axis, concatenate};
 use serde_json::Value;
 use sparsegpt::NoTap;
+use sparsegpt_threads::awake;
 
 use super::TransformerConfig;
 use super::block::{Block, Position};
@@ -187,9 +188,11 @@ impl Transformer {
             all = [&cache.sequences.concat(), tokens].concat();
             (*cache, fresh) = (self.cache(), &all);
         }
-        let hidden = self.hidden(&[fresh], Some(cache))?;
-        let last = hidden.i((0, fresh.len() - 1..fresh.len()))?;
-        Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
+        awake(|| {
+            let hidden = self.hidden(&[fresh], Some(cache))?;
+            let last = hidden.i((0, fresh.len() - 1..fresh.len()))?;
+            Ok(self.head(&last)?.flatten_all()?.to_vec1()?)
+        })
     }
 
     /// Logits (vocabulary) of the token that follows in each of the sequences in the cache, which one of `tokens` each goes
@@ -216,8 +219,10 @@ impl Transformer {
             return Ok(logits);
         }
         let fresh: Vec<&[u32]> = tokens.chunks(1).collect();
-        let hidden = self.hidden(&fresh, Some(cache))?;
-        Ok(self.head(&hidden.i((.., 0))?)?.to_vec2()?)
+        awake(|| {
+            let hidden = self.hidden(&fresh, Some(cache))?;
+            Ok(self.head(&hidden.i((.., 0))?)?.to_vec2()?)
+        })
     }
 
     /// What the head of a decoder reads: the normalized output of the last block, batch x time x width.
@@ -251,8 +256,12 @@ impl Transformer {
         Ok(output)
     }
 
-    /// What the head reads, from the first block's input.
-    fn run(&self, mut hidden: Hidden, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    /// What the head reads, from the first block's input. A block is a dozen operations, which for a token are short.
+    fn run(&self, hidden: Hidden, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        awake(|| self.run_awake(hidden, cache))
+    }
+
+    fn run_awake(&self, mut hidden: Hidden, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
         let past = cache.as_ref().map_or(0, |cache| cache.tokens());
         let time = hidden.time()?;
         let rotary = self.config.rotary_tables(past, time);

@@ -11,10 +11,10 @@ use std::arch::x86_64::{
     _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
     _mm256_cvtph_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_inserti128_si256,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8,
-    _mm256_slli_epi16, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
-    _mm256_sub_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps,
-    _mm512_slli_epi32,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_ps, _mm256_xor_si256, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_slli_epi32,
 };
 
 use half::{bf16, f16};
@@ -834,4 +834,21 @@ pub(crate) unsafe fn multiply_adds(steps: usize, factor: f32) -> (usize, f32) {
         }
     }
     (LANES, sums.into_iter().map(total).sum())
+}
+
+/// All words of whole lines together, read half a line at a time.
+#[target_feature(enable = "avx2")]
+pub(crate) fn xor_by_halves(words: &[u64]) -> u64 {
+    let mut all = [_mm256_setzero_si256(); 2];
+    for line in words.as_chunks::<8>().0 {
+        for (all, half) in all.iter_mut().zip(line.as_chunks::<4>().0) {
+            // SAFETY: four words are 32 bytes.
+            let half = unsafe { _mm256_loadu_si256(half.as_ptr().cast()) };
+            *all = _mm256_xor_si256(*all, half);
+        }
+    }
+    let mut words = [0; 4];
+    // SAFETY: as above.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), _mm256_xor_si256(all[0], all[1])) };
+    words.iter().fold(0, |all, word| all ^ word)
 }

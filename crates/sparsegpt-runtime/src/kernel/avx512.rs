@@ -7,9 +7,10 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
     __m512, _mm256_castps_pd, _mm512_add_ps, _mm512_castpd_ps, _mm512_castpd256_pd512,
-    _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_ps, _mm512_maskz_expand_ps, _mm512_or_si512,
-    _mm512_permutex2var_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setr_epi32, _mm512_storeu_ps,
+    _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_maskz_expand_ps, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_reduce_add_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_xor_si512,
 };
 
 use super::unit::Vector;
@@ -428,6 +429,21 @@ pub(crate) unsafe fn multiply_adds_of_sixteen(steps: usize, factor: f32) -> (usi
         }
         (LANES, total)
     }
+}
+
+/// As [`avx2::xor_by_halves`](super::avx2::xor_by_halves), a line at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn xor_by_lines(words: &[u64]) -> u64 {
+    let mut all = _mm512_setzero_si512();
+    for line in words.as_chunks::<8>().0 {
+        // SAFETY: eight words are 64 bytes.
+        all = _mm512_xor_si512(all, unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
+    }
+    let mut words = [0; 8];
+    // SAFETY: as above.
+    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), all) };
+    words.iter().fold(0, |all, word| all ^ word)
 }
 
 #[cfg(test)]

@@ -29,7 +29,10 @@ pub(crate) use tokens::{dense_tokens, packed_tokens};
 pub(crate) use vector::{dense_vectors, packed_vectors};
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use {avx2::multiply_adds, avx512::multiply_adds_of_sixteen};
+pub(crate) use {
+    avx2::{multiply_adds, xor_by_halves},
+    avx512::{multiply_adds_of_sixteen, xor_by_lines},
+};
 
 /// What kernels know of a type. Public in name only: it seals [`Value`](crate::Value).
 #[cfg(target_arch = "x86_64")]

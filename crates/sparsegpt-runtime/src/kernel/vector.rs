@@ -70,33 +70,24 @@ fn over_rows<const R: usize>(
     if y.is_empty() {
         return;
     }
-    // For each R rows, where they are in each token's result.
-    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
-    parts.resize_with(rows.div_ceil(R), Vec::new);
-    for token in y.chunks_exact_mut(rows) {
-        let results = token.chunks_mut(R);
-        parts
-            .iter_mut()
-            .zip(results)
-            .for_each(|(part, result)| part.push(result));
-    }
+    // Tokens x R for each R rows, from where they are copied: little beside what each row takes.
+    let tokens = y.len() / rows;
+    let mut sums = vec![[0.0; R]; rows.div_ceil(R) * tokens];
     let least = WEIGHTS_A_TASK.div_ceil(R * cols.max(1));
-    parts
-        .into_par_iter()
-        .with_min_len(least)
-        .enumerate()
-        .for_each(|(index, part)| {
-            let mut start = [0.0; R];
-            if let Some(bias) = bias.map(|bias| &bias[index * R..]) {
-                start
-                    .iter_mut()
-                    .zip(bias)
-                    .for_each(|(to, from)| *to = *from);
+    let parts = sums.par_chunks_exact_mut(tokens).with_min_len(least);
+    parts.enumerate().for_each(|(index, sums)| {
+        if let Some(bias) = bias.map(|bias| &bias[index * R..]) {
+            let bias = &bias[..R.min(bias.len())];
+            for sums in &mut *sums {
+                sums[..bias.len()].copy_from_slice(bias);
             }
-            let mut sums = vec![start; part.len()];
-            product(index, &mut sums);
-            for (result, sums) in part.into_iter().zip(&sums) {
-                result.copy_from_slice(&sums[..result.len()]);
-            }
-        });
+        }
+        product(index, sums);
+    });
+    for (token, y) in y.chunks_exact_mut(rows).enumerate() {
+        let sums = sums.iter().skip(token).step_by(tokens);
+        for (y, sums) in y.chunks_mut(R).zip(sums) {
+            y.copy_from_slice(&sums[..y.len()]);
+        }
+    }
 }

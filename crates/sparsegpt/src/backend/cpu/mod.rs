@@ -255,7 +255,7 @@ impl Backend for Cpu {
     }
 
     fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
+        self.pool.install(|| sparsegpt_threads::awake(work))
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<CpuMatrix, HostError> {
