@@ -23,7 +23,7 @@ use super::tables::{CODES, QUARTERS, SPREAD, WIDEN};
 use super::tokens::UnitsTokens;
 use super::unit::{Vector, units_tokens_on};
 use super::{
-    Bits, FEW_TOKENS, Index, QuantizedTile, Stored, Unit, Wide, count, lines_a_unit, prefetch,
+    Bits, FEW_TOKENS, Index, LINE, QuantizedTile, Stored, Unit, Wide, count, lines_a_unit, prefetch,
 };
 use crate::dense::PANEL_ROWS;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
@@ -37,6 +37,8 @@ pub(super) const MOST_VECTORS: usize = 10;
 
 /// Bytes ahead of the values in use that are asked for: the processor's own prefetching stops at every page.
 const VALUES_AHEAD: usize = 1024;
+/// The same in a dense panel. (Sapphire Rapids: a tenth faster in f32 and a quarter in bf16, as its window does not reach as far.)
+const PANEL_AHEAD: usize = 4096;
 
 /// What kernels know of a type.
 pub trait Lanes: Copy {
@@ -748,6 +750,7 @@ impl Vector for __m256 {
 pub(super) unsafe fn panel_vector<V: Value>(panel: &[V], x: &[f32], sums: &mut [f32; PANEL_ROWS]) {
     /// Columns at once, each with sums of its own, so that an addition need not wait for the one before.
     const UNROLL: usize = 4;
+    let lines = UNROLL * PANEL_ROWS * size_of::<V>() / LINE;
     let mut partial = [[_mm256_setzero_ps(); 2]; UNROLL];
     let mut add = |column: &[V], x: f32, into: usize| {
         // SAFETY: a column has 16 values.
@@ -762,6 +765,7 @@ pub(super) unsafe fn panel_vector<V: Value>(panel: &[V], x: &[f32], sums: &mut [
     let mut columns = panel.chunks_exact(UNROLL * PANEL_ROWS);
     let (fours, rest) = x.as_chunks::<UNROLL>();
     for (columns, x) in (&mut columns).zip(fours) {
+        prefetch(columns.as_ptr(), PANEL_AHEAD, lines);
         for into in 0..UNROLL {
             add(
                 &columns[into * PANEL_ROWS..(into + 1) * PANEL_ROWS],
