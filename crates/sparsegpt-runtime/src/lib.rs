@@ -6,7 +6,7 @@
 //!
 //! Products run in the rayon pool of the caller, rows in parallel, on the widest instruction set that the processor
 //! and this crate have in common ([`Level`]). They add up in f32, whatever the type of the weights, and give the same
-//! bits for any number of threads.
+//! bits for any number of threads. Those of one token take microseconds: a model runs them inside [`awake`].
 #![doc = include_str!("../README.md")]
 
 mod buffer;
@@ -37,4 +37,5 @@ pub use pattern::{PatternMatrix, PatternParts};
 pub use quantized::{Codes, QuantizedDense, QuantizedMatrix, QuantizedParts, Width};
 pub use value::Value;
 
+pub use sparsegpt_threads::awake;
 pub use {half, ndarray};

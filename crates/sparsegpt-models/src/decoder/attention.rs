@@ -6,11 +6,12 @@ use std::ops::Range;
 use faer::linalg::matmul::matmul;
 use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView3, Axis};
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::elementwise::exponentials;
+use crate::{Error, Result};
 
 /// Queries whose scores are held at a time.
 const QUERY_BLOCK: usize = 128;
@@ -38,36 +39,26 @@ pub(super) struct Mixer<'a> {
 
 impl Mixer<'_> {
     /// softmax(scale·Q Kᵀ − slope·distance) V for the queries of some sequences after each other (batch·time x heads·d), and their
-    /// keys and values (batch·(past + time) x kv_heads·d); neighbouring query heads share a key head. The result, in
-    /// `mixed`, has the queries' shape.
+    /// keys and values (batch x (past + time) x kv_heads·d, those of a sequence together); neighbouring query heads share a key
+    /// head. The result, in `mixed`, has the queries' shape.
     pub(super) fn attend(
         self,
-        batch: usize,
         queries: &Array2<f32>,
-        keys: ArrayView2<'_, f32>,
-        values: ArrayView2<'_, f32>,
+        keys: ArrayView3<'_, f32>,
+        values: ArrayView3<'_, f32>,
         mixed: &mut Array2<f32>,
     ) {
-        let (time, seen) = (queries.nrows() / batch, keys.nrows() / batch);
-        let (heads, kv_heads) = (
-            queries.ncols() / self.head_dim,
-            keys.ncols() / self.head_dim,
-        );
-        let (Some(q), Some(k), Some(v), Some(result)) = (
-            queries.as_slice(),
-            keys.as_slice(),
-            values.as_slice(),
-            mixed.as_slice_mut(),
-        ) else {
+        let (batch, seen, width) = keys.dim();
+        let time = queries.nrows() / batch;
+        let (heads, kv_heads) = (queries.ncols() / self.head_dim, width / self.head_dim);
+        let pair = |sequence| Some((of_sequence(keys, sequence)?, of_sequence(values, sequence)?));
+        let pairs: Option<Vec<_>> = (0..batch).map(pair).collect();
+        let (Some(q), Some(pairs), Some(result)) =
+            (queries.as_slice(), pairs, mixed.as_slice_mut())
+        else {
             return;
         };
-        let matrix =
-            |values, rows, heads| MatRef::from_row_major_slice(values, rows, heads * self.head_dim);
-        let (q, k, v) = (
-            matrix(q, batch * time, heads),
-            matrix(k, batch * seen, kv_heads),
-            matrix(v, batch * seen, kv_heads),
-        );
+        let q = MatRef::from_row_major_slice(q, batch * time, heads * self.head_dim);
         let result = MatMut::from_row_major_slice_mut(result, batch * time, heads * self.head_dim);
         let arch = Arch::new();
         let last = self.past + time - 1;
@@ -79,7 +70,8 @@ impl Mixer<'_> {
             let heads_of_sequence = mixed.par_col_chunks_mut(self.head_dim).enumerate();
             heads_of_sequence.for_each(|(head, mixed)| {
                 let own = (sequence * time, head * self.head_dim);
-                let shared = (sequence * seen, head * kv_heads / heads * self.head_dim);
+                let shared = head * kv_heads / heads * self.head_dim;
+                let (k, v) = pairs[sequence];
                 let biases = Biases {
                     slope: self.slopes.get(head).copied(),
                     relative: relative.as_ref().map(|heads| (&*heads[head], last)),
@@ -89,8 +81,8 @@ impl Mixer<'_> {
                     arch,
                     biases,
                     q.submatrix(own.0, own.1, time, self.head_dim),
-                    k.submatrix(shared.0, shared.1, seen, self.head_dim),
-                    v.submatrix(shared.0, shared.1, seen, self.head_dim),
+                    k.subcols(shared, self.head_dim),
+                    v.subcols(shared, self.head_dim),
                     mixed,
                 );
             });
@@ -161,6 +153,24 @@ impl Mixer<'_> {
         let end = self.past + query + 1;
         self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
+}
+
+/// The tokens of one sequence, if they are together in memory.
+fn of_sequence(all: ArrayView3<'_, f32>, sequence: usize) -> Option<MatRef<'_, f32>> {
+    let rows = all.index_axis_move(Axis(0), sequence);
+    let (tokens, width) = rows.dim();
+    Some(MatRef::from_row_major_slice(
+        rows.to_slice()?,
+        tokens,
+        width,
+    ))
+}
+
+/// Tokens of some sequences after each other, sequence by sequence.
+pub(super) fn by_sequence(tokens: &Array2<f32>, batch: usize) -> Result<ArrayView3<'_, f32>> {
+    let shape = (batch, tokens.nrows() / batch, tokens.ncols());
+    let tokens = tokens.view().into_shape_with_order(shape);
+    tokens.map_err(|error| Error::tensor("(keys and values)", error.to_string()))
 }
 
 /// What is added to the scores of one head in one sequence.
@@ -298,7 +308,8 @@ mod tests {
                     softcap: window.map(|window| window as f32),
                 };
                 let mut found = Array2::zeros(q.dim());
-                causal.attend(batch, &q, k.view(), v.view(), &mut found);
+                let [k3, v3] = [&k, &v].map(|of| by_sequence(of, batch).unwrap());
+                causal.attend(&q, k3, v3, &mut found);
                 for row in 0..batch * time {
                     let (sequence, query) = (row / time, row % time);
                     let position = past + query;
@@ -373,7 +384,8 @@ mod tests {
             softcap: None,
         };
         let mut found = Array2::zeros(q.dim());
-        mixer.attend(batch, &q, k.view(), v.view(), &mut found);
+        let [k3, v3] = [&k, &v].map(|of| by_sequence(of, batch).unwrap());
+        mixer.attend(&q, k3, v3, &mut found);
         for ((row, col), found) in found.indexed_iter() {
             let (sequence, head) = (row / time, col / width * width);
             let keys = (sequence * seen..(sequence + 1) * seen).filter(|&key| counts[key]);

@@ -3,7 +3,7 @@
 use ndarray::Array2;
 use sparsegpt::Tap;
 
-use super::attention::Mixer;
+use super::attention::{Mixer, by_sequence};
 use super::block::{Position, observe};
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
@@ -71,7 +71,8 @@ impl CrossAttention {
             softcap: None,
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
-        mixer.attend(batch, &queries, keys.view(), values.view(), &mut mixed);
+        let (keys, values) = (by_sequence(&keys, batch)?, by_sequence(&values, batch)?);
+        mixer.attend(&queries, keys, values, &mut mixed);
         observe(tap, CROSS_OUTPUT, batch, &mixed, position.counts);
         output.add_output(sum, &mixed)
     }

@@ -16,6 +16,7 @@ mod family;
 mod feed_forward;
 mod finite;
 mod hidden;
+mod kept;
 mod linear;
 mod model;
 mod norm;

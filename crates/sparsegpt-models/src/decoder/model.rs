@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
-use ndarray::{Array3, Axis, concatenate};
+use ndarray::{Axis, concatenate};
 use serde_json::Value;
 use sparsegpt::NoTap;
 use sparsegpt_threads::awake;
@@ -12,6 +12,7 @@ use super::TransformerConfig;
 use super::block::{Block, Position};
 use super::ends::{Embedding, Head};
 use super::hidden::{Hidden, Side};
+use super::kept::Kept;
 use super::scratch::Scratch;
 use super::self_attention::BlockCache;
 use super::weights::Weights;
@@ -67,6 +68,7 @@ impl KvCache {
                 .filter_map(|cache| cache.blocks[block].as_ref());
             let views: Vec<_> = pairs.map(|pair| pair[part].view()).collect();
             concatenate(Axis(0), &views)
+                .map(Kept::from)
                 .map_err(|error| Error::tensor("(keys and values)", error.to_string()))
         };
         let blocks = caches.first().map_or(0, |cache| cache.blocks.len());
@@ -80,8 +82,8 @@ impl KvCache {
 
     /// A cache of some of the sequences that ran together, by number, in any order and any number of times.
     pub(crate) fn of(&self, sequences: &[usize]) -> Self {
-        let select = |pair: &[Array3<f32>; 2]| {
-            [0, 1].map(|part: usize| pair[part].select(Axis(0), sequences))
+        let select = |pair: &[Kept; 2]| {
+            [0, 1].map(|part: usize| pair[part].view().select(Axis(0), sequences).into())
         };
         Self {
             blocks: self

@@ -1,13 +1,14 @@
 //! The attention part of a block: from normalized activations to the mixed values of all heads.
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, s};
+use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::attention::{Mixer, RelativeBias, alibi_slopes};
+use super::attention::{Mixer, RelativeBias, alibi_slopes, by_sequence};
 use super::block::Position;
 use super::config::Positions;
 use super::elementwise::rotate;
 use super::family::Qkv;
+use super::kept::Kept;
 use super::linear::{Linear, outputs};
 use super::norm::Norm;
 use super::scratch::{Scrap, Scratch};
@@ -15,7 +16,7 @@ use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Keys and values of the tokens seen so far, each batch x tokens x kv_heads·head_dim.
-pub(super) type BlockCache = Option<[Array3<f32>; 2]>;
+pub(super) type BlockCache = Option<[Kept; 2]>;
 
 /// Everything of a block's attention but its linear layers.
 #[derive(Clone, Debug)]
@@ -99,11 +100,23 @@ impl SelfAttention {
             softcap: self.softcap,
         };
         let mut mixed = scratch.matrix(queries.nrows(), queries.ncols());
+        let new = [by_sequence(&keys, batch)?, by_sequence(&values, batch)?];
         match cache {
-            None => mixer.attend(batch, &queries, keys.view(), values.view(), &mut mixed),
+            None => {
+                let [keys, values] = new;
+                mixer.attend(&queries, keys, values, &mut mixed);
+            }
             Some(cache) => {
-                let [keys, values] = extend(cache, batch, [&keys, &values])?;
-                mixer.attend(batch, &queries, flat(keys)?, flat(values)?, &mut mixed);
+                match cache {
+                    Some(kept) => kept
+                        .iter_mut()
+                        .zip(new)
+                        .for_each(|(kept, new)| kept.push(new)),
+                    None => *cache = Some(new.map(|new| new.to_owned().into())),
+                }
+                if let Some([keys, values]) = cache {
+                    mixer.attend(&queries, keys.view(), values.view(), &mut mixed);
+                }
             }
         }
         Ok(mixed)
@@ -167,43 +180,4 @@ fn take_part(fused: &Array2<f32>, own: &mut Array2<f32>, pieces: [usize; 3], par
                 pairs.for_each(|(own, fused)| own.copy_from_slice(&fused[before..][..own.len()]));
             });
     }
-}
-
-/// Puts new keys and values (batch·time x width) behind those of the tokens before.
-fn extend<'c>(
-    cache: &'c mut BlockCache,
-    batch: usize,
-    new: [&Array2<f32>; 2],
-) -> Result<&'c [Array3<f32>; 2]> {
-    let mut past = cache.take().map(|pair| pair.map(Some)).unwrap_or_default();
-    let mut extended = std::array::from_fn(|_| Array3::zeros((0, 0, 0)));
-    for ((extended, new), past) in extended.iter_mut().zip(new).zip(&mut past) {
-        let shape = (batch, new.nrows() / batch, new.ncols());
-        let new = new.view().into_shape_with_order(shape).map_err(unshaped)?;
-        *extended = match past.take() {
-            Some(past) => behind(&past, new),
-            None => new.to_owned(),
-        };
-    }
-    Ok(cache.insert(extended))
-}
-
-/// The tokens of each sequence behind those before, sequence after sequence in memory, as `concatenate` would not have them.
-fn behind(past: &Array3<f32>, new: ArrayView3<'_, f32>) -> Array3<f32> {
-    let (batch, seen, width) = past.dim();
-    let mut both = Array3::zeros((batch, seen + new.dim().1, width));
-    both.slice_mut(s![.., ..seen, ..]).assign(past);
-    both.slice_mut(s![.., seen.., ..]).assign(&new);
-    both
-}
-
-/// The tokens of all sequences after each other.
-fn flat(cached: &Array3<f32>) -> Result<ArrayView2<'_, f32>> {
-    let (batch, tokens, width) = cached.dim();
-    let flat = cached.view().into_shape_with_order((batch * tokens, width));
-    flat.map_err(unshaped)
-}
-
-fn unshaped(error: ndarray::ShapeError) -> Error {
-    Error::tensor("(keys and values)", error.to_string())
 }
