@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs `sparsegpt`, and what it is made of, as for publishing, and compiles what was packed. It takes versions and profile from the
+# Packs `sparsegpt`, and what it is made of, as for publishing (cargo 1.90, which packs crates that depend on each other), and compiles what was packed. It takes versions and profile from the
 # workspace, so that the dependencies are those that its lints have been checked with, where `cargo package` would compile them anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -48,7 +48,7 @@ def deviation(found, expected):
 
 
 class Cycle:
-    """Products that are the same but for the memory their weights lie in, taken in turn."""
+    """Products that take the same work on weights of their own, taken in turn."""
 
     def __init__(self, products):
         self.products, self.next = products, 0

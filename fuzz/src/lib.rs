@@ -97,3 +97,44 @@ fn written<'a>(add: impl FnOnce(&mut ContainerWriter<'a>) -> Result<()>) -> Vec<
     writer.write(&path).expect("the file can be written");
     fs::read(&path).expect("the file can be read")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use sparsegpt_runtime::Container;
+
+    use super::*;
+
+    #[test]
+    fn containers_are_sound_and_no_two_are_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("layers");
+        let mut kinds = BTreeSet::new();
+        for file in sound_containers() {
+            fs::write(&path, file).unwrap();
+            // SAFETY: nobody else knows of the file.
+            let container = unsafe { Container::open(&path) }.unwrap();
+            let layer = container.any_layer("a").unwrap();
+            let y = layer
+                .forward(Array2::from_elem((2, layer.cols()), 1.0).view())
+                .unwrap();
+            assert!(y.iter().all(|&sum| sum > 0.0));
+            kinds.insert((layer.dtype(), layer.storage().to_string(), layer.bytes()));
+        }
+        assert_eq!(kinds.len(), sound_containers().len(), "{kinds:?}");
+    }
+
+    #[test]
+    fn each_has_a_seed() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/container");
+        let seeds = fs::read_dir(corpus).unwrap();
+        let kinds: BTreeSet<u8> = seeds
+            .map(|seed| fs::read(seed.unwrap().path()).unwrap()[0])
+            .collect();
+        for kind in 0..sound_containers().len() {
+            assert!(kinds.contains(&(kind as u8)), "no seed changes file {kind}");
+        }
+    }
+}

@@ -21,7 +21,8 @@ fn main() {
         .collect();
     let [peer, shape, tokens, copies, seconds] = args.as_slice() else {
         eprintln!("expected PEER ROWSxCOLS TOKENS COPIES SECONDS, found {args:?}");
-        std::process::exit(2);
+        // As `cargo bench` runs it for everything that can be measured.
+        std::process::exit(if args.is_empty() { 0 } else { 2 });
     };
     let (rows, cols) = shape.split_once('x').unwrap();
     let (rows, cols): (usize, usize) = (rows.parse().unwrap(), cols.parse().unwrap());

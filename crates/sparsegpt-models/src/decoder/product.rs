@@ -66,7 +66,7 @@ pub(super) fn products(
             }
         }
     } else if all < PARALLEL_FROM {
-        // Done before a second thread has woken up.
+        // Done before a second thread that sleeps has woken up.
         for (y, accum, w) in products {
             product(y, accum, x, w, Par::Seq);
         }

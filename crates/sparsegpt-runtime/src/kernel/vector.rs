@@ -9,7 +9,7 @@ use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
-/// Weights that a thread should have at least, as it takes some microseconds to wake one.
+/// Weights that a thread should have at least: handing them over takes a microsecond or two, and tens of them if it sleeps.
 const WEIGHTS_A_TASK: usize = 1 << 17;
 
 /// y[token][row] = bias + Σ for at most [`FEW_TOKENS`](super::FEW_TOKENS); `y` is tokens x rows.
