@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 
 use rayon::Yield;
 
-/// How often a thread looks for work, a tenth of a microsecond each, before rayon's own loop has it again.
+/// How often a thread looks for work, a tenth of a microsecond each in a small pool, before rayon's own loop has it again.
 const LOOKS: usize = 64;
 /// How often that goes on before another process may have its core.
 const STINTS: u32 = 64;
@@ -19,7 +19,7 @@ const STINTS: u32 = 64;
 /// Runs `work` on a thread of the caller's rayon pool (the global one outside of any), with the pool's other threads awake
 /// until it is over: operations inside find them at once. They take what anybody else gives the pool, too.
 ///
-/// It is nothing but a call of `work` on a pool of one thread, on one with more threads than there are cores (they would take them from each
+/// Inside of the pool it is nothing but a call of `work` on a pool of one thread, on one with more threads than there are cores (they would take them from each
 /// other), and on a thread that runs another's work inside of `awake` already.
 ///
 /// A call from outside of the pool takes one of its threads until it is over, and waits for one if there are more such calls than threads.
@@ -34,15 +34,18 @@ pub fn awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     }
     let cores = *CORES.get_or_init(|| available_parallelism().map_or(1, usize::from));
     match rayon::current_num_threads() {
-        threads if threads <= cores => awake_on(threads, work),
+        threads if threads <= cores => lead(work),
         _ => work(),
     }
 }
 
-/// The same in a pool of so many threads, by one of them.
-fn awake_on<T>(threads: usize, work: impl FnOnce() -> T) -> T {
-    let leader = rayon::current_thread_index().filter(|_| threads > 1);
-    let Some((leader, _leads)) = leader.zip(Leads::take()) else {
+/// The same, however many threads the pool has.
+fn lead<T>(work: impl FnOnce() -> T) -> T {
+    let threads = rayon::current_num_threads();
+    let (Some(leader), 2..) = (rayon::current_thread_index(), threads) else {
+        return work();
+    };
+    let Some(_leads) = Leads::take() else {
         return work();
     };
     let watch = Arc::new(Watch {

@@ -10,18 +10,13 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::{awake, awake_on};
+use super::{awake, lead};
 
 fn pool(threads: usize) -> ThreadPool {
     ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .unwrap()
-}
-
-/// [`awake`], however few cores there are.
-fn forced<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    awake_on(rayon::current_num_threads(), work)
 }
 
 /// Many short parallel operations.
@@ -64,8 +59,8 @@ fn the_result_is_that_of_the_work() {
         for threads in 1..=4 {
             let pool = pool(threads);
             assert_eq!(pool.install(|| awake(sums)), SUMS);
-            assert_eq!(pool.install(|| forced(sums)), SUMS);
-            let found = pool.install(|| forced(rayon::current_num_threads));
+            assert_eq!(pool.install(|| lead(sums)), SUMS);
+            let found = pool.install(|| lead(rayon::current_num_threads));
             assert_eq!(found, threads, "the pool of the caller");
         }
     });
@@ -73,7 +68,7 @@ fn the_result_is_that_of_the_work() {
 
 #[test]
 fn one_inside_another_is_a_call() {
-    within_a_minute(|| assert_eq!(pool(2).install(|| forced(|| forced(sums))), SUMS));
+    within_a_minute(|| assert_eq!(pool(2).install(|| lead(|| lead(sums))), SUMS));
 }
 
 #[test]
@@ -81,7 +76,7 @@ fn parallel_ones_do_not_wait_for_each_other() {
     within_a_minute(|| {
         let found: Vec<u64> = pool(3).install(|| {
             let many = (0..64).into_par_iter().with_max_len(1);
-            many.map(|_| forced(sums)).collect()
+            many.map(|_| lead(sums)).collect()
         });
         assert_eq!(found, [SUMS; 64]);
     });
@@ -90,7 +85,7 @@ fn parallel_ones_do_not_wait_for_each_other() {
         scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    (0..50).for_each(|_| assert_eq!(pool.install(|| forced(sums)), SUMS));
+                    (0..50).for_each(|_| assert_eq!(pool.install(|| lead(sums)), SUMS));
                 });
             }
         });
@@ -103,7 +98,7 @@ fn many_threads_on_few_cores_come_to_an_end() {
     within_a_minute(|| {
         let pool = pool(16);
         for _ in 0..100 {
-            assert_eq!(pool.install(|| forced(sums)), SUMS);
+            assert_eq!(pool.install(|| lead(sums)), SUMS);
         }
     });
 }
@@ -122,7 +117,7 @@ fn the_jobs_of_others_end_before_the_work_does() {
                     until(&first_over);
                     // Time for the other to find that it has to wait.
                     sleep(Duration::from_millis(50));
-                    forced(|| {
+                    lead(|| {
                         sleep(Duration::from_millis(50));
                         release.store(true, Ordering::Release);
                         until(&done);
@@ -152,11 +147,11 @@ fn a_panic_ends_the_waiting() {
     within_a_minute(|| {
         let pool = pool(2);
         let failed = catch_unwind(AssertUnwindSafe(|| {
-            pool.install(|| forced(|| panic!("on purpose")))
+            pool.install(|| lead(|| panic!("on purpose")))
         }));
         assert!(failed.is_err());
         // Neither thread is left behind, and the next work finds both.
-        assert_eq!(pool.install(|| forced(sums)), SUMS);
+        assert_eq!(pool.install(|| lead(sums)), SUMS);
         let both = pool.broadcast(|of| of.index());
         assert_eq!(both, [0, 1]);
     });
@@ -168,7 +163,7 @@ fn others_get_their_work_done_meanwhile() {
         let (pool, done, calls) = (pool(2), AtomicBool::new(false), AtomicUsize::new(0));
         scope(|scope| {
             // The pool's other thread must take the second job while the first waits for it.
-            scope.spawn(|| pool.install(|| forced(|| until(&done))));
+            scope.spawn(|| pool.install(|| lead(|| until(&done))));
             pool.install(|| calls.fetch_add(1, Ordering::Relaxed));
             done.store(true, Ordering::Release);
         });

@@ -107,16 +107,15 @@ impl SelfAttention {
                 mixer.attend(&queries, keys, values, &mut mixed);
             }
             Some(cache) => {
-                match cache {
-                    Some(kept) => kept
-                        .iter_mut()
-                        .zip(new)
-                        .for_each(|(kept, new)| kept.push(new)),
-                    None => *cache = Some(new.map(|new| new.to_owned().into())),
-                }
-                if let Some([keys, values]) = cache {
-                    mixer.attend(&queries, keys.view(), values.view(), &mut mixed);
-                }
+                let [keys, values] = match cache {
+                    Some(kept) => {
+                        let pairs = kept.iter_mut().zip(new);
+                        pairs.for_each(|(kept, new)| kept.push(new));
+                        kept
+                    }
+                    None => cache.insert(new.map(|new| new.to_owned().into())),
+                };
+                mixer.attend(&queries, keys.view(), values.view(), &mut mixed);
             }
         }
         Ok(mixed)
