@@ -91,7 +91,7 @@ impl fmt::Display for Storage {
 /// Y = XWᵀ + b on a storage, for few tokens and for many.
 trait Product {
     /// Up to so many are few.
-    fn few(&self) -> usize;
+    fn few(&self, level: Level) -> usize;
     fn vectors(&self, level: Level, x: ArrayView2<'_, f32>, bias: Option<&[f32]>, y: &mut [f32]);
     fn tokens(
         &self,
@@ -106,8 +106,8 @@ struct OfPacked<'a, M>(&'a M);
 struct OfDense<'a, M>(&'a M);
 
 impl<M: Packed> Product for OfPacked<'_, M> {
-    fn few(&self) -> usize {
-        self.0.few()
+    fn few(&self, level: Level) -> usize {
+        self.0.few(level)
     }
 
     fn vectors(&self, level: Level, x: ArrayView2<'_, f32>, bias: Option<&[f32]>, y: &mut [f32]) {
@@ -126,7 +126,7 @@ impl<M: Packed> Product for OfPacked<'_, M> {
 }
 
 impl<M: Dense> Product for OfDense<'_, M> {
-    fn few(&self) -> usize {
+    fn few(&self, _level: Level) -> usize {
         MOST_VECTORS
     }
 
@@ -154,7 +154,7 @@ fn run(
     bias: Option<&[f32]>,
 ) -> Array2<f32> {
     let mut y = Array2::zeros((x.nrows(), rows));
-    if x.nrows() <= product.few() {
+    if x.nrows() <= product.few(level) {
         product.vectors(level, x, bias, y.as_slice_mut().unwrap_or_default());
     } else {
         product.tokens(level, x, bias, y.view_mut());

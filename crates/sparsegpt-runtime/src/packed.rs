@@ -10,6 +10,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::kernel::{Bits, Packed, Stored, few_of_values, split_unit};
+use crate::level::Level;
 use crate::value::Value;
 
 /// Rows of a tile. The last one of a matrix may have fewer.
@@ -233,8 +234,8 @@ impl<V: Value> Packed for PackedMatrix<V> {
         self.cols
     }
 
-    fn few(&self) -> usize {
-        few_of_values(self.density())
+    fn few(&self, level: Level) -> usize {
+        few_of_values(level, self.density())
     }
 
     fn tile(&self, tile: usize) -> Stored<'_, V, Bits<'_>> {

@@ -9,6 +9,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::kernel::{Codes, Packed, SHAPES, Shape, Stored, few_of_values};
+use crate::level::Level;
 use crate::packed::{BLOCK_COLS, PADDING, TILE_ROWS, bits, expect_entries, from_rows, unit_count};
 use crate::value::Value;
 
@@ -306,8 +307,8 @@ impl<V: Value, const P: usize> Packed for PatternView<'_, V, P> {
         self.0.cols
     }
 
-    fn few(&self) -> usize {
-        few_of_values(self.0.density())
+    fn few(&self, level: Level) -> usize {
+        few_of_values(level, self.0.density())
     }
 
     fn tile(&self, tile: usize) -> Stored<'_, V, Codes<'_, P>> {

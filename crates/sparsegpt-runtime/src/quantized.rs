@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{
     Dense, FEW_TOKENS, Packed, PanelGrid, QuantizedPanel, QuantizedTile, steps_of,
 };
+use crate::level::Level;
 use crate::packed::{
     BLOCK_COLS, TILE_ROWS, bits, check_masks, expect_entries, from_rows, tile_masks,
 };
@@ -405,7 +406,7 @@ impl Packed for QuantizedMatrix {
     }
 
     /// Tiles of tokens take their codes one by one.
-    fn few(&self) -> usize {
+    fn few(&self, _level: Level) -> usize {
         FEW_TOKENS
     }
 

@@ -16,6 +16,7 @@ mod stored;
 #[cfg(target_arch = "x86_64")]
 mod tables;
 mod tokens;
+mod transpose;
 #[cfg(any(target_arch = "x86_64", test))]
 mod unit;
 #[cfg(target_arch = "x86_64")]
@@ -51,9 +52,13 @@ use crate::packed::{BLOCK_COLS, TILE_ROWS};
 pub(crate) const FEW_TOKENS: usize = 32;
 
 /// [`Packed::few`] for values of this density. What tiles take for a unit grows with its values, and they want some vectors of
-/// tokens to be busy. Measured with AVX2; `docs/runtime.md` says how.
-pub(crate) fn few_of_values(density: f64) -> usize {
-    ((52.0 * density).round() as usize).clamp(12, FEW_TOKENS)
+/// tokens to be busy. Measured; `docs/runtime.md` says how.
+pub(crate) fn few_of_values(level: Level, density: f64) -> usize {
+    let few = match level {
+        Level::Avx512 | Level::Avx512Vbmi2 => 16.0 + 32.0 * density,
+        Level::Avx2 | Level::Portable => 52.0 * density,
+    };
+    (few.round() as usize).clamp(12, FEW_TOKENS)
 }
 
 /// Packed weights as the drivers see them: tiles of rows, blocks of columns.
@@ -67,7 +72,7 @@ pub(crate) trait Packed: Sync {
     fn tile(&self, tile: usize) -> Self::Tile<'_>;
 
     /// Up to so many tokens, at most [`FEW_TOKENS`], are multiplied one by one by a unit once unpacked; more in tiles of tokens.
-    fn few(&self) -> usize;
+    fn few(&self, level: Level) -> usize;
 
     fn tiles(&self) -> usize {
         self.rows().div_ceil(TILE_ROWS)

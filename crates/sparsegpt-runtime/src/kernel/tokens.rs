@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::transpose::transpose;
 use super::{Dense, Packed, Panel, Tile, Unit, portable};
 use crate::buffer::Aligned;
 use crate::dense::PANEL_ROWS;
@@ -13,7 +14,11 @@ use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
 /// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 20 KiB of sums. (Eight take a twentieth
 /// longer with 400 tokens, a tenth with 32.)
-const MOST_TILES_A_TASK: usize = 4;
+const TILES_A_BLOCK: usize = 4;
+/// Tiles of a task at most, which are multiplied by a stretch of activations while it is in the second cache.
+const MOST_TILES_A_TASK: usize = 32;
+/// Bytes of such a stretch: half of a small second cache, or an eighth of a large one.
+const STRETCH: usize = 256 << 10;
 /// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
 const TASKS_A_THREAD: usize = 4;
 /// Tokens of a dense tile: with two vectors of rows, twelve sums, three registers for operands.
@@ -25,6 +30,8 @@ const DENSE_TOKENS_OF_SIXTEEN: usize = 14;
 pub(super) const DENSE_COLS: usize = 256;
 /// Panels that follow each other over the same activations.
 const PANELS_A_TASK: usize = 4;
+/// Columns of a few tokens that are transposed before those of others, which are in other pages.
+const COLS_AT_ONCE: usize = 512;
 
 /// Activations transposed in tiles of tokens: tiles x columns x tokens of a tile, zeros where there are none.
 struct Transposed {
@@ -56,23 +63,17 @@ impl Transposed {
             rest = others;
             tiles.push((x.slice(s![tokens[0]..x.nrows().min(tokens[1]), ..]), values));
         }
-        // Rows are read and columns written in pieces that the innermost cache holds.
         let fill = |(tokens, values): (ArrayView2<'_, f32>, &mut [f32])| {
             let width = values.len() / cols.max(1);
-            let tokens: Vec<_> = tokens
-                .rows()
-                .into_iter()
-                .filter_map(|t| t.to_slice())
-                .collect();
-            let blocks = values.par_chunks_mut((BLOCK_COLS * width).max(1));
-            blocks.enumerate().for_each(|(block, values)| {
-                let first = block * BLOCK_COLS;
-                for (lane, token) in tokens.iter().enumerate() {
-                    let token = token.get(first..).unwrap_or_default();
-                    for (column, from) in values.chunks_exact_mut(width).zip(token) {
-                        column[lane] = *from;
-                    }
-                }
+            let stretches = values.par_chunks_mut((COLS_AT_ONCE * width).max(1));
+            stretches.enumerate().for_each(|(stretch, values)| {
+                let first = stretch * COLS_AT_ONCE;
+                let last = x.ncols().min(first + COLS_AT_ONCE);
+                let rows = tokens.rows().into_iter().filter_map(|row| row.to_slice());
+                let rows: Vec<_> = rows.map(|row| &row[first.min(last)..last]).collect();
+                let mut columns: Vec<_> = values.chunks_exact_mut(width).collect();
+                columns.truncate(last.saturating_sub(first));
+                transpose(&rows, &mut columns);
             });
         };
         tiles.into_par_iter().for_each(fill);
@@ -139,7 +140,8 @@ pub(crate) fn packed_tokens(
         |sums, (task, mut y)| {
             let first = task * task_tiles;
             let last = matrix.tiles().min(first + task_tiles);
-            let tiles: Vec<_> = (first..last).map(|tile| matrix.tile(tile)).collect();
+            let tiles = (first..last).map(|tile| matrix.tile(tile));
+            let at_start: Vec<_> = tiles.map(|tile| (tile, tile.cursor())).collect();
             let bias = bias.map(|bias| &bias[task * task_rows..]);
             for tile in 0..x.tiles() {
                 let tokens = x.tokens(tile);
@@ -150,18 +152,23 @@ pub(crate) fn packed_tokens(
                     let rows = sums.chunks_exact_mut(width).zip(bias);
                     rows.for_each(|(sums, bias)| sums.fill(*bias));
                 }
-                tiles_tokens(level, &tiles, x.columns(tile, 0), width, sums);
-                let tokens = tokens.start..y.nrows().min(tokens.end);
-                let mut y = y.slice_mut(s![tokens, ..]);
-                // Some rows at a time, whose sums the innermost cache holds while they are transposed.
-                let pieces = y.axis_chunks_iter_mut(Axis(1), TILE_ROWS);
-                for (mut y, sums) in pieces.zip(sums.chunks(TILE_ROWS * width)) {
-                    for (token, mut y) in y.rows_mut().into_iter().enumerate() {
-                        for (y, sums) in y.iter_mut().zip(sums.chunks_exact(width)) {
-                            *y = sums[token];
-                        }
+                let mut tiles = at_start.clone();
+                let block_len = BLOCK_COLS * width;
+                let blocks = (STRETCH / (block_len * size_of::<f32>())).max(1);
+                let stretches = x.columns(tile, 0).chunks(blocks * block_len);
+                for (first, x) in (0..).step_by(blocks).zip(stretches) {
+                    let sums = sums.chunks_mut(TILES_A_BLOCK * TILE_ROWS * width);
+                    for (tiles, sums) in tiles.chunks_mut(TILES_A_BLOCK).zip(sums) {
+                        tiles_tokens(level, tiles, first, x, width, sums);
                     }
                 }
+                let tokens = tokens.start..y.nrows().min(tokens.end);
+                let mut y = y.slice_mut(s![tokens, ..]);
+                let (tokens, rows) = y.dim();
+                let rows = sums.chunks_exact(width).take(rows);
+                let rows: Vec<_> = rows.map(|sums| &sums[..tokens]).collect();
+                let tokens = y.rows_mut().into_iter().filter_map(|y| y.into_slice());
+                transpose(&rows, &mut tokens.collect::<Vec<_>>());
             }
         },
     );
@@ -174,18 +181,25 @@ fn fill_bias(bias: Option<&[f32]>, y: &mut ArrayViewMut2<'_, f32>) {
     }
 }
 
-/// sums[row][token] += Σ for the rows of some tiles that follow each other; `x` is columns x `width`.
-fn tiles_tokens<T: Tile>(level: Level, tiles: &[T], x: &[f32], width: usize, sums: &mut [f32]) {
-    let mut cursors: Vec<_> = tiles.iter().map(|tile| tile.cursor()).collect();
+/// sums[row][token] += Σ for the rows of some tiles that follow each other, each with its cursor at the first of the blocks; `x` is
+/// columns of these x `width`.
+fn tiles_tokens<T: Tile>(
+    level: Level,
+    tiles: &mut [(T, T::Cursor)],
+    first: usize,
+    x: &[f32],
+    width: usize,
+    sums: &mut [f32],
+) {
     let mut wide = [0.0; _];
     let block_len = BLOCK_COLS * width;
-    let mut blocks = x.chunks_exact(block_len).enumerate().peekable();
+    let mut blocks = (first..).zip(x.chunks_exact(block_len)).peekable();
     while let Some((block, x)) = blocks.next() {
         // Lines are used in no order that a processor could guess, so the next block is asked for, a part with each tile.
         let next = blocks.peek().map_or(&[][..], |(_, next)| next);
         let mut parts = next.chunks(block_len.div_ceil(tiles.len()));
-        let tiles = tiles.iter().zip(&mut cursors);
-        for ((tile, cursor), sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * width)) {
+        let sums = sums.chunks_mut(TILE_ROWS * width);
+        for ((tile, cursor), sums) in tiles.iter_mut().zip(sums) {
             let ahead = parts.next().unwrap_or_default();
             let units = tile.units(level, block, cursor, &mut wide);
             units_tokens(level, &units[..tile.rows()], x, ahead, sums);

@@ -327,6 +327,14 @@ fn every_number_of_tokens_around_the_tiles() {
 }
 
 #[test]
+fn many_tokens_in_several_stretches_and_groups_of_tiles() {
+    // A thread of its own has tasks of six tiles here, and a stretch of 256 KiB is 7 or 8 of the 11 blocks for these tokens.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    pool.unwrap()
+        .install(|| holds_for_all_types((390, 650), 140, 0.4, 7));
+}
+
+#[test]
 fn all_densities() {
     for percent in (0..=100).step_by(5) {
         let density = percent as f32 / 100.0;
