@@ -2,12 +2,13 @@
 DeepSparse, and llama.cpp for a whole model.
 
 All take turns in one run, so that a noisy machine is noisy for all. A turn is as many products as fit into --seconds;
-its time is their median, and the table has the median of the turns. Layers are rows x columns, output x input features,
-as in `sparsegpt bench --layer`, which is what a turn of ours is: it cycles through copies of the layer that together
-are four times the last-level cache. Peers are measured so (cycled), and on one copy, as their users' benchmarks do.
-What is not installed or not built is left out. Run from the repository's root:
+its time is their median, and the table has the median of the turns. Layers are rows x columns, output x input features.
+They are measured on copies that together are four times the last-level cache, one after the other (cycled), as in
+`sparsegpt bench --layer`, and on one copy, as their users' benchmarks do. A turn of ours has runs of the dense kernel, the
+sparse one and the floor in turn. What is not installed or not built is left out, but for ours. Run from the repository's root:
 
     cargo build --release
+    cargo bench -p sparsegpt-runtime --bench turns --no-run
     cargo bench -p sparsegpt-models --bench crates --no-run
     benches/runtime/setup.sh
     target/peers/bin/python benches/runtime/peers.py --deepsparse target/deepsparse/bin/python
@@ -49,7 +50,7 @@ flags.add_argument("--sparsities", type=commas(int), default="50,60,70,80", help
 flags.add_argument("--tokens", type=commas(int), default="1,400")
 flags.add_argument("--dtypes", type=commas(str), default="f32,bf16")
 flags.add_argument("--peers", type=commas(str), default="torch,numpy,torch-csr,scipy,faer,candle,deepsparse,llama.cpp")
-flags.add_argument("--ways", type=commas(str), default="one,cycled", help="copies that peers are measured on")
+flags.add_argument("--ways", type=commas(str), default="one,cycled", help="copies that all are measured on")
 flags.add_argument("--deepsparse", metavar="PYTHON", help="the Python that has DeepSparse")
 flags.add_argument("--model", action="append", default=[], help="a pruned or packed model for `sparsegpt bench`")
 flags.add_argument("--gguf", type=Path, help="the same as F16, for llama.cpp")
@@ -123,20 +124,55 @@ def bench(*arguments):
     return json.loads(run.stdout)
 
 
+def built(bench):
+    """The newest build of a bench, if there is one."""
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    paths = glob.glob(f"{target}/release/deps/{bench}-*")
+    return max((path for path in paths if os.access(path, os.X_OK)), key=os.path.getmtime, default=None)
+
+
+class OurProcess:
+    """The newest build of `benches/turns.rs`, which keeps layers and is asked for turns."""
+
+    def __init__(self):
+        binary = built("turns")
+        if not binary:
+            sys.exit("not built: cargo bench -p sparsegpt-runtime --bench turns --no-run")
+        environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
+        self.process = subprocess.Popen(
+            [binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, *words):
+        print(*words, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline().split()
+        if not answer:
+            sys.exit("our process ended early")
+        return answer
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
 class Ours:
     """Dense and sparse kernels, and what the machine allows the sparse ones, in one turn."""
 
-    def __init__(self, rows, cols, tokens, dtype, zeros):
-        self.arguments = ["--layer", f"{rows}x{cols}", "--tokens", tokens, "--dtype", dtype, "--sparsity", zeros / 100]
-        self.series = {
-            f"{key}_seconds": Series(who, dtype, zeros, "cycled")
-            for key, who in [("sparse", "ours"), ("dense", "ours, dense"), ("floor", "floor of ours")]
-        }
+    KINDS = ("ours", "ours, dense", "floor of ours")
+
+    def __init__(self, process, rows, cols, tokens, dtype, zeros, way):
+        self.process, self.key = process, f"{rows}x{cols},{tokens},{dtype},{zeros},{way}"
+        copies = 1 if way == "one" else 0
+        process.ask("make", self.key, dtype, f"{rows}x{cols}", zeros / 100, tokens, copies)
+        self.series = {who: Series(who, dtype, zeros, way) for who in self.KINDS}
 
     def turn(self):
-        report = bench(*self.arguments, "--seconds", flags.seconds)
-        for key, series in self.series.items():
-            series.seconds.append(report[key])
+        medians = self.process.ask("turn", self.key, flags.seconds)
+        for series, seconds in zip(self.series.values(), medians):
+            series.seconds.append(float(seconds))
+
+    def drop(self):
+        self.process.ask("drop", self.key)
 
 
 class Peer:
@@ -199,12 +235,10 @@ def crate_products():
     """The newest build of `benches/crates.rs`, which multiplies with faer and candle."""
     if not {"faer", "candle"} & set(flags.peers) or not flags.layers:
         return None
-    target = os.environ.get("CARGO_TARGET_DIR", "target")
-    built = [path for path in glob.glob(f"{target}/release/deps/crates-*") if os.access(path, os.X_OK)]
-    if not built:
+    binary = built("crates")
+    if not binary:
         print("left out: faer and candle (`cargo bench` did not build benches/crates.rs)", file=sys.stderr)
-        return None
-    return max(built, key=os.path.getmtime)
+    return binary
 
 
 def crate_peers(binary, rows, cols, tokens):
@@ -326,7 +360,7 @@ def warm_up(contenders):
     ours = [contender for contender in contenders if isinstance(contender, Ours)]
     for own in ours:
         own.turn()
-    slowest = max(own.series["sparse_seconds"].median() for own in ours)
+    slowest = max(own.series["ours"].median() for own in ours)
     slow = {}
     for contender in contenders:
         if isinstance(contender, Ours):
@@ -344,14 +378,15 @@ def warm_up(contenders):
             series.once, series.seconds, slow[kind] = True, [first], first
 
 
-def measure(rows, cols, tokens, crates, deepsparse):
+def measure(rows, cols, tokens, process, crates, deepsparse):
     """The series of one layer and number of tokens."""
     x = inputs(tokens, cols)
     contenders = dense_peers(weights(rows, cols, 0), x) + crate_peers(crates, rows, cols, tokens)
     contenders += deepsparse.peers(rows, cols, tokens, 0)
     # Ours between the peers', or a noise that lasts some seconds would meet only either.
     for zeros in flags.sparsities:
-        contenders += [Ours(rows, cols, tokens, dtype, zeros) for dtype in flags.dtypes]
+        for dtype, way in itertools.product(flags.dtypes, flags.ways):
+            contenders.append(Ours(process, rows, cols, tokens, dtype, zeros, way))
         if "f32" in flags.dtypes:
             contenders += csr_peers(weights(rows, cols, zeros / 100), x, zeros)
             contenders += deepsparse.peers(rows, cols, tokens, zeros)
@@ -361,15 +396,18 @@ def measure(rows, cols, tokens, crates, deepsparse):
             time.sleep(PAUSE)
             contender.turn()
     deepsparse.drop(rows, cols, tokens)
+    for contender in contenders:
+        if isinstance(contender, Ours):
+            contender.drop()
     return [series for contender in contenders for series in contender.series.values()]
 
 
 def print_layer(rows, cols, tokens, table):
-    """Rows by zeros and type, ours first; peers' two ways side by side."""
+    """Rows by zeros and type, ours first; the two ways side by side."""
     for zeros, dtype in itertools.product(flags.sparsities, flags.dtypes):
         here = [series for series in table if series.dtype == dtype and series.zeros in (zeros, None)]
         here.sort(key=lambda series: "ours" not in series.who)
-        own = here[0].median()
+        own = {series.way: series.median() for series in here if series.who == Ours.KINDS[0]}
         for who in dict.fromkeys(series.who for series in here):
             cells = [f"{rows} x {cols}", str(tokens), f"{zeros} %", dtype, who]
             for way in ("cycled", "one"):
@@ -378,18 +416,19 @@ def print_layer(rows, cols, tokens, table):
                     cells += ["", ""]
                     continue
                 seconds, once = series.median(), " (once)" if series.once else ""
-                cells += [f"{seconds * 1e3:.3f}{once}", f"{seconds / own:.2f}"]
+                cells += [f"{seconds * 1e3:.3f}{once}", f"{seconds / own[way]:.2f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def layers():
     print("| layer | tokens | zeros | dtype | who | ms, cycled | times ours | ms, one copy | times ours |")
     print("|---" * 9 + "|", flush=True)
-    crates, deepsparse, report = crate_products(), DeepSparse(), []
+    process, crates, deepsparse, report = OurProcess(), crate_products(), DeepSparse(), []
     for (rows, cols), tokens in itertools.product(flags.layers, flags.tokens):
-        table = measure(rows, cols, tokens, crates, deepsparse)
+        table = measure(rows, cols, tokens, process, crates, deepsparse)
         print_layer(rows, cols, tokens, table)
         report += [{"rows": rows, "cols": cols, "tokens": tokens, **vars(series)} for series in table]
+    process.close()
     deepsparse.close()
     return report
 

@@ -58,6 +58,8 @@ pub struct Case {
     pub tokens: usize,
     /// How long to go on measuring.
     pub duration: Duration,
+    /// Copies at most of which each run takes the next.
+    pub most_copies: usize,
 }
 
 impl Case {
@@ -98,6 +100,7 @@ impl Case {
                 zeros,
                 tokens: 1,
                 duration: Duration::from_secs(2),
+                most_copies: MOST_COPIES,
             }),
         }
     }
@@ -112,6 +115,15 @@ impl Case {
     #[must_use]
     pub fn during(self, duration: Duration) -> Self {
         Self { duration, ..self }
+    }
+
+    /// On at most so many copies, one being the least: few enough stay in the cache, as a model's layers would not.
+    #[must_use]
+    pub fn copies(self, most: usize) -> Self {
+        Self {
+            most_copies: most.clamp(1, MOST_COPIES),
+            ..self
+        }
     }
 
     /// Asks for the memory at once, and gives it back: what the system would refuse later would end the process.
@@ -201,12 +213,7 @@ pub struct Timing {
 /// # Errors
 /// [`Error::Setting`] if the layer and its activations do not fit in memory.
 pub fn layer<V: Value>(case: &Case) -> Result<Timing> {
-    case.check_memory()?;
-    let weight = case.weight::<V>();
-    let sparse = SparseLinear::smallest(weight.view(), None)?;
-    let dense = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None)?;
-    drop(weight);
-    run(case, dense, sparse)
+    Ok(Prepared::<SparseLinear<V>>::random(case)?.measure(&Machine::new(), case.duration))
 }
 
 /// The same with codes of a grid that `group` columns of a row share, a multiple of 64.
@@ -237,73 +244,178 @@ pub fn quantized_layer(case: &Case, width: Width, group: usize) -> Result<Timing
     };
     let sparse = QuantizedLinear::sparse(QuantizedMatrix::from_codes(&codes)?, None)?;
     let dense = QuantizedLinear::dense(QuantizedDense::from_codes(&codes)?, None)?;
-    run(case, dense, sparse)
+    Ok(Prepared::new(case, dense, sparse).measure(&Machine::new(), case.duration))
 }
 
-fn run<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
-    // As in a model, where products follow each other.
-    sparsegpt_threads::awake(|| run_awake(case, dense, sparse))
-}
+/// What the floor is measured with: memory of four times the last-level cache.
+pub struct Machine(Aligned<u64>);
 
-fn run_awake<L: LinearLayer + Clone>(case: &Case, dense: L, sparse: L) -> Result<Timing> {
-    let cache = last_level_cache();
-    let (sparse_bytes, dense_bytes) = (sparse.bytes(), dense.bytes());
-    let density = sparse.storage().density();
-    let sparse = copies(sparse, sparse_bytes, cache);
-    let dense = copies(dense, dense_bytes, cache);
-    let mut random = Random(1);
-    let x = Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32);
-    // In the same pages as the weights; written, or all of it would be one page of zeros.
-    let mut memory = Aligned::zeroed(CACHES * cache / size_of::<u64>());
-    memory.fill(1_u64);
-
-    let mut seconds = [const { Vec::new() }; 4];
-    let start = Instant::now();
-    let mut run = 0;
-    while run < LEAST_RUNS || start.elapsed() < case.duration {
-        let (dense, sparse) = (&dense[run % dense.len()], &sparse[run % sparse.len()]);
-        seconds[0].push(timed(|| dense.forward(x.view())).0);
-        seconds[1].push(timed(|| sparse.forward(x.view())).0);
-        // The floor's measurements take long beside a small layer, and change slowly.
-        if run % 4 == 0 {
-            seconds[2].push(timed(|| read(&memory)).0 / size_of_val(&*memory) as f64);
-            let (took, operations) = timed(multiply_add);
-            seconds[3].push(took / operations);
-        }
-        run += 1;
+impl Machine {
+    /// Takes the memory.
+    #[must_use]
+    pub fn new() -> Self {
+        // In the same pages as the weights; written, or all of it would be one page of zeros.
+        let mut memory = Aligned::zeroed(CACHES * last_level_cache() / size_of::<u64>());
+        memory.fill(1_u64);
+        Self(memory)
     }
-    let [dense_least_seconds, sparse_least_seconds] =
-        [0, 1].map(|which: usize| seconds[which].iter().copied().fold(f64::INFINITY, f64::min));
-    let [
-        dense_seconds,
-        sparse_seconds,
-        byte_seconds,
-        operation_seconds,
-    ] = seconds.map(median);
-    let floor = |bytes: usize, density: f64| {
-        let operations = 2.0 * density * (case.rows * case.cols * case.tokens) as f64;
-        (bytes as f64 * byte_seconds).max(operations * operation_seconds)
-    };
-    Ok(Timing {
-        dense_seconds,
-        sparse_seconds,
-        dense_least_seconds,
-        sparse_least_seconds,
-        floor_seconds: floor(sparse_bytes, density),
-        dense_floor_seconds: floor(dense_bytes, 1.0),
-        dense_bytes,
-        sparse_bytes,
-        density,
-        bandwidth: 1.0 / byte_seconds,
-        flops: 1.0 / operation_seconds,
-        runs: run,
-        threads: rayon::current_num_threads(),
-    })
+
+    /// Seconds to read a byte.
+    fn byte_seconds(&self) -> f64 {
+        timed(|| read(&self.0)).0 / size_of_val(&*self.0) as f64
+    }
 }
 
-fn copies<L: Clone>(layer: L, bytes: usize, cache: usize) -> Vec<L> {
-    let copies = (CACHES * cache).div_ceil(bytes.max(1));
-    vec![layer; copies.min(MOST_COPIES)]
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A layer to measure more than once: its copies, dense and packed, and activations.
+///
+/// ```
+/// use std::time::Duration;
+/// use sparsegpt_runtime::SparseLinear;
+/// use sparsegpt_runtime::measure::{Case, Machine, Prepared, Zeros};
+///
+/// let case = Case::new(64, 256, Zeros::Random(0.5))?.copies(1);
+/// let prepared = Prepared::<SparseLinear<f32>>::random(&case)?;
+/// let timing = prepared.measure(&Machine::new(), Duration::ZERO);
+/// assert!(timing.sparse_seconds > 0.0);
+/// # Ok::<(), sparsegpt_runtime::Error>(())
+/// ```
+pub struct Prepared<L> {
+    dense: Vec<L>,
+    sparse: Vec<L>,
+    x: Array2<f32>,
+}
+
+impl<V: Value> Prepared<SparseLinear<V>> {
+    /// A random layer.
+    ///
+    /// # Errors
+    /// As [`layer`].
+    pub fn random(case: &Case) -> Result<Self> {
+        case.check_memory()?;
+        let weight = case.weight::<V>();
+        let sparse = SparseLinear::smallest(weight.view(), None)?;
+        let dense = SparseLinear::dense(DenseMatrix::from_dense(weight.view()), None)?;
+        drop(weight);
+        Ok(Self::new(case, dense, sparse))
+    }
+}
+
+impl<L: LinearLayer + Clone> Prepared<L> {
+    fn new(case: &Case, dense: L, sparse: L) -> Self {
+        let mut random = Random(1);
+        let copies = |layer: L| {
+            let copies = (CACHES * last_level_cache()).div_ceil(layer.bytes().max(1));
+            vec![layer; copies.min(case.most_copies)]
+        };
+        Self {
+            dense: copies(dense),
+            sparse: copies(sparse),
+            x: Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32),
+        }
+    }
+
+    /// Measures for so long, in the rayon pool of the caller, runs of all taking turns.
+    #[must_use]
+    pub fn measure(&self, machine: &Machine, duration: Duration) -> Timing {
+        use Run::{Dense, Floor, Sparse};
+        self.timing(machine, &[&[Dense, Sparse, Floor]], duration)
+    }
+
+    /// The same with all runs of the dense layer before those of the packed one, so that a single copy may stay in the cache from run
+    /// to run. Each gets a third of the time, as the floor does.
+    #[must_use]
+    pub fn measure_apart(&self, machine: &Machine, duration: Duration) -> Timing {
+        let turns: [&[Run]; 3] = [&[Run::Dense], &[Run::Sparse], &[Run::Floor]];
+        self.timing(machine, &turns, duration / 3)
+    }
+
+    /// Takes turns between some runs for so long, and then between others.
+    fn timing(&self, machine: &Machine, turns: &[&[Run]], duration: Duration) -> Timing {
+        let mut seconds = [const { Vec::new() }; 4];
+        // As in a model, where products follow each other.
+        sparsegpt_threads::awake(|| {
+            for runs in turns {
+                self.run(machine, runs, duration, &mut seconds);
+            }
+        });
+        let runs = seconds[1].len();
+        let [dense_least_seconds, sparse_least_seconds] =
+            [0, 1].map(|which: usize| seconds[which].iter().copied().fold(f64::INFINITY, f64::min));
+        let [
+            dense_seconds,
+            sparse_seconds,
+            byte_seconds,
+            operation_seconds,
+        ] = seconds.map(median);
+        let (dense, sparse) = (&self.dense[0], &self.sparse[0]);
+        let weights = (dense.rows() * dense.cols()) as f64;
+        let floor = |layer: &L, density: f64| {
+            let operations = 2.0 * density * weights * self.x.nrows() as f64;
+            (layer.bytes() as f64 * byte_seconds).max(operations * operation_seconds)
+        };
+        let density = sparse.storage().density();
+        Timing {
+            dense_seconds,
+            sparse_seconds,
+            dense_least_seconds,
+            sparse_least_seconds,
+            floor_seconds: floor(sparse, density),
+            dense_floor_seconds: floor(dense, 1.0),
+            dense_bytes: dense.bytes(),
+            sparse_bytes: sparse.bytes(),
+            density,
+            bandwidth: 1.0 / byte_seconds,
+            flops: 1.0 / operation_seconds,
+            runs,
+            threads: rayon::current_num_threads(),
+        }
+    }
+
+    fn run(
+        &self,
+        machine: &Machine,
+        runs: &[Run],
+        duration: Duration,
+        seconds: &mut [Vec<f64>; 4],
+    ) {
+        let start = Instant::now();
+        let mut round = 0;
+        while round < LEAST_RUNS || start.elapsed() < duration {
+            let next = |layers: &[L]| {
+                let layer = &layers[round % layers.len()];
+                timed(|| layer.forward(self.x.view())).0
+            };
+            for run in runs {
+                match run {
+                    Run::Dense => seconds[0].push(next(&self.dense)),
+                    Run::Sparse => seconds[1].push(next(&self.sparse)),
+                    // It takes long beside a small layer, and changes slowly.
+                    Run::Floor if round % 4 == 0 => {
+                        seconds[2].push(machine.byte_seconds());
+                        let (took, operations) = timed(multiply_add);
+                        seconds[3].push(took / operations);
+                    }
+                    Run::Floor => {}
+                }
+            }
+            round += 1;
+        }
+    }
+}
+
+/// What is run.
+#[derive(Clone, Copy)]
+enum Run {
+    Dense,
+    Sparse,
+    /// Reading, and multiply-adds.
+    Floor,
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
