@@ -13,9 +13,9 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_xor_si512,
 };
 
-use super::unit::Vector;
 #[cfg(target_arch = "x86_64")]
 use super::unit::units_tokens_on;
+use super::unit::{Vector, in_register};
 use super::{FEW_TOKENS, Index, Stored, lines_a_unit, prefetch};
 #[cfg(target_arch = "x86_64")]
 use crate::dense::PANEL_ROWS;
@@ -293,6 +293,7 @@ pub(super) unsafe fn tile_vectors_on<S: Sixteen, U: Units<S>>(
                     }
                 }
                 for (x, partial) in in_order.iter().zip(partial) {
+                    let partial = &mut *in_register(partial as *mut [S; ROWS_AT_ONCE]);
                     let mut sums = *partial;
                     for (at, x) in x.iter().enumerate() {
                         for row in 0..ROWS_AT_ONCE {
@@ -349,13 +350,13 @@ pub(super) unsafe fn tile_vectors<V: Value, I: Index>(
 pub(super) static UNITS_TOKENS: [super::tokens::UnitsTokens; MOST_VECTORS] = [
     units_tokens::<1, 4>,
     units_tokens::<2, 4>,
-    units_tokens::<3, 4>,
-    units_tokens::<4, 4>,
-    units_tokens::<5, 2>,
-    units_tokens::<6, 2>,
-    units_tokens::<7, 2>,
-    units_tokens::<8, 2>,
-    units_tokens::<9, 2>,
+    units_tokens::<3, 2>,
+    units_tokens::<4, 1>,
+    units_tokens::<5, 1>,
+    units_tokens::<6, 1>,
+    units_tokens::<7, 1>,
+    units_tokens::<8, 1>,
+    units_tokens::<9, 1>,
 ];
 
 /// As [`portable::unit_tokens`](super::portable::unit_tokens) for each of the units, with T vectors of tokens.

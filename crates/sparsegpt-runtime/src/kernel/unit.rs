@@ -94,6 +94,7 @@ unsafe fn add_column<S: Vector, const T: usize>(
     // SAFETY: as required of the caller.
     unsafe {
         let x = x.add(mask.trailing_zeros() as usize * (T * S::LANES));
+        let x = in_register(x.cast_mut()).cast_const();
         *mask &= mask.wrapping_sub(1);
         let weight = S::splat(**values);
         *values = values.add(1);
@@ -101,4 +102,21 @@ unsafe fn add_column<S: Vector, const T: usize>(
             *partial = weight.multiply_add(S::load(x.add(vector * S::LANES)), *partial);
         }
     }
+}
+
+/// The same address, added up. An operand whose address is a sum of two registers costs Intel's processors two places in their pipeline
+/// in place of one, which with as many operands is a tenth of the time, or half as much again where another thread has half of the places.
+#[inline(always)]
+pub(super) fn in_register<T>(pointer: *mut T) -> *mut T {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut pointer = pointer;
+        // SAFETY: no instruction at all; the compiler alone cannot know that the register is unchanged.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+        }
+        pointer
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    pointer
 }
