@@ -13,7 +13,7 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matm
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::prelude::{IntoConst, ReborrowMut};
 use faer::traits::RealField;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
+use faer::{Accum, Mat, MatMut, Par, Spec};
 use rayon::prelude::*;
 
 use super::packed::{Triangle, rows_a_task};
@@ -25,8 +25,6 @@ use crate::error::HostError;
 const PARALLEL_BLOCK: usize = 512;
 /// Side of the squares that are moved from the lower to the upper triangle at a time.
 const TILE: usize = 32;
-/// Rows or columns of a transposed part that are worth another thread.
-const PARALLEL_TRANSPOSE: usize = 128;
 
 /// U above the diagonal blocks and their inverses in them, into the upper triangle of `h`; see
 /// [`Backend::inverse_factor`](crate::backend::Backend::inverse_factor).
@@ -60,7 +58,11 @@ pub(super) fn inverse_factor(
 }
 
 /// H⁻¹ = RᵀR, both triangles, from R in the upper triangle of `factor`; `inverse` comes in as zeros.
-pub(super) fn inverse_from_factor(mut inverse: MatMut<'_, f32>, factor: MatRef<'_, f32>, par: Par) {
+pub(super) fn inverse_from_factor(
+    mut inverse: MatMut<'_, f32>,
+    factor: faer::MatRef<'_, f32>,
+    par: Par,
+) {
     triangular_matmul(
         inverse.rb_mut(),
         BlockStructure::TriangularLower,
@@ -99,43 +101,22 @@ fn mirror(h: MatMut<'_, f32>) {
     rayon::join(|| mirror(first), || mirror(second));
 }
 
-fn transpose(from: MatRef<'_, f32>, mut to: MatMut<'_, f32>) {
+fn transpose(from: faer::MatRef<'_, f32>, mut to: MatMut<'_, f32>) {
     let (rows, cols) = (to.nrows(), to.ncols());
     if rows <= TILE && cols <= TILE {
-        return transpose_tile(from, to);
-    }
-    let halves = if rows >= cols {
-        let half = (rows / 2).next_multiple_of(TILE);
-        let (top, bottom) = to.split_at_row_mut(half);
-        let (left, right) = from.split_at_col(half);
-        [(left, top), (right, bottom)]
-    } else {
-        let half = (cols / 2).next_multiple_of(TILE);
-        let (left, right) = to.split_at_col_mut(half);
-        let (top, bottom) = from.split_at_row(half);
-        [(top, left), (bottom, right)]
-    };
-    let [first, second] = halves.map(|(from, to)| || transpose(from, to));
-    if rows.max(cols) <= PARALLEL_TRANSPOSE {
-        first();
-        second();
-    } else {
-        rayon::join(first, second);
-    }
-}
-
-/// Of at most [`TILE`] rows and columns: rows are read and written whole, as those of a matrix often fall to the same places of a cache.
-fn transpose_tile(from: MatRef<'_, f32>, mut to: MatMut<'_, f32>) {
-    let mut turned = [[0.0; TILE]; TILE];
-    for (at, row) in from.row_iter().enumerate() {
-        for (turned, value) in turned.iter_mut().zip(row.iter()) {
-            turned[at] = *value;
+        for i in 0..rows {
+            for j in 0..cols {
+                to[(i, j)] = from[(j, i)];
+            }
         }
-    }
-    for (row, turned) in to.row_iter_mut().zip(&turned) {
-        for (value, turned) in row.iter_mut().zip(turned) {
-            *value = *turned;
-        }
+    } else if rows >= cols {
+        let (top, bottom) = to.split_at_row_mut(rows / 2);
+        let (left, right) = from.split_at_col(rows / 2);
+        rayon::join(|| transpose(left, top), || transpose(right, bottom));
+    } else {
+        let (left, right) = to.split_at_col_mut(cols / 2);
+        let (top, bottom) = from.split_at_row(cols / 2);
+        rayon::join(|| transpose(top, left), || transpose(bottom, right));
     }
 }
 
@@ -187,7 +168,7 @@ fn factor<T: Real>(
 /// X ← X·U⁻ᵀ for the factored `u`, whose first column is column `first` of the layer.
 fn solve<T: Real>(
     x: MatMut<'_, T>,
-    u: MatRef<'_, T>,
+    u: faer::MatRef<'_, T>,
     first: usize,
     ends: &[usize],
     engine: Engine,
@@ -216,13 +197,14 @@ fn invert_block<T: RealField>(
 ) -> Result<(), HostError> {
     let n = block.nrows();
     let par = if n < PARALLEL_BLOCK { Par::Seq } else { par };
-    // The lower triangle of JHJ is the upper one of H, transposed.
-    let mut reversed = Mat::zeros(n, n);
-    for (i, row) in block.row_iter().enumerate() {
-        for (j, value) in row.iter().enumerate().skip(i) {
-            reversed[(n - 1 - i, n - 1 - j)] = value.clone();
+    let mut reversed = Mat::from_fn(n, n, |i, j| {
+        // The lower triangle of JHJ is the upper one of H, transposed.
+        if i >= j {
+            block[(n - 1 - i, n - 1 - j)].clone()
+        } else {
+            T::zero_impl()
         }
-    }
+    });
     let params = Spec::<LltParams, T>::default();
     let scratch = cholesky_in_place_scratch::<T>(n, par, params);
     let bytes = scratch.unaligned_bytes_required();
@@ -241,9 +223,9 @@ fn invert_block<T: RealField>(
     )?;
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), reversed.as_ref(), par);
-    for (i, row) in block.row_iter_mut().enumerate() {
-        for (j, value) in row.iter_mut().enumerate().skip(i) {
-            *value = inverse[(n - 1 - i, n - 1 - j)].clone();
+    for i in 0..n {
+        for j in i..n {
+            block[(i, j)] = inverse[(n - 1 - i, n - 1 - j)].clone();
         }
     }
     Ok(())
