@@ -124,35 +124,48 @@ def bench(*arguments):
     return json.loads(run.stdout)
 
 
-def built(bench):
+def newest(bench):
     """The newest build of a bench, if there is one."""
     target = os.environ.get("CARGO_TARGET_DIR", "target")
     paths = glob.glob(f"{target}/release/deps/{bench}-*")
     return max((path for path in paths if os.access(path, os.X_OK)), key=os.path.getmtime, default=None)
 
 
-class OurProcess:
-    """The newest build of `benches/turns.rs`, which keeps layers and is asked for turns."""
+class Process:
+    """A program that keeps layers, and answers a line with a line."""
 
-    def __init__(self):
-        binary = built("turns")
-        if not binary:
-            sys.exit("not built: cargo bench -p sparsegpt-runtime --bench turns --no-run")
+    def __init__(self, who, command):
+        self.who = who
         environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
         self.process = subprocess.Popen(
-            [binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def ask(self, *words):
-        print(*words, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline().split()
-        if not answer:
-            sys.exit("our process ended early")
+    def ask(self, line):
+        """The answer; None if the program has ended."""
+        try:
+            print(line, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        return self.process.stdout.readline() or None
+
+    def answer(self, line):
+        answer = self.ask(line)
+        if answer is None:
+            sys.exit(f"{self.who} ended early")
         return answer
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def our_process():
+    """Of the newest build of `turns.rs`, the runtime's bench."""
+    binary = newest("turns")
+    if not binary:
+        sys.exit("not built: cargo bench -p sparsegpt-runtime --bench turns --no-run")
+    return Process("our process", [binary])
 
 
 class Ours:
@@ -163,16 +176,18 @@ class Ours:
     def __init__(self, process, rows, cols, tokens, dtype, zeros, way):
         self.process, self.key = process, f"{rows}x{cols},{tokens},{dtype},{zeros},{way}"
         copies = 1 if way == "one" else 0
-        process.ask("make", self.key, dtype, f"{rows}x{cols}", zeros / 100, tokens, copies)
-        self.series = {who: Series(who, dtype, zeros, way) for who in self.KINDS}
+        process.answer(f"make {self.key} {dtype} {rows}x{cols} {zeros / 100} {tokens} {copies}")
+        # The floor reads memory, in which one copy need not stay.
+        kinds = self.KINDS[:2] if way == "one" else self.KINDS
+        self.series = {who: Series(who, dtype, zeros, way) for who in kinds}
 
     def turn(self):
-        medians = self.process.ask("turn", self.key, flags.seconds)
-        for series, seconds in zip(self.series.values(), medians):
+        medians = self.process.answer(f"turn {self.key} {flags.seconds}")
+        for series, seconds in zip(self.series.values(), medians.split()):
             series.seconds.append(float(seconds))
 
     def drop(self):
-        self.process.ask("drop", self.key)
+        self.process.answer(f"drop {self.key}")
 
 
 class Peer:
@@ -235,14 +250,14 @@ def crate_products():
     """The newest build of `benches/crates.rs`, which multiplies with faer and candle."""
     if not {"faer", "candle"} & set(flags.peers) or not flags.layers:
         return None
-    binary = built("crates")
+    binary = newest("crates")
     if not binary:
         print("left out: faer and candle (`cargo bench` did not build benches/crates.rs)", file=sys.stderr)
     return binary
 
 
 def crate_peers(binary, rows, cols, tokens):
-    """Dense products of Rust crates, each turn a process of its own, as ours are."""
+    """Dense products of Rust crates, each turn a process of its own, whose memory is new to it."""
     environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
     peers = []
     for name in ("faer", "candle"):
@@ -300,27 +315,13 @@ class DeepSparse:
             print("left out: deepsparse (no --deepsparse PYTHON)", file=sys.stderr)
             return
         script = Path(__file__).with_name("deepsparse_layers.py")
-        self.process = subprocess.Popen(
-            [flags.deepsparse, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        if self.ask(drop="nothing") is None:
+        self.process = Process("DeepSparse's process", [flags.deepsparse, script])
+        if self.process.ask(json.dumps({"drop": "nothing"})) is None:
             print("left out: deepsparse (its process ended)", file=sys.stderr)
             self.process = None
 
-    def ask(self, **request):
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
     def answer(self, **request):
-        answer = self.ask(**request)
-        if answer is None:
-            sys.exit("DeepSparse's process ended early")
-        return answer
+        return json.loads(self.process.answer(json.dumps(request)))
 
     def peers(self, rows, cols, tokens, zeros):
         if not self.process:
@@ -345,14 +346,13 @@ class DeepSparse:
 
         return [Peer(who, "f32", zeros or None, way, turn(count)) for way, count in by_way.items()]
 
-    def drop(self, rows, cols, tokens):
-        for zeros in [0, *flags.sparsities] if self.process else []:
+    def drop(self, rows, cols, tokens, zeros):
+        if self.process:
             self.answer(drop=f"{rows}x{cols}, {tokens}, {zeros}")
 
     def close(self):
         if self.process:
-            self.process.stdin.close()
-            self.process.wait()
+            self.process.close()
 
 
 def warm_up(contenders):
@@ -379,27 +379,34 @@ def warm_up(contenders):
 
 
 def measure(rows, cols, tokens, process, crates, deepsparse):
-    """The series of one layer and number of tokens."""
+    """The series of one layer and number of tokens. Dense layers stay for all sparsities; the others' copies are given back, as together they
+    would not fit in memory, and systems take back what is not used for a while."""
     x = inputs(tokens, cols)
-    contenders = dense_peers(weights(rows, cols, 0), x) + crate_peers(crates, rows, cols, tokens)
-    contenders += deepsparse.peers(rows, cols, tokens, 0)
-    # Ours between the peers', or a noise that lasts some seconds would meet only either.
+    dense = dense_peers(weights(rows, cols, 0), x) + crate_peers(crates, rows, cols, tokens)
+    dense += deepsparse.peers(rows, cols, tokens, 0)
+    table = [series for contender in dense for series in contender.series.values()]
     for zeros in flags.sparsities:
-        for dtype, way in itertools.product(flags.dtypes, flags.ways):
-            contenders.append(Ours(process, rows, cols, tokens, dtype, zeros, way))
+        ours = [
+            Ours(process, rows, cols, tokens, dtype, zeros, way)
+            for dtype, way in itertools.product(flags.dtypes, flags.ways)
+        ]
+        sparse_peers = []
         if "f32" in flags.dtypes:
-            contenders += csr_peers(weights(rows, cols, zeros / 100), x, zeros)
-            contenders += deepsparse.peers(rows, cols, tokens, zeros)
-    warm_up(contenders)
-    for _ in range(flags.turns):
-        for contender in contenders:
-            time.sleep(PAUSE)
-            contender.turn()
-    deepsparse.drop(rows, cols, tokens)
-    for contender in contenders:
-        if isinstance(contender, Ours):
-            contender.drop()
-    return [series for contender in contenders for series in contender.series.values()]
+            sparse_peers += csr_peers(weights(rows, cols, zeros / 100), x, zeros)
+            sparse_peers += deepsparse.peers(rows, cols, tokens, zeros)
+        # Ours between the peers', or a noise that lasts some seconds would meet only either.
+        contenders = dense + ours + sparse_peers
+        warm_up(contenders)
+        for _ in range(flags.turns):
+            for contender in contenders:
+                time.sleep(PAUSE)
+                contender.turn()
+        table += [series for contender in ours + sparse_peers for series in contender.series.values()]
+        deepsparse.drop(rows, cols, tokens, zeros)
+        for own in ours:
+            own.drop()
+    deepsparse.drop(rows, cols, tokens, 0)
+    return table
 
 
 def print_layer(rows, cols, tokens, table):
@@ -423,7 +430,7 @@ def print_layer(rows, cols, tokens, table):
 def layers():
     print("| layer | tokens | zeros | dtype | who | ms, cycled | times ours | ms, one copy | times ours |")
     print("|---" * 9 + "|", flush=True)
-    process, crates, deepsparse, report = OurProcess(), crate_products(), DeepSparse(), []
+    process, crates, deepsparse, report = our_process(), crate_products(), DeepSparse(), []
     for (rows, cols), tokens in itertools.product(flags.layers, flags.tokens):
         table = measure(rows, cols, tokens, process, crates, deepsparse)
         print_layer(rows, cols, tokens, table)

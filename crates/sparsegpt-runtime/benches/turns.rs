@@ -13,7 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::HashMap;
-use std::io::{BufRead, Write, stdin, stdout};
+use std::io::{BufRead, IsTerminal, Write, stdin, stdout};
 use std::time::Duration;
 
 use sparsegpt_runtime::half::{bf16, f16};
@@ -41,15 +41,15 @@ fn make(dtype: &str, shape: &str, sparsity: &str, tokens: &str, copies: &str) ->
 
 fn turn<V: Value>(case: &Case) -> Turn {
     let prepared = Prepared::<SparseLinear<V>>::random(case).unwrap();
-    let apart = case.most_copies == 1;
-    Box::new(move |machine, duration| match apart {
-        true => prepared.measure_apart(machine, duration),
-        false => prepared.measure(machine, duration),
-    })
+    Box::new(move |machine, duration| prepared.measure(machine, duration))
 }
 
 fn main() {
-    // `cargo bench` runs it for everything that can be measured, without lines.
+    if stdin().is_terminal() {
+        // As `cargo bench` runs it for everything that can be measured.
+        eprintln!("expected lines of make, turn and drop on stdin");
+        return;
+    }
     let (mut machine, mut layers) = (None, HashMap::new());
     for line in stdin().lock().lines() {
         let line = line.unwrap();

@@ -58,8 +58,7 @@ pub struct Case {
     pub tokens: usize,
     /// How long to go on measuring.
     pub duration: Duration,
-    /// Copies at most of which each run takes the next.
-    pub most_copies: usize,
+    most_copies: usize,
 }
 
 impl Case {
@@ -117,7 +116,8 @@ impl Case {
         Self { duration, ..self }
     }
 
-    /// On at most so many copies, one being the least: few enough stay in the cache, as a model's layers would not.
+    /// On at most so many copies of the layer, one being the least. Of a single copy all runs of the dense layer come before those of the
+    /// packed one, so that it may stay in the cache from run to run, as a model's layers would not.
     #[must_use]
     pub fn copies(self, most: usize) -> Self {
         Self {
@@ -202,7 +202,7 @@ pub struct Timing {
     pub bandwidth: f64,
     /// Operations a second of multiply-adds on registers with all threads, two each.
     pub flops: f64,
-    /// Runs of each.
+    /// Runs of the packed layer.
     pub runs: usize,
     /// Threads.
     pub threads: usize,
@@ -288,6 +288,8 @@ impl Default for Machine {
 pub struct Prepared<L> {
     dense: Vec<L>,
     sparse: Vec<L>,
+    /// Whether runs of each follow each other.
+    apart: bool,
     x: Array2<f32>,
 }
 
@@ -316,23 +318,19 @@ impl<L: LinearLayer + Clone> Prepared<L> {
         Self {
             dense: copies(dense),
             sparse: copies(sparse),
+            apart: case.most_copies == 1,
             x: Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32),
         }
     }
 
-    /// Measures for so long, in the rayon pool of the caller, runs of all taking turns.
+    /// Measures for so long, in the rayon pool of the caller, instead of [`Case::duration`].
     #[must_use]
     pub fn measure(&self, machine: &Machine, duration: Duration) -> Timing {
         use Run::{Dense, Floor, Sparse};
-        self.timing(machine, &[&[Dense, Sparse, Floor]], duration)
-    }
-
-    /// The same with all runs of the dense layer before those of the packed one, so that a single copy may stay in the cache from run
-    /// to run. Each gets a third of the time, as the floor does.
-    #[must_use]
-    pub fn measure_apart(&self, machine: &Machine, duration: Duration) -> Timing {
-        let turns: [&[Run]; 3] = [&[Run::Dense], &[Run::Sparse], &[Run::Floor]];
-        self.timing(machine, &turns, duration / 3)
+        match self.apart {
+            false => self.timing(machine, &[&[Dense, Sparse, Floor]], duration),
+            true => self.timing(machine, &[&[Dense], &[Sparse], &[Floor]], duration / 3),
+        }
     }
 
     /// Takes turns between some runs for so long, and then between others.

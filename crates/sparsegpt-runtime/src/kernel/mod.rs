@@ -56,9 +56,9 @@ pub(crate) const FEW_TOKENS: usize = 32;
 pub(crate) fn few_of_values(level: Level, density: f64) -> usize {
     let few = match level {
         Level::Avx512 | Level::Avx512Vbmi2 => 16.0 + 32.0 * density,
-        Level::Avx2 | Level::Portable => 52.0 * density,
+        Level::Avx2 | Level::Portable => (52.0 * density).max(12.0),
     };
-    (few.round() as usize).clamp(12, FEW_TOKENS)
+    (few.round() as usize).min(FEW_TOKENS)
 }
 
 /// Packed weights as the drivers see them: tiles of rows, blocks of columns.
@@ -92,6 +92,12 @@ pub(crate) trait Tile: Copy + Send + Sync {
 
     /// At the first unit.
     fn cursor(self) -> Self::Cursor;
+
+    /// Whether [`vectors`](Self::vectors) takes the activations of each 32 columns with even numbers before those with odd ones.
+    fn splits(level: Level) -> bool {
+        let _ = level;
+        false
+    }
 
     /// sums[token][row] += Σ over the tile's columns, for 1 to [`FEW_TOKENS`]; `x` is blocks x tokens x 64.
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]);

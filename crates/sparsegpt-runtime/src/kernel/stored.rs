@@ -34,6 +34,12 @@ impl<'a, V: Value, I: Index> Tile for Stored<'a, V, I> {
         self.values
     }
 
+    /// Words are expanded, and become f32 in two vectors: a shift makes those of even columns, a mask those of odd ones.
+    #[cfg(target_arch = "x86_64")]
+    fn splits(level: Level) -> bool {
+        level == Level::Avx512Vbmi2 && V::UPPER_HALF
+    }
+
     fn vectors(self, level: Level, x: &[f32], sums: &mut [[f32; TILE_ROWS]]) {
         // SAFETY of all kernels: levels are checked where they are chosen, tiles hold their invariant, and `x` is blocks of all
         // tokens.

@@ -5,19 +5,19 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::transpose::transpose;
+use super::transpose::{Along, transpose};
 use super::{Dense, Packed, Panel, Tile, Unit, portable};
 use crate::buffer::Aligned;
 use crate::dense::PANEL_ROWS;
 use crate::level::Level;
 use crate::packed::{BLOCK_COLS, TILE_ROWS};
 
-/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 20 KiB of sums. (Eight take a twentieth
-/// longer with 400 tokens, a tenth with 32.)
+/// Tiles that are multiplied by a block of activations while it is in the innermost cache, at most: 20 KiB of sums with AVX2, where eight
+/// take a twentieth longer with 400 tokens and a tenth with 32; 36 KiB with AVX-512.
 const TILES_A_BLOCK: usize = 4;
 /// Tiles of a task at most, which are multiplied by a stretch of activations while it is in the second cache.
 const MOST_TILES_A_TASK: usize = 32;
-/// Bytes of such a stretch: half of a small second cache, or an eighth of a large one.
+/// Bytes of such a stretch: with a task's sums, of which there are as many, what a second cache of 512 KiB holds.
 const STRETCH: usize = 256 << 10;
 /// Tasks for each thread at least, where there are enough rows, so that none waits long for another.
 const TASKS_A_THREAD: usize = 4;
@@ -30,7 +30,7 @@ const DENSE_TOKENS_OF_SIXTEEN: usize = 14;
 pub(super) const DENSE_COLS: usize = 256;
 /// Panels that follow each other over the same activations.
 const PANELS_A_TASK: usize = 4;
-/// Columns of a few tokens that are transposed before those of others, which are in other pages.
+/// Columns of a tile's tokens that are transposed in one piece.
 const COLS_AT_ONCE: usize = 512;
 
 /// Activations transposed in tiles of tokens: tiles x columns x tokens of a tile, zeros where there are none.
@@ -70,10 +70,9 @@ impl Transposed {
                 let first = stretch * COLS_AT_ONCE;
                 let last = x.ncols().min(first + COLS_AT_ONCE);
                 let rows = tokens.rows().into_iter().filter_map(|row| row.to_slice());
-                let rows: Vec<_> = rows.map(|row| &row[first.min(last)..last]).collect();
-                let mut columns: Vec<_> = values.chunks_exact_mut(width).collect();
-                columns.truncate(last.saturating_sub(first));
-                transpose(&rows, &mut columns);
+                let rows: Vec<_> = rows.map(|row| &row[first..last]).collect();
+                let columns = values.chunks_exact_mut(width).take(last - first);
+                transpose(&rows, &mut columns.collect::<Vec<_>>(), Along::From);
             });
         };
         tiles.into_par_iter().for_each(fill);
@@ -115,7 +114,7 @@ fn vectors(level: Level) -> (usize, usize) {
     }
 }
 
-/// y = bias + Σ; `y` is tokens x rows.
+/// y = bias + Σ; `y` is tokens x rows, a token's contiguous.
 pub(crate) fn packed_tokens(
     level: Level,
     matrix: &impl Packed,
@@ -167,8 +166,10 @@ pub(crate) fn packed_tokens(
                 let (tokens, rows) = y.dim();
                 let rows = sums.chunks_exact(width).take(rows);
                 let rows: Vec<_> = rows.map(|sums| &sums[..tokens]).collect();
-                let tokens = y.rows_mut().into_iter().filter_map(|y| y.into_slice());
-                transpose(&rows, &mut tokens.collect::<Vec<_>>());
+                let of_tokens = y.rows_mut().into_iter().filter_map(|y| y.into_slice());
+                let mut of_tokens: Vec<_> = of_tokens.collect();
+                debug_assert_eq!(of_tokens.len(), tokens, "a token's results are contiguous");
+                transpose(&rows, &mut of_tokens, Along::To);
             }
         },
     );

@@ -34,8 +34,6 @@ struct Place<V> {
 impl<V: Value, I: Index> Units<__m512> for Masked<'_, V, I> {
     type Place = Place<V>;
 
-    const SPLIT: bool = V::UPPER_HALF;
-
     #[inline(always)]
     fn rows(self) -> usize {
         self.0.rows
@@ -198,8 +196,6 @@ impl<const BITS: usize> Coded<'_, BITS> {
 impl<const BITS: usize> Units<__m512> for Coded<'_, BITS> {
     /// The code.
     type Place = usize;
-
-    const SPLIT: bool = false;
 
     #[inline(always)]
     fn rows(self) -> usize {

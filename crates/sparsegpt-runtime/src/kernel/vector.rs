@@ -13,14 +13,18 @@ use crate::packed::{BLOCK_COLS, TILE_ROWS};
 const WEIGHTS_A_TASK: usize = 1 << 17;
 
 /// y[token][row] = bias + Σ for at most [`FEW_TOKENS`](super::FEW_TOKENS); `y` is tokens x rows.
-pub(crate) fn packed_vectors(
+pub(crate) fn packed_vectors<P: Packed>(
     level: Level,
-    matrix: &impl Packed,
+    matrix: &P,
     x: ArrayView2<'_, f32>,
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let x = in_blocks(x, matrix.blocks());
+    let mut x = in_blocks(x, matrix.blocks());
+    if P::Tile::splits(level) {
+        // Once for all tiles.
+        x.as_chunks_mut().0.iter_mut().for_each(split);
+    }
     let size = (matrix.rows(), matrix.cols());
     over_rows::<TILE_ROWS>(size, bias, y, |index, sums| {
         matrix.tile(index).vectors(level, &x, sums);
@@ -58,6 +62,15 @@ fn in_blocks(x: ArrayView2<'_, f32>, blocks: usize) -> Aligned<f32> {
         }
     }
     values
+}
+
+/// The values with even numbers before those with odd ones.
+fn split(values: &mut [f32; 32]) {
+    let own = *values;
+    let (even, odd) = values.split_at_mut(16);
+    for ((even, odd), [first, second]) in even.iter_mut().zip(odd).zip(own.as_chunks().0) {
+        (*even, *odd) = (*first, *second);
+    }
 }
 
 /// Runs `product(index of the rows, sums of each token)` for each R rows.

@@ -180,43 +180,75 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let width = if wide { Width::Eight } else { Width::Four };
-        let most = (1_u64 << width.bits()) - 1;
-        let mut state = seed;
-        let mut below = |end: u64| ((f64::from(draw(&mut state)) + 1.0) / 2.0 * end as f64) as u64 % end;
-        let grid = (rows, cols.div_ceil(group));
-        let zeros = Array2::from_shape_simple_fn(grid, || {
-            if symmetric { most.div_ceil(2) as u8 } else { below(most + 1) as u8 }
-        });
-        let codes = Array2::from_shape_fn((rows, cols), |(row, col)| {
-            if below(100) < percent { below(most + 1) as u8 } else { zeros[[row, col / group]] }
-        });
-        let scales = Array2::from_shape_simple_fn(grid, || match below(16) {
-            0 => 0.0,
-            1 => -0.0,
-            2 => -0.5,
-            _ => 0.01 + below(1000) as f32 / 999.0,
-        });
-        let stored = codes.indexed_iter().filter(|((row, col), code)| **code != zeros[[*row, col / group]]).count();
-        let codes = Codes { width, codes: codes.view(), scales: scales.view(), zeros: zeros.view(), group };
-        let plain = Case::<f32>::new((rows, cols), tokens, 1.0, seed);
-        let case = Case { weight: codes.to_f32(), ..plain };
-        for level in Level::available() {
-            for with_bias in [false, true] {
-                let bias = with_bias.then(|| case.bias.to_vec());
-                let packed = QuantizedMatrix::from_codes(&codes).unwrap();
-                prop_assert_eq!(packed.unpack(), case.weight.clone());
-                prop_assert_eq!(packed.nonzeros(), stored);
-                let dense = QuantizedDense::from_codes(&codes).unwrap();
-                prop_assert_eq!(dense.unpack(), case.weight.clone());
-                for layer in [
-                    QuantizedLinear::sparse(packed, bias.clone()).unwrap(),
-                    QuantizedLinear::dense(dense, bias).unwrap(),
-                ] {
-                    let layer = layer.at_level(level).unwrap();
-                    let what = format!("{width:?} {rows} x {cols} on {level}, {}", layer.storage());
-                    let y = layer.forward(case.x.view()).unwrap();
-                    case.check(y.view(), with_bias.then(|| case.bias.view()), &what);
-                }
+        codes_hold((rows, cols), tokens, percent, (width, symmetric, group), seed);
+    }
+}
+
+/// Codes of a grid, `percent` of them other than zeros; grids of so many columns, whose scales may be zero or negative.
+fn codes_hold(
+    (rows, cols): (usize, usize),
+    tokens: usize,
+    percent: u64,
+    (width, symmetric, group): (Width, bool, usize),
+    seed: u64,
+) {
+    let most = (1_u64 << width.bits()) - 1;
+    let mut state = seed;
+    let mut below =
+        |end: u64| ((f64::from(draw(&mut state)) + 1.0) / 2.0 * end as f64) as u64 % end;
+    let grid = (rows, cols.div_ceil(group));
+    let zeros = Array2::from_shape_simple_fn(grid, || {
+        if symmetric {
+            most.div_ceil(2) as u8
+        } else {
+            below(most + 1) as u8
+        }
+    });
+    let codes = Array2::from_shape_fn((rows, cols), |(row, col)| {
+        if below(100) < percent {
+            below(most + 1) as u8
+        } else {
+            zeros[[row, col / group]]
+        }
+    });
+    let scales = Array2::from_shape_simple_fn(grid, || match below(16) {
+        0 => 0.0,
+        1 => -0.0,
+        2 => -0.5,
+        _ => 0.01 + below(1000) as f32 / 999.0,
+    });
+    let stored = codes
+        .indexed_iter()
+        .filter(|((row, col), code)| **code != zeros[[*row, col / group]])
+        .count();
+    let codes = Codes {
+        width,
+        codes: codes.view(),
+        scales: scales.view(),
+        zeros: zeros.view(),
+        group,
+    };
+    let plain = Case::<f32>::new((rows, cols), tokens, 1.0, seed);
+    let case = Case {
+        weight: codes.to_f32(),
+        ..plain
+    };
+    for level in Level::available() {
+        for with_bias in [false, true] {
+            let bias = with_bias.then(|| case.bias.to_vec());
+            let packed = QuantizedMatrix::from_codes(&codes).unwrap();
+            assert_eq!(packed.unpack(), case.weight.clone());
+            assert_eq!(packed.nonzeros(), stored);
+            let dense = QuantizedDense::from_codes(&codes).unwrap();
+            assert_eq!(dense.unpack(), case.weight.clone());
+            for layer in [
+                QuantizedLinear::sparse(packed, bias.clone()).unwrap(),
+                QuantizedLinear::dense(dense, bias).unwrap(),
+            ] {
+                let layer = layer.at_level(level).unwrap();
+                let what = format!("{width:?} {rows} x {cols} on {level}, {}", layer.storage());
+                let y = layer.forward(case.x.view()).unwrap();
+                case.check(y.view(), with_bias.then(|| case.bias.view()), &what);
             }
         }
     }
@@ -321,17 +353,20 @@ fn shapes_around_tiles_blocks_and_vectors() {
 
 #[test]
 fn every_number_of_tokens_around_the_tiles() {
-    for tokens in (0..40).chain([55, 56, 57, 79, 80, 81, 104, 113, 160, 161, 400]) {
+    for tokens in (0..40).chain([55, 56, 57, 79, 80, 81, 104, 113, 144, 145, 160, 161, 400]) {
         holds_for_all_types((20, 70), tokens, 0.4, tokens as u64);
     }
 }
 
 #[test]
 fn many_tokens_in_several_stretches_and_groups_of_tiles() {
-    // A thread of its own has tasks of six tiles here, and a stretch of 256 KiB is 7 or 8 of the 11 blocks for these tokens.
+    // Alone, a thread has tasks of six tiles here. Stretches of 256 KiB have 7 of the 16 blocks with AVX-512's tiles of 144 tokens, 14
+    // with others' of 72.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-    pool.unwrap()
-        .install(|| holds_for_all_types((390, 650), 140, 0.4, 7));
+    pool.unwrap().install(|| {
+        holds_for_all_types((390, 1000), 140, 0.4, 7);
+        codes_hold((390, 1000), 140, 40, (Width::Four, false, 64), 7);
+    });
 }
 
 #[test]
@@ -345,7 +380,7 @@ fn all_densities() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let case = Case::<f32>::new((300, 700), 30, 0.5, 1);
+    let case = Case::<f32>::new((300, 700), 140, 0.5, 1);
     let pool = |threads| {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -353,7 +388,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
             .unwrap()
     };
     for layer in case.layers(true) {
-        for tokens in [1, 12, 30] {
+        for tokens in [1, 12, 30, 140] {
             let x = case.x.slice(s![..tokens, ..]);
             let run = |threads| pool(threads).install(|| layer.forward(x).unwrap());
             let one = run(1);
