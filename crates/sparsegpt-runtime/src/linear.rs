@@ -15,8 +15,8 @@ use crate::pattern::{PatternMatrix, View};
 use crate::quantized::{Codes, QuantizedDense, QuantizedMatrix, Width};
 use crate::value::Value;
 
-/// Layers denser than this are stored dense, as products with many tokens get slower (16-bit values first, and with AVX-512 sooner than with
-/// AVX2), and then those with one. Measured; `docs/runtime.md` says how, and which are slower below it: some with 12 to 32 tokens.
+/// Layers denser than this are stored dense, as products with many tokens get slower (16-bit values first), and then those with one. Measured;
+/// `docs/runtime.md` says how, and which are slower below it: with AVX2 some with 16 to 28 tokens.
 pub const MOST_SPARSE_DENSITY: f64 = 0.55;
 
 /// Up to so many tokens, a dense panel is multiplied by one after the other; more are multiplied in tiles of tokens.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use crate::buffer::Aligned;
@@ -28,6 +28,9 @@ const USUAL_CACHE: usize = 32 << 20;
 const MOST_COPIES: usize = 1 << 14;
 /// Runs of each at least, whatever they take.
 const LEAST_RUNS: usize = 5;
+
+/// The floor is measured for one part of so many of the time.
+const FLOORS_SHARE: u32 = 4;
 
 /// Where the zeros are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -315,12 +318,19 @@ impl<L: LinearLayer + Clone> Prepared<L> {
             let copies = (CACHES * last_level_cache()).div_ceil(layer.bytes().max(1));
             vec![layer; copies.min(case.most_copies)]
         };
-        Self {
+        let prepared = Self {
             dense: copies(dense),
             sparse: copies(sparse),
             apart: case.most_copies == 1,
             x: Array2::from_shape_simple_fn((case.tokens, case.cols), || random.fraction() as f32),
+        };
+        // Copies are read once before they are timed: in a virtual machine the first reader of memory that has only been written may
+        // have to wait for each page.
+        let token = prepared.x.slice(s![..case.tokens.min(1), ..]);
+        for layer in prepared.dense.iter().chain(&prepared.sparse) {
+            let _ = std::hint::black_box(layer.forward(token));
         }
+        prepared
     }
 
     /// Measures for so long, in the rayon pool of the caller, instead of [`Case::duration`].
@@ -383,7 +393,7 @@ impl<L: LinearLayer + Clone> Prepared<L> {
         seconds: &mut [Vec<f64>; 4],
     ) {
         let start = Instant::now();
-        let mut round = 0;
+        let (mut round, mut on_floor) = (0, Duration::ZERO);
         while round < LEAST_RUNS || start.elapsed() < duration {
             let next = |layers: &[L]| {
                 let layer = &layers[round % layers.len()];
@@ -393,13 +403,15 @@ impl<L: LinearLayer + Clone> Prepared<L> {
                 match run {
                     Run::Dense => seconds[0].push(next(&self.dense)),
                     Run::Sparse => seconds[1].push(next(&self.sparse)),
-                    // It takes long beside a small layer, and changes slowly.
-                    Run::Floor if round % 4 == 0 => {
+                    // It takes as long as thousands of runs of a small layer, and changes slowly.
+                    Run::Floor if on_floor * FLOORS_SHARE > start.elapsed() => {}
+                    Run::Floor => {
+                        let began = Instant::now();
                         seconds[2].push(machine.byte_seconds());
                         let (took, operations) = timed(multiply_add);
                         seconds[3].push(took / operations);
+                        on_floor += began.elapsed();
                     }
-                    Run::Floor => {}
                 }
             }
             round += 1;

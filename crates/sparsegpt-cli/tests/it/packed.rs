@@ -187,6 +187,9 @@ fn what_is_damaged_is_refused() {
     // The widest type comes first, and of that the first layer's masks.
     flipped[header + 3] ^= 1;
     refused(&flipped, "layer ");
+    // Also where a process of its own finds it.
+    let run = fail(&["bench", text(&made.packed)], 3, "layer ");
+    assert!(!run.stderr.contains("on its own"), "{run:?}");
     // Another model's layers.
     let names = String::from_utf8_lossy(&sound[..header]).replace("layers.0.", "layers.9.");
     refused(&[names.as_bytes(), &sound[header..]].concat(), "layers.0.");

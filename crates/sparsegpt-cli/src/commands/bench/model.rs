@@ -278,7 +278,13 @@ fn peak_alone(
         .output()
         .map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.trim().trim_start_matches("error: ").to_owned();
+        // What is wrong with the model is told as if it had been found here.
+        return Err(match output.status.code() {
+            Some(code) if code == Exit::Input as i32 => Failure::new(Exit::Input, said),
+            _ => failed(said),
+        });
     }
     let alone: Alone =
         serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
