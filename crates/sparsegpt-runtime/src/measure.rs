@@ -490,7 +490,7 @@ fn chains(steps: usize) -> f64 {
                     .flatten()
                     .for_each(|sum| *sum += factor * factor);
             }
-            (8, sums.iter().flatten().sum())
+            (8, sums.iter().flatten().sum::<f32>())
         }
     };
     std::hint::black_box(sum);

@@ -8,9 +8,8 @@
 use std::arch::x86_64::{
     __m512, _mm256_castps_pd, _mm512_add_ps, _mm512_castpd_ps, _mm512_castpd256_pd512,
     _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_maskz_expand_ps, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_reduce_add_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_xor_si512,
+    _mm512_maskz_expand_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_xor_si512,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +25,7 @@ use crate::value::Value;
 pub(super) const LANES: usize = 16;
 /// Most vectors of tokens that [`units_tokens`] holds: eight chains of multiply-adds keep two units busy, and a block's
 /// activations are 36 KiB. (With 8, 400 tokens are four tiles in place of three, which take a twentieth longer.)
+#[cfg(target_arch = "x86_64")]
 pub(super) const MOST_VECTORS: usize = 9;
 
 /// Bytes ahead of the values in use that are asked for: the processor's own prefetching stops at every page. (1024 are a tenth slower, 2048
@@ -41,8 +41,6 @@ pub(super) trait Sixteen: Vector {
     unsafe fn widen<V: Value>(values: *const V) -> Self;
     /// The first values in the lanes whose bits are set, in their order, and zeros in the others.
     unsafe fn expand(self, mask: u16) -> Self;
-    /// The values with even numbers of both, and those with odd ones.
-    unsafe fn split(pair: [Self; 2]) -> [Self; 2];
     unsafe fn total(self) -> f32;
 }
 
@@ -93,19 +91,6 @@ impl Sixteen for __m512 {
     unsafe fn expand(self, mask: u16) -> Self {
         // SAFETY: as required of the caller.
         unsafe { _mm512_maskz_expand_ps(mask, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn split([first, second]: [Self; 2]) -> [Self; 2] {
-        // SAFETY: as required of the caller.
-        unsafe {
-            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-            [
-                _mm512_permutex2var_ps(first, even, second),
-                _mm512_permutex2var_ps(first, odd, second),
-            ]
-        }
     }
 
     #[inline(always)]
@@ -490,11 +475,6 @@ mod tests {
                 1 => values.next().unwrap_or_default(),
                 _ => 0.0,
             }))
-        }
-
-        unsafe fn split([first, second]: [Self; 2]) -> [Self; 2] {
-            let both = [first.0, second.0].concat();
-            [0, 1].map(|odd| Self(std::array::from_fn(|lane| both[2 * lane + odd])))
         }
 
         unsafe fn total(self) -> f32 {

@@ -6,14 +6,15 @@ use std::arch::x86_64::{
     _mm512_castsi512_ps, _mm512_cvtepu8_epi32, _mm512_fmadd_ps, _mm512_loadu_si512,
     _mm512_mask_expand_epi8, _mm512_mask_permutexvar_epi8, _mm512_maskz_expand_epi16,
     _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_ps, _mm512_ternarylogic_epi32,
+    _mm512_permutex2var_ps, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_ternarylogic_epi32,
 };
 
 use super::avx2::BASE;
 use super::avx512::{
-    LANES, Sixteen, Units, VALUES_AHEAD, VECTORS, expanded, tile_vector_on, tile_vectors_on,
+    LANES, Units, VALUES_AHEAD, VECTORS, expanded, tile_vector_on, tile_vectors_on,
 };
 use super::{Bits, Index, QuantizedTile, Shape, Stored, lines_a_unit, prefetch};
 use crate::dense::PANEL_ROWS;
@@ -158,7 +159,7 @@ unsafe fn last_words<V: Value>(mask: u64, values: *const V) -> [__m512; VECTORS]
     unsafe {
         let mut weights = expanded::<__m512, V, Bits<'_>>(mask, values);
         for pair in weights.as_chunks_mut::<2>().0 {
-            *pair = <__m512 as Sixteen>::split(*pair);
+            *pair = split(*pair);
         }
         weights
     }
@@ -341,6 +342,23 @@ unsafe fn in_fractions(bytes: __m512i, at: usize, base: __m512i) -> __m512i {
     unsafe {
         let from = _mm512_loadu_si512(SIXTEENS.0[at].as_ptr().cast());
         _mm512_mask_permutexvar_epi8(base, LOWEST, from, bytes)
+    }
+}
+
+/// The values with even numbers of both, and those with odd ones.
+///
+/// # Safety
+/// The level.
+#[inline(always)]
+unsafe fn split([first, second]: [__m512; 2]) -> [__m512; 2] {
+    // SAFETY: the level.
+    unsafe {
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+        [
+            _mm512_permutex2var_ps(first, even, second),
+            _mm512_permutex2var_ps(first, odd, second),
+        ]
     }
 }
 
