@@ -5,7 +5,7 @@ All take turns in one run, so that a noisy machine is noisy for all. A turn is a
 its time is their median, and the table has the median of the turns. Layers are rows x columns, output x input features.
 They are measured on copies that together are four times the last-level cache, one after the other (cycled), as in
 `sparsegpt bench --layer`, and on one copy, as their users' benchmarks do. A turn of ours has runs of the dense kernel, the
-sparse one and the floor in turn. What is not installed or not built is left out, but for ours. Run from the repository's root:
+sparse one and the floor in turn, or on one copy after each other. What is not installed or not built is left out, but for ours. Run from the repository's root:
 
     cargo build --release
     cargo bench -p sparsegpt-runtime --bench turns --no-run
@@ -65,7 +65,7 @@ flags.add_argument("--json", type=Path, metavar="FILE", help="also write every t
 flags = flags.parse_args()
 
 # Before any of them is loaded, as they read these then.
-for name in ("OMP", "MKL", "OPENBLAS"):
+for name in ("OMP", "MKL", "OPENBLAS", "RAYON"):
     os.environ[f"{name}_NUM_THREADS"] = str(flags.threads)
 
 import numpy as np  # noqa: E402
@@ -136,10 +136,7 @@ class Process:
 
     def __init__(self, who, command):
         self.who = who
-        environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, line):
         """The answer; None if the program has ended."""
@@ -258,7 +255,6 @@ def crate_products():
 
 def crate_peers(binary, rows, cols, tokens):
     """Dense products of Rust crates, each turn a process of its own, whose memory is new to it."""
-    environment = {**os.environ, "RAYON_NUM_THREADS": str(flags.threads)}
     peers = []
     for name in ("faer", "candle"):
         if not binary or name not in flags.peers or "f32" not in flags.dtypes:
@@ -267,7 +263,7 @@ def crate_peers(binary, rows, cols, tokens):
 
             def turn(seconds, least=None, who=name, count=count):
                 command = [binary, who, f"{rows}x{cols}", str(tokens), str(count), str(seconds)]
-                run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+                run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 if run.returncode:
                     sys.exit(f"failed: {' '.join(command)}")
                 took, difference = map(float, run.stdout.split())

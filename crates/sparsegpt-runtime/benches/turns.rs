@@ -7,8 +7,8 @@
 //! ```
 //!
 //! DTYPE is f32, bf16 or f16; COPIES of the layer at most, 0 for as many as are four times the last-level cache. Of one copy, all runs of
-//! the sparse kernel follow each other. Threads: `RAYON_NUM_THREADS`. A process of its own for each turn would get its memory anew from a system that others have left little
-//! (and was slower for it).
+//! the sparse kernel follow each other. Threads: `RAYON_NUM_THREADS`. A process of its own for each turn would get its memory anew from a
+//! system that others have left little (and was slower for it).
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
